@@ -1,0 +1,407 @@
+"""The typed schema of every config group, and the checks that need no data and no model.
+
+The YAML files in `conf/` hold the values and say what each key means; the dataclasses here hold the types and the
+bounds, without defaults, so that no value stands in two places. `parse` turns Hydra's config into these dataclasses
+and raises `ConfigError` with the key, the value and the way out.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from mipo_exp.errors import ConfigError
+
+LOSS_TYPES = (
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
+F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+# Losses that are functions of the chosen-minus-rejected reward alone, the only ones with an f-divergence form (TRL).
+F_DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+STRATEGIES = ("random_prompt", "no_context", "random_context")
+FAMILIES = ("personalization", "math", "mcq")
+
+
+def bounded(
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A field without a default whose value `check_bounds` tests (None passes: the type decides whether it may)."""
+    bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "choices": choices}
+    return field(metadata={name: bound for name, bound in bounds.items() if bound is not None})
+
+
+@dataclass(frozen=True)
+class DtypeConfig:
+    cpu: str = bounded(choices=("float32", "bfloat16", "float64"))
+    cuda: str = bounded(choices=("float32", "bfloat16", "float16"))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str
+    hub_id: str | None
+    revision: str
+    package: str | None
+    path: str | None
+    random: dict[str, Any] | None
+    dtype: DtypeConfig
+    attention: str = bounded(choices=("sdpa", "eager", "flash_attention_2"))
+    chat_template: str | None
+    lora_targets: Any
+    learning_rate: float = bounded(above=0)
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What every task has; a task with more keys extends it."""
+
+    name: str
+    family: str = bounded(choices=FAMILIES)
+    version: int
+    source: str
+    license: str
+    higher_is_better: bool
+    path: str | None
+    hub_id: str | None
+    revision: str
+    train_examples: int | None = bounded(at_least=1)
+    eval_examples: int | None = bounded(at_least=1)
+    seed: int
+    overlap: str = bounded(choices=("refuse", "split", "allow"))
+    context_role: str = bounded(choices=("system", "user"))
+    instruction: str | None
+    max_new_tokens: int = bounded(at_least=1)
+    default_negatives: str = bounded(choices=STRATEGIES)
+
+
+@dataclass(frozen=True)
+class PersonasConfig(TaskConfig):
+    eval_users: int = bounded(at_least=2)
+    eval_requests: int = bounded(at_least=1)
+
+
+@dataclass(frozen=True)
+class WordProblemsConfig(TaskConfig):
+    pass
+
+
+@dataclass(frozen=True)
+class LampConfig(TaskConfig):
+    number: int = bounded(at_least=1, at_most=7)
+    split: str = bounded(choices=("user", "time"))
+    retrieval: str = bounded(choices=("bm25", "recency", "random"))
+    items: int = bounded(at_least=1)
+    max_prompt_tokens: int = bounded(at_least=32)
+    base_url: str
+
+
+@dataclass(frozen=True)
+class ArcConfig(TaskConfig):
+    subset: str = bounded(choices=("easy", "challenge"))
+
+
+@dataclass(frozen=True)
+class NegativesConfig:
+    strategy: str = bounded(choices=STRATEGIES)
+    k: int = bounded(at_least=1)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    temperature: float = bounded(at_least=0)
+    top_p: float = bounded(above=0, at_most=1)
+    top_k: int = bounded(at_least=0)
+    max_new_tokens: int = bounded(at_least=1)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    name: str = bounded(choices=("transformers",))
+    batch_rows: int = bounded(at_least=1)
+    batch_tokens: int = bounded(at_least=1)
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    batch_tokens: int = bounded(at_least=1)
+    share_prefix: bool
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    keep_cut_off: bool
+    min_pmi_margin: float | None
+    max_length_ratio: float | None = bounded(at_least=1)
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    name: str = bounded(choices=("mipo",))
+    beta: float = bounded(above=0)
+    loss_type: list[str]
+    loss_weights: list[float] | None
+    label_smoothing: float = bounded(at_least=0, below=1)
+    f_divergence_type: str = bounded(choices=F_DIVERGENCES)
+    f_alpha_divergence_coef: float
+    discopop_tau: float = bounded(above=0)
+    ld_alpha: float | None = bounded(at_least=0, at_most=1)
+    use_weighting: bool
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    r: int = bounded(at_least=1)
+    lora_alpha: int = bounded(at_least=1)
+    lora_dropout: float = bounded(at_least=0, below=1)
+    target_modules: Any
+    bias: str = bounded(choices=("none", "all", "lora_only"))
+    use_rslora: bool
+    use_dora: bool
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    learning_rate: float = bounded(above=0)
+    num_train_epochs: float = bounded(above=0)
+    max_steps: int = bounded(at_least=-1)
+    per_device_train_batch_size: int = bounded(at_least=1)
+    gradient_accumulation_steps: int = bounded(at_least=1)
+    lr_scheduler_type: str
+    warmup_steps: float = bounded(at_least=0)
+    weight_decay: float = bounded(at_least=0)
+    max_grad_norm: float = bounded(at_least=0)
+    optim: str
+    max_length: int | None = bounded(at_least=2)
+    gradient_checkpointing: bool
+    logging_steps: int = bounded(at_least=1)
+    save_steps: int = bounded(at_least=1)
+    reference: str = bounded(choices=("scored", "live"))
+    extra: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    k: int = bounded(at_least=2)
+    seed: int
+    policy_scoring: bool
+    overlap_words: int = bounded(at_least=2)
+    bootstrap_samples: int = bounded(at_least=100)
+    confidence: float = bounded(above=0, below=1)
+    sampling: SamplingConfig
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    name: str = bounded(choices=("none", "wandb"))
+    project: str | None
+    entity: str | None
+    mode: str | None = bounded(choices=("auto", "online", "offline"))
+    group: str | None
+    tags: list[str]
+    log_adapter: bool
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    cache: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment, composed and checked."""
+
+    seed: int = bounded(at_least=0)
+    device: str
+    plan: bool
+    objective: str
+    paths: PathsConfig
+    model: ModelConfig
+    task: TaskConfig
+    negatives: NegativesConfig
+    sampling: SamplingConfig
+    engine: EngineConfig
+    pairs: PairsConfig
+    scoring: ScoringConfig
+    method: MethodConfig
+    lora: LoraConfig
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
+    tracker: TrackerConfig
+
+
+# The schema of each task: a task whose YAML has keys of its own names its dataclass here.
+TASK_CONFIGS: dict[str, type[TaskConfig]] = {
+    "personas": PersonasConfig,
+    "lamp": LampConfig,
+    "gsm8k": TaskConfig,
+    "word_problems": WordProblemsConfig,
+    "arc": ArcConfig,
+    "quiz": TaskConfig,
+}
+
+T = TypeVar("T")
+
+
+def parse(raw: DictConfig) -> Config:
+    """Turn Hydra's composed config into a checked `Config`.
+
+    Raises:
+        ConfigError: a key that does not exist, a value of the wrong type or out of bounds, or keys that exclude
+            each other. The message names the key, the value and the way out.
+    """
+    plain = resolve(raw)
+    task_name = (plain.get("task") or {}).get("name")
+    if task_name not in TASK_CONFIGS:
+        raise ConfigError(f"task.name={task_name!r} is not a task; choose one of {', '.join(TASK_CONFIGS)}")
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(Config):
+        if item.name not in plain:
+            raise ConfigError(f"the config has no key {item.name!r}; start from conf/config.yaml")
+        schema = TASK_CONFIGS[task_name] if item.name == "task" else item.type
+        if dataclasses.is_dataclass(schema):
+            values[item.name] = _build(cast(type, schema), plain[item.name], item.name)
+        else:
+            holder = _build(dataclasses.make_dataclass("Scalar", [(item.name, schema)]), {item.name: plain[item.name]})
+            values[item.name] = getattr(holder, item.name)
+    unknown = sorted(set(plain) - set(values))
+    if unknown:
+        raise unknown_key(unknown[0], list(values))
+    config = Config(**values)
+    for key, value, bounds in _walk(config):
+        check_bounds(key, value, bounds)
+    check_together(config)
+    return config
+
+
+def resolve(raw: DictConfig) -> dict[str, Any]:
+    """The composed config as plain Python, interpolations resolved."""
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value; set it on the command line: {error.full_key}=…") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def unknown_key(key: str, known: list[str]) -> ConfigError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:
+        leaves = {name.rsplit(".", 1)[-1]: name for name in known}
+        found = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), n=1, cutoff=0.6)
+        near = [leaves[name] for name in found]
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return ConfigError(f"unknown config key {key!r}; {hint}")
+
+
+def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where `value` is outside the bounds that the schema gives for `key`."""
+    if value is None:
+        return
+    if "choices" in bounds and value not in bounds["choices"]:
+        near = difflib.get_close_matches(str(value), bounds["choices"], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? It takes one of " if near else "it takes one of "
+        raise ConfigError(f"{key}={value!r} is not an option; {hint}{', '.join(bounds['choices'])}")
+    tests = {
+        "above": (lambda bound: value > bound, "greater than"),
+        "at_least": (lambda bound: value >= bound, "at least"),
+        "below": (lambda bound: value < bound, "less than"),
+        "at_most": (lambda bound: value <= bound, "at most"),
+    }
+    for name, (holds, words) in tests.items():
+        # `not holds` and not the opposite comparison, so that NaN fails every bound
+        if name in bounds and not holds(bounds[name]):
+            raise ConfigError(f"{key}={value} is out of range; it must be {words} {bounds[name]:g}")
+
+
+def check_together(config: Config) -> None:
+    """Raise `ConfigError` for values that are fine alone and impossible together."""
+    task, method = config.task, config.method
+    if task.family != "personalization" and config.negatives.strategy != "random_prompt":
+        raise ConfigError(
+            f"negatives={config.negatives.strategy} needs a user context, and task={task.name} has none; "
+            "use negatives=random_prompt"
+        )
+    for loss in method.loss_type:
+        check_bounds("method.loss_type", loss, {"choices": LOSS_TYPES})
+    if not method.loss_type:
+        raise ConfigError(f"method.loss_type is empty; name at least one of {', '.join(LOSS_TYPES)}")
+    if method.loss_weights is not None and len(method.loss_weights) != len(method.loss_type):
+        raise ConfigError(
+            f"method.loss_weights has {len(method.loss_weights)} entries for {len(method.loss_type)} losses in "
+            "method.loss_type; give one weight a loss, or null for equal weights"
+        )
+    if "exo_pair" in method.loss_type and method.label_smoothing == 0:
+        raise ConfigError("method.loss_type=exo_pair needs method.label_smoothing > 0 (its paper recommends 1e-3)")
+    if "robust" in method.loss_type and not method.label_smoothing < 0.5:
+        raise ConfigError(
+            f"method.label_smoothing={method.label_smoothing} with loss_type=robust; it must be less than 0.5"
+        )
+    if method.f_divergence_type != "reverse_kl" and not set(method.loss_type) <= set(F_DIVERGENCE_LOSSES):
+        raise ConfigError(
+            f"method.f_divergence_type={method.f_divergence_type} is defined only for the losses "
+            f"{', '.join(F_DIVERGENCE_LOSSES)}; use reverse_kl with {', '.join(method.loss_type)}"
+        )
+    if method.use_weighting and {"aot", "aot_unpaired"} & set(method.loss_type):
+        raise ConfigError("method.use_weighting=true cannot be combined with loss_type aot or aot_unpaired (they sort)")
+    if method.ld_alpha is not None and config.trainer.reference == "scored":
+        raise ConfigError(
+            "method.ld_alpha reweights tokens, which stored reference sums cannot do; set trainer.reference=live"
+        )
+    if config.trainer.max_length is not None and config.trainer.reference == "scored":
+        raise ConfigError(
+            "trainer.max_length cuts the sequences, and the stored reference log-probabilities are of whole ones; "
+            "set trainer.max_length=null or trainer.reference=live"
+        )
+    if config.trainer.max_steps == 0:
+        raise ConfigError("trainer.max_steps=0 trains nothing; use -1 for whole epochs, or a positive number of steps")
+    if task.path is not None and not Path(task.path).expanduser().exists():
+        raise ConfigError(
+            f"task.path={task.path} does not exist; download the data there (docs/tasks.md lists the files), or set "
+            "task.path=null to load it from its public source"
+        )
+    if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
+        raise ConfigError(f"device={config.device!r} is not an option; it takes auto, cpu, cuda or cuda:N")
+
+
+def _build(schema: type[T], values: Any, prefix: str = "") -> T:
+    """One dataclass of the schema from plain values, with OmegaConf's type conversion and our messages."""
+    known = [item.name for item in dataclasses.fields(cast(Any, schema))]
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix}={values!r} should be a group with the keys {', '.join(known)}")
+    try:
+        node = OmegaConf.structured(schema, flags={"readonly": False})
+        merged = OmegaConf.merge(node, dict(values))
+        return cast(T, OmegaConf.to_object(merged))
+    except ConfigKeyError as error:
+        bad = error.full_key or str(error.key)
+        raise unknown_key(f"{prefix}.{bad}".lstrip("."), [f"{prefix}.{name}".lstrip(".") for name in known]) from error
+    except MissingMandatoryValue as error:
+        key = f"{prefix}.{error.full_key}".lstrip(".")
+        raise ConfigError(f"{key} has no value; set it on the command line: {key}=…") from error
+    except OmegaConfBaseException as error:
+        key = f"{prefix}.{error.full_key}".lstrip(".") if error.full_key else prefix
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Every (dotted key, value, bounds) below a dataclass."""
+    for item in dataclasses.fields(node):
+        key, value = f"{prefix}{item.name}", getattr(node, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _walk(value, f"{key}.")
+        else:
+            yield key, value, item.metadata

@@ -1,0 +1,96 @@
+"""From messages to token ids: the one place where prompts are rendered.
+
+Token ids, never template strings, travel from here through generation, scoring, training and evaluation, so that
+all of them see the same prompt and the same response.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, cast
+
+from mipo_exp.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+Message = dict[str, str]
+
+# Some templates (Llama 3) print today's date: every run sees this one, or cached results would age by the day.
+PINNED_DATE = datetime(2024, 7, 26)
+_MARK = "\u2402response\u2403"
+
+
+class Renderer:
+    """Renders chat messages with a tokenizer's own template.
+
+    Args:
+        tokenizer: with a chat template.
+        generation: the model's generation config, whose end-of-turn ids are added to the tokenizer's.
+
+    Raises:
+        ModelError: the template cannot render a plain user message.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation: "GenerationConfig | None" = None) -> None:
+        self.tokenizer = tokenizer
+        self._system_role = self._can_render([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+        if not self._can_render([{"role": "user", "content": "u"}]):
+            raise ModelError("the chat template cannot render a user message; give another: model.chat_template=FILE")
+        self.stop_ids = self._find_stop_ids(generation)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of the prompt, up to where the response begins.
+
+        A template without a system role gets the system message at the head of the first user message.
+        """
+        return self._render(self._fold_system(messages), add_generation_prompt=True)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The readable text of a response, without special tokens and outer white space."""
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _fold_system(self, messages: Sequence[Message]) -> list[Message]:
+        if self._system_role or not messages or messages[0]["role"] != "system":
+            return list(messages)
+        head, first, *rest = messages
+        return [{"role": first["role"], "content": f"{head['content']}\n\n{first['content']}"}, *rest]
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        def pinned_now(form: str) -> str:
+            return PINNED_DATE.strftime(form)
+
+        encoded: Any = self.tokenizer.apply_chat_template(
+            list(messages),
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=True,
+            date_string=PINNED_DATE.strftime("%d %b %Y"),
+            strftime_now=pinned_now,
+        )
+        return list(encoded["input_ids"])
+
+    def _can_render(self, messages: Sequence[Message]) -> bool:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            self._render(messages, add_generation_prompt=True)
+        except (TemplateError, ValueError, TypeError):
+            return False
+        return True
+
+    def _find_stop_ids(self, generation: "GenerationConfig | None") -> tuple[int, ...]:
+        """Every id that ends a turn: the model's, the tokenizer's, and the one the template closes a turn with."""
+        found: set[int] = set()
+        for value in (getattr(generation, "eos_token_id", None), self.tokenizer.eos_token_id):
+            if value is not None:
+                found.update(value if isinstance(value, list) else [value])
+        special = set(self.tokenizer.all_special_ids)
+        turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": _MARK}]
+        ids = self._render(turns, add_generation_prompt=False)
+        for end in range(len(ids), 0, -1):
+            if _MARK not in self.tokenizer.decode(ids[:end]):
+                if end < len(ids) - 0:
+                    after = [token for token in ids[end + 1 :] if token in special]
+                    found.update(after[:1])
+                break
+        return tuple(sorted(found))

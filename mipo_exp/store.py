@@ -1,0 +1,295 @@
+"""Content-addressed artefacts: `<cache>/<stage>/<key>/`, each with a manifest.
+
+A key is the hash of everything that the artefact depends on: the stage's name and version, its slice of the config,
+the keys of its inputs and the fingerprints of the model and the data. An artefact is built in `<key>.partial/`,
+checked and then renamed into place; whatever a killed build had finished (shards, checkpoints) is still there and is
+taken up by the next one. A lock makes two jobs that need the same artefact build it once.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from mipo_exp.errors import StorageError
+from mipo_exp.records import read_table, write_table
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+KEY_LENGTH = 20
+# Files above this size are hashed again only when their size or modification time has changed since they were written.
+ALWAYS_HASHED_BYTES = 64 * 2**20
+RECORDED_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "tokenizers", "numpy")
+
+Row = TypeVar("Row")
+
+
+def digest(value: Any) -> str:
+    """A short stable hash of JSON-like data."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the source tree that is running, None outside a checkout; `-dirty` marks local changes."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that numbers can depend on."""
+    found = {}
+    for name in RECORDED_PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline: what it is called, everything that it may depend on, and how it is built.
+
+    `build` receives the config slice, the input artefacts and a workspace, and nothing else of the experiment, so it
+    cannot depend on anything that is not in the key.
+    """
+
+    name: str
+    version: int
+    config: Mapping[str, Any]
+    inputs: Mapping[str, "Stage"]
+    build: Callable[["Workspace"], None] = field(compare=False)
+
+    @cached_property
+    def key(self) -> str:
+        """The content address."""
+        inputs = {role: stage.key for role, stage in self.inputs.items()}
+        return digest({"stage": self.name, "version": self.version, "config": self.config, "inputs": inputs})
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A finished stage on disk."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    def table(self, name: str, row_type: type[Row]) -> list[Row]:
+        """The rows of `<name>.arrow`."""
+        return read_table(self.path / f"{name}.arrow", row_type)
+
+    def json(self, name: str) -> Any:
+        """The content of `<name>.json`."""
+        return json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
+
+
+class Workspace:
+    """Where a stage builds its artefact: `path` is renamed into place when the build returns."""
+
+    def __init__(self, path: Path, stage: Stage, inputs: Mapping[str, Artefact]) -> None:
+        self.path = path
+        self.stage = stage
+        self.inputs = inputs
+        self.rows: dict[str, int] = {}
+
+    def write_table(self, name: str, rows: list[Any], row_type: type) -> None:
+        """Write `<name>.arrow`."""
+        self.rows[name] = write_table(self.path / f"{name}.arrow", rows, row_type)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `<name>.json`."""
+        (self.path / f"{name}.json").write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    def shard(self, index: int, row_type: type[Row], build: Callable[[], list[Row]]) -> tuple[list[Row], bool]:
+        """The rows of one shard and whether they were found finished from an earlier, interrupted build.
+
+        The file's name carries the hash of its content, so a shard that was altered is built again, never used.
+        """
+        folder = self.path / "shards"
+        folder.mkdir(exist_ok=True)
+        for found in folder.glob(f"{index:06d}-*.arrow"):
+            if file_sha256(found)[:KEY_LENGTH] == found.stem.partition("-")[2]:
+                return read_table(found, row_type), True
+            log.warning("shard %s is damaged; building it again", found)
+            found.unlink()
+        rows = build()
+        draft = folder / f"{index:06d}.tmp"
+        write_table(draft, rows, row_type)
+        draft.replace(folder / f"{index:06d}-{file_sha256(draft)[:KEY_LENGTH]}.arrow")
+        return rows, False
+
+    def finish_shards(self) -> None:
+        """Remove the shards, once their rows stand in a table."""
+        shutil.rmtree(self.path / "shards", ignore_errors=True)
+
+
+class Store:
+    """All artefacts below one folder.
+
+    Raises:
+        StorageError: the folder cannot be made or written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            probe = root / f".write-test-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise StorageError(
+                f"paths.cache={root} cannot be written ({error.strerror}); set paths.cache=DIR or $MIPO_CACHE to a "
+                "folder that can"
+            ) from error
+
+    def path(self, stage: Stage) -> Path:
+        """Where the stage's artefact is or will be."""
+        return self.root / stage.name / stage.key
+
+    def status(self, stage: Stage) -> str:
+        """`cached`, `partial` (an interrupted build to go on with) or `missing`."""
+        if (self.path(stage) / MANIFEST).exists():
+            return "cached"
+        return "partial" if self._partial(stage).exists() else "missing"
+
+    def find(self, stage: Stage) -> Artefact | None:
+        """The finished artefact, checked against its manifest; None where there is none or it is damaged."""
+        path = self.path(stage)
+        if not path.exists():
+            return None
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            damage = _damage(path, manifest)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            manifest, damage = {}, f"its manifest cannot be read ({error})"
+        if damage:
+            log.warning("cached %s is damaged: %s; building it again (%s)", stage.name, damage, path)
+            return None
+        return Artefact(path, manifest)
+
+    def fetch(self, stage: Stage, inputs: Mapping[str, Artefact]) -> tuple[Artefact, bool]:
+        """The stage's artefact, built if need be, and whether it was cached.
+
+        Raises:
+            StorageError: the disk is full or not writable; what was finished stays for the next run.
+        """
+        found = self.find(stage)
+        if found is not None:
+            return found, True
+        path = self.path(stage)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock(stage):
+                found = self.find(stage)
+                if found is not None:
+                    return found, True
+                return self._build(stage, inputs), False
+        except (OSError, pa.ArrowException) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+                raise StorageError(
+                    f"the disk below paths.cache={self.root} is full ({stage.name}); free some space and run the same "
+                    "command again: it goes on where it was"
+                ) from error
+            raise
+
+    def _build(self, stage: Stage, inputs: Mapping[str, Artefact]) -> Artefact:
+        path, partial = self.path(stage), self._partial(stage)
+        if path.exists():  # damaged: find() said so
+            shutil.rmtree(path)
+        partial.mkdir(exist_ok=True)
+        started = time.perf_counter()
+        workspace = Workspace(partial, stage, inputs)
+        stage.build(workspace)
+        files = {
+            str(file.relative_to(partial)): _describe(file)
+            for file in sorted(partial.rglob("*"))
+            if file.is_file() and file.name != MANIFEST
+        }
+        manifest = {
+            "stage": stage.name,
+            "version": stage.version,
+            "key": stage.key,
+            "config": stage.config,
+            "inputs": {role: item.manifest["key"] for role, item in inputs.items()},
+            "packages": package_versions(),
+            "git": git_commit(),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": round(time.perf_counter() - started, 3),
+            "rows": workspace.rows,
+            "files": files,
+        }
+        draft = partial / f"{MANIFEST}.tmp"
+        draft.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+        draft.replace(partial / MANIFEST)
+        partial.replace(path)
+        return Artefact(path, manifest)
+
+    def _partial(self, stage: Stage) -> Path:
+        path = self.path(stage)
+        return path.with_name(f"{path.name}.partial")
+
+    @contextlib.contextmanager
+    def _lock(self, stage: Stage) -> Iterator[None]:
+        path = self.path(stage)
+        lock = FileLock(path.with_name(f"{path.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("another job is building %s; waiting for it", stage.name)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    status = file.stat()
+    return {"sha256": file_sha256(file), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _damage(path: Path, manifest: Mapping[str, Any]) -> str | None:
+    """What is wrong with an artefact, None if nothing is."""
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.exists():
+            return f"{name} is missing"
+        status = file.stat()
+        if status.st_size != expected["bytes"]:
+            return f"{name} has {status.st_size} bytes instead of {expected['bytes']}"
+        untouched = status.st_mtime_ns == expected["mtime_ns"]
+        if untouched and status.st_size > ALWAYS_HASHED_BYTES:
+            continue
+        if file_sha256(file) != expected["sha256"]:
+            return f"the content of {name} has changed"
+    return None
