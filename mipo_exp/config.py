@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mipo_exp.errors import ConfigError
 
@@ -24,6 +24,14 @@ LOSS_TYPES = (
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 # Losses that are functions of the chosen-minus-rejected reward alone, the only ones with an f-divergence form (TRL).
 F_DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+SCHEDULES = (
+    *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
+    *("cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"),
+)
+OPTIMIZERS = (
+    *("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor"),
+    *("lion_32bit", "lion_8bit", "sgd", "rmsprop"),
+)
 STRATEGIES = ("random_prompt", "no_context", "random_context")
 FAMILIES = ("personalization", "math", "mcq")
 
@@ -178,13 +186,13 @@ class TrainerConfig:
     max_steps: int = bounded(at_least=-1)
     per_device_train_batch_size: int = bounded(at_least=1)
     gradient_accumulation_steps: int = bounded(at_least=1)
-    lr_scheduler_type: str
+    lr_scheduler_type: str = bounded(choices=SCHEDULES)
     warmup_steps: float = bounded(at_least=0)
     weight_decay: float = bounded(at_least=0)
     max_grad_norm: float = bounded(at_least=0)
-    optim: str
+    optim: str = bounded(choices=OPTIMIZERS)
     max_length: int | None = bounded(at_least=2)
-    gradient_checkpointing: bool
+    activation_checkpointing: bool
     logging_steps: int = bounded(at_least=1)
     save_steps: int = bounded(at_least=1)
     reference: str = bounded(choices=("scored", "live"))
@@ -198,7 +206,6 @@ class EvaluationConfig:
     policy_scoring: bool
     overlap_words: int = bounded(at_least=2)
     bootstrap_samples: int = bounded(at_least=100)
-    confidence: float = bounded(above=0, below=1)
     sampling: SamplingConfig
 
 
@@ -271,11 +278,7 @@ def parse(raw: DictConfig) -> Config:
         if item.name not in plain:
             raise ConfigError(f"the config has no key {item.name!r}; start from conf/config.yaml")
         schema = TASK_CONFIGS[task_name] if item.name == "task" else item.type
-        if dataclasses.is_dataclass(schema):
-            values[item.name] = _build(cast(type, schema), plain[item.name], item.name)
-        else:
-            holder = _build(dataclasses.make_dataclass("Scalar", [(item.name, schema)]), {item.name: plain[item.name]})
-            values[item.name] = getattr(holder, item.name)
+        values[item.name] = _convert(schema, plain[item.name], item.name)
     unknown = sorted(set(plain) - set(values))
     if unknown:
         raise unknown_key(unknown[0], list(values))
@@ -377,23 +380,29 @@ def check_together(config: Config) -> None:
         raise ConfigError(f"device={config.device!r} is not an option; it takes auto, cpu, cuda or cuda:N")
 
 
-def _build(schema: type[T], values: Any, prefix: str = "") -> T:
+def _build(schema: type[T], values: Any, prefix: str) -> T:
     """One dataclass of the schema from plain values, with OmegaConf's type conversion and our messages."""
-    known = [item.name for item in dataclasses.fields(cast(Any, schema))]
+    items = dataclasses.fields(cast(Any, schema))
+    known = [item.name for item in items]
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix}={values!r} should be a group with the keys {', '.join(known)}")
+    unknown = [str(name) for name in values if name not in known]
+    if unknown:
+        raise unknown_key(f"{prefix}.{unknown[0]}", [f"{prefix}.{name}" for name in known])
+    missing = [name for name in known if name not in values]
+    if missing:
+        raise ConfigError(f"{prefix}.{missing[0]} has no value; set it on the command line: {prefix}.{missing[0]}=…")
+    return schema(**{item.name: _convert(item.type, values[item.name], f"{prefix}.{item.name}") for item in items})
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    """A value as its schema's type has it."""
+    if dataclasses.is_dataclass(kind):
+        return _build(cast(type, kind), value, key)
     try:
-        node = OmegaConf.structured(schema, flags={"readonly": False})
-        merged = OmegaConf.merge(node, dict(values))
-        return cast(T, OmegaConf.to_object(merged))
-    except ConfigKeyError as error:
-        bad = error.full_key or str(error.key)
-        raise unknown_key(f"{prefix}.{bad}".lstrip("."), [f"{prefix}.{name}".lstrip(".") for name in known]) from error
-    except MissingMandatoryValue as error:
-        key = f"{prefix}.{error.full_key}".lstrip(".")
-        raise ConfigError(f"{key} has no value; set it on the command line: {key}=…") from error
+        holder = OmegaConf.structured(dataclasses.make_dataclass("Holder", [("value", kind)]))
+        return OmegaConf.to_object(OmegaConf.merge(holder, {"value": value})).value  # type: ignore[union-attr]
     except OmegaConfBaseException as error:
-        key = f"{prefix}.{error.full_key}".lstrip(".") if error.full_key else prefix
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
 
 

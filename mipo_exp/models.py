@@ -13,7 +13,7 @@ import logging
 import mmap
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -306,7 +306,6 @@ def convert(source: ModelSource, config: ModelConfig, out: Path) -> None:
     if not tokenizer.chat_template:
         raise ModelError(f"{source.description} has no chat template; give one with model.chat_template=FILE")
     model.eval()
-    model.config.pop("_name_or_path", None) if isinstance(model.config, dict) else None
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     again, _ = _load_folder(out, config, torch.float32, "cpu")
@@ -455,6 +454,3 @@ def billions_in(name: str) -> float | None:
         return None
     value, unit = found[-1]
     return float(value) * (1e9 if unit == "b" else 1e6)
-
-
-ModelLoader = Callable[[], "PreTrainedModel"]

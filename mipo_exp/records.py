@@ -31,17 +31,42 @@ class Example:
     prompt: str
     reference: str
 
+    @property
+    def condition(self) -> "Condition":
+        """The true condition (c, x)."""
+        return Condition(self.context, self.prompt)
+
 
 @dataclass(frozen=True)
 class Condition:
-    """What a response is conditioned on: a prompt and perhaps a context.
-
-    `example` is the example whose true condition this is, where there is one: its sampled response can be reused.
-    """
+    """What a response is conditioned on: a prompt and perhaps a context."""
 
     context: str | None
     prompt: str
-    example: str | None
+
+
+@dataclass(frozen=True)
+class Negative:
+    """The condition of an example's `index`-th rejected response.
+
+    `source` is the example whose true condition this is, where there is one: its sampled response can be reused.
+    """
+
+    example: str
+    index: int
+    context: str | None
+    prompt: str
+    source: str | None
+
+    @property
+    def id(self) -> str:
+        """The id of the response sampled under it."""
+        return f"{self.example}#{self.index}"
+
+    @property
+    def condition(self) -> Condition:
+        """What the rejected response is sampled under."""
+        return Condition(self.context, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -58,9 +83,8 @@ class Response:
 class Pair:
     """A contrastive pair, to be trained under the true condition `prompt_ids`.
 
-    `negative_ids` renders the condition that the rejected response was sampled under. The `ref_*` columns are sums of
-    response-token log-probabilities in nats under the base model: of either side given the true condition (what DPO
-    needs) and given the negative one (what the pointwise mutual information needs). They are null until scored.
+    `negative_ids` renders the condition that the rejected response was sampled under; `reused` says that this response
+    was sampled as another example's chosen one.
     """
 
     example: str
@@ -73,24 +97,19 @@ class Pair:
     rejected_ids: list[int]
     chosen: str
     rejected: str
-    ref_chosen_log_prob: float | None = None
-    ref_rejected_log_prob: float | None = None
-    ref_chosen_log_prob_negative: float | None = None
-    ref_rejected_log_prob_negative: float | None = None
 
-    @property
-    def pmi_margin(self) -> float:
-        """pmi(y+) − pmi(y−) in nats, own-marginal form: log p(y | true) − log p(y | negative condition)."""
-        parts = (
-            self.ref_chosen_log_prob,
-            self.ref_chosen_log_prob_negative,
-            self.ref_rejected_log_prob,
-            self.ref_rejected_log_prob_negative,
-        )
-        if any(part is None for part in parts):
-            raise ValueError("the pair has not been scored under its negative condition")
-        chosen, chosen_negative, rejected, rejected_negative = typing.cast(tuple[float, ...], parts)
-        return (chosen - chosen_negative) - (rejected - rejected_negative)
+
+@dataclass(frozen=True)
+class ScoredPair(Pair):
+    """A pair with the log-probabilities (nats, summed over tokens) of its sides under the base model.
+
+    Given the true condition they are DPO's reference; `pmi_margin` needs those given the negative condition too and is
+    null where they were not asked for.
+    """
+
+    ref_chosen_log_prob: float
+    ref_rejected_log_prob: float
+    pmi_margin: float | None
 
 
 @dataclass(frozen=True)

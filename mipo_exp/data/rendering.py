@@ -28,7 +28,7 @@ class Renderer:
         generation: the model's generation config, whose end-of-turn ids are added to the tokenizer's.
 
     Raises:
-        ModelError: the template cannot render a plain user message.
+        ModelError: the template cannot render a plain user message, or nothing ends a response.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation: "GenerationConfig | None" = None) -> None:
@@ -37,6 +37,7 @@ class Renderer:
         if not self._can_render([{"role": "user", "content": "u"}]):
             raise ModelError("the chat template cannot render a user message; give another: model.chat_template=FILE")
         self.stop_ids = self._find_stop_ids(generation)
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the prompt, up to where the response begins.
@@ -87,10 +88,9 @@ class Renderer:
         special = set(self.tokenizer.all_special_ids)
         turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": _MARK}]
         ids = self._render(turns, add_generation_prompt=False)
-        for end in range(len(ids), 0, -1):
-            if _MARK not in self.tokenizer.decode(ids[:end]):
-                if end < len(ids) - 0:
-                    after = [token for token in ids[end + 1 :] if token in special]
-                    found.update(after[:1])
-                break
+        # The shortest prefix of the ids that contains the whole response; the next special id closes the turn.
+        whole = next((end for end in range(1, len(ids) + 1) if _MARK in self.tokenizer.decode(ids[:end])), len(ids))
+        found.update([token for token in ids[whole:] if token in special][:1])
+        if not found:
+            raise ModelError("neither the model nor its chat template says which token ends a response")
         return tuple(sorted(found))

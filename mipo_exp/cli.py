@@ -1,0 +1,172 @@
+"""The entry point: compose the config, check it, run, and return the metric that a sweeper optimizes.
+
+    python -m mipo_exp                                   the default experiment, on a CPU
+    python -m mipo_exp model=qwen1.5b task=lamp          on a GPU
+    python -m mipo_exp -m seed=1,2,3 negatives=no_context,random_context
+"""
+
+import contextlib
+import difflib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mipo_exp.errors import ConfigError, UserError
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parent
+# In a wheel conf/ and sweeps/ lie inside the package; in a checkout they are its neighbours.
+PROJECT_ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+CONFIG_DIR = PROJECT_ROOT / "conf"
+EXIT_BAD_INPUT = 2
+NOISY_LOGGERS = ("httpx", "matplotlib", "datasets", "filelock", "urllib3", "absl")
+
+_errors: list[Exception] = []  # of the single run
+_failures: list[str] = []  # one line for each failed job of a multirun
+
+
+def user_cache() -> str:
+    """The user's cache folder for this project (`$XDG_CACHE_HOME`, else ~/.cache)."""
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mipo_exp")
+
+
+def main() -> None:
+    """Run from the command line. Exit codes: 0, 1 for a failure of ours, 2 for bad input, 130 for an interruption."""
+    # Hydra would print its own traceback and exit with 1; with this it raises, and the message below is ours.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    for name, resolver in (("user_cache", user_cache), ("project_root", lambda: str(PROJECT_ROOT))):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
+    try:
+        _hydra_main()
+        if _errors:
+            raise _errors.pop()
+    except UserError as error:
+        _exit(_listed_failures() if multirun and _failures else str(error), EXIT_BAD_INPUT)
+    except MissingConfigException as error:
+        _exit(_unknown_option(error), EXIT_BAD_INPUT)
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(_composition_error(error), EXIT_BAD_INPUT)
+    except PermissionError as error:
+        _exit(f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir=DIR to a folder that can", 2)
+    except (FileExistsError, NotADirectoryError) as error:
+        _exit(f"{error.filename} is a file where a folder belongs; set hydra.run.dir=DIR or paths.cache=DIR", 2)
+    except KeyboardInterrupt:
+        _exit("interrupted; the same command goes on where it was", 130)
+    except Exception:
+        if multirun and _failures:
+            log.exception("a job failed")
+            _exit(_listed_failures(), 1)
+        raise
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
+def _hydra_main(raw: DictConfig) -> float | None:
+    from mipo_exp.config import parse, resolve
+
+    settings = HydraConfig.get()
+    output = Path(settings.runtime.output_dir)
+    overrides = list(settings.overrides.task)
+    try:
+        config = parse(raw)
+        output = Path(config.paths.output)
+        _set_up_logging(output)
+        if config.plan:
+            from mipo_exp.plan import describe
+
+            sys.stdout.write(describe(config, resolve(raw)) + "\n")
+            return None
+        from mipo_exp.experiment import run_experiment
+
+        command = " ".join(["python -m mipo_exp", *overrides])
+        return run_experiment(config, resolve(raw), output, command)
+    except Exception as error:
+        if settings.mode == RunMode.MULTIRUN:
+            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            _failures.append(f"job {settings.job.num} ({' '.join(overrides)}): {message}")
+            raise
+        _errors.append(error)  # raised from here, Hydra would print a message of its own first
+        return None
+
+
+def _set_up_logging(output: Path) -> None:
+    """Messages to the terminal, and with times to `mipo_exp.log` in the run's folder."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(logging.INFO)
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(console)
+    with contextlib.suppress(OSError):  # an output folder that cannot be written gets its own message later
+        file = logging.FileHandler(output / "mipo_exp.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(file)
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(code)
+
+
+def _listed_failures() -> str:
+    return "\n".join([f"{len(_failures)} of the jobs failed, the others are finished:", *_failures])
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    """`model=qwen9b`: the options that the group has, the nearest first."""
+    missing = error.missing_cfg_file or ""
+    group, _, name = missing.rpartition("/")
+    options = list(error.options or [])
+    if not group or not options:
+        return str(error).splitlines()[0]
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.3)
+    hint = f"did you mean {group}={near[0]}? " if near else ""
+    return f"{group}={name} is not an option; {hint}It takes one of {', '.join(options)}"
+
+
+def _composition_error(error: Exception) -> str:
+    """A key that does not exist gets the nearest one that does; everything else its own first lines."""
+    from mipo_exp.config import unknown_key
+
+    text = str(error)
+    for mark in ("Could not override '", "Key '"):
+        if mark in text:
+            key = text.split(mark, 1)[1].split("'", 1)[0]
+            with contextlib.suppress(HydraException, OmegaConfBaseException, ConfigError):
+                return str(unknown_key(key, _known_keys()))
+    return text.strip().splitlines()[0]
+
+
+def _known_keys() -> list[str]:
+    """Every key of the config that the group choices on the command line compose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
+    choices = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups and "," not in argument]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return _leaves(OmegaConf.to_container(compose("config", overrides=choices), resolve=False), "")
+
+
+def _leaves(node: object, prefix: str) -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix]
+    names = [] if not prefix else [prefix]
+    for key, value in node.items():
+        names += _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return names

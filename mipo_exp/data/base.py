@@ -1,0 +1,123 @@
+"""What a task is: where its examples come from, how they are asked, and which scorer reads the answers."""
+
+import json
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mipo_exp.config import TaskConfig
+from mipo_exp.data.overlap import separate
+from mipo_exp.data.rendering import Message
+from mipo_exp.errors import DataError
+from mipo_exp.records import Example
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Both sides of a task, and the counts worth reporting: users, rows left out and why, overlap found."""
+
+    train: list[Example]
+    eval: list[Example]
+    notes: dict[str, int]
+
+
+class Task(ABC):
+    """One task. A subclass reads its source in `load`; `scorer` names the function that checks responses."""
+
+    scorer: str
+    needs_tokenizer: ClassVar[bool] = False
+
+    def __init__(self, config: TaskConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def prepare(self, download: bool = True) -> str:
+        """Make sure that the data is on this machine; cheap once it is.
+
+        Args:
+            download: whether the source may be asked; False looks only at what is here.
+
+        Returns:
+            A hash of the bytes that `load` will read.
+
+        Raises:
+            DataError: the data is not here and may not or cannot be downloaded, or is not what the task needs.
+        """
+
+    @abstractmethod
+    def load(self, count_tokens: Callable[[str], int] | None) -> Examples:
+        """The examples: a function of the config and the files alone.
+
+        Args:
+            count_tokens: the length of a text in tokens; needed where `needs_tokenizer` is true.
+
+        Raises:
+            DataError: a file is damaged, or the two sides overlap and `task.overlap` refuses that.
+        """
+
+    def messages(self, context: str | None, prompt: str | None) -> list[Message]:
+        """The chat messages that ask `prompt` of somebody with `context`; without either, an empty user message."""
+        text = self.instruct(prompt or "")
+        if context is None:
+            return [{"role": "user", "content": text}]
+        if self.config.context_role == "system":
+            return [{"role": "system", "content": context}, {"role": "user", "content": text}]
+        return [{"role": "user", "content": f"{context}\n\n{text}" if text else context}]
+
+    def instruct(self, prompt: str) -> str:
+        """The prompt with `task.instruction`: in its place where the instruction says `{prompt}`, else before it.
+
+        An empty prompt stays empty: the instruction belongs to the question.
+        """
+        instruction = self.config.instruction
+        if not prompt or instruction is None:
+            return prompt
+        if "{prompt}" in instruction:
+            return instruction.replace("{prompt}", prompt)
+        return f"{prompt}\n\n{instruction}"
+
+    def select(self, train: Sequence[Example], evaluation: Sequence[Example], notes: Mapping[str, int]) -> Examples:
+        """Apply `task.overlap`, then draw `train_examples` and `eval_examples`, and count.
+
+        Raises:
+            DataError: a side is empty, ids are used twice, or overlap is refused.
+        """
+        config = self.config
+        for side, rows in (("training", train), ("evaluation", evaluation)):
+            if not rows:
+                raise DataError(f"task={config.name} has no {side} examples; check task.path and docs/tasks.md")
+        seen: set[str] = set()
+        for row in (*train, *evaluation):
+            if row.id in seen:
+                raise DataError(f"task={config.name}: the id {row.id!r} is used by two examples; make ids unique")
+            seen.add(row.id)
+        kept_train, kept_eval, overlap = separate(train, evaluation, config.overlap, config.seed, config.name)
+        drawn_train = self.draw(kept_train, config.train_examples)
+        drawn_eval = self.draw(kept_eval, config.eval_examples)
+        counts = {
+            **notes,
+            **overlap,
+            "train_available": len(kept_train),
+            "eval_available": len(kept_eval),
+            "train_users": len({row.user for row in drawn_train if row.user is not None}),
+            "eval_users": len({row.user for row in drawn_eval if row.user is not None}),
+        }
+        return Examples(drawn_train, drawn_eval, counts)
+
+    def draw(self, rows: Sequence[Example], limit: int | None) -> list[Example]:
+        """The first `limit` rows of a permutation seeded by `task.seed` (None: all, in the order of the source).
+
+        A smaller limit gives a subset of what a larger one gives.
+        """
+        if limit is None:
+            return list(rows)
+        order = list(range(len(rows)))
+        random.Random(f"draw/{self.config.seed}").shuffle(order)
+        return [rows[index] for index in order[:limit]]
+
+
+def reference(**values: Any) -> str:
+    """The JSON text of `Example.reference`."""
+    return json.dumps(values, ensure_ascii=False)

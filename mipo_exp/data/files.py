@@ -1,0 +1,305 @@
+"""Reading data files, so that whatever is wrong with one is reported with its name, the line and the way out."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mipo_exp.errors import DataError
+from mipo_exp.store import ALWAYS_HASHED_BYTES, KEY_LENGTH, digest, file_sha256
+
+# What to do about a damaged file; every reader ends its messages with it unless the caller knows something better.
+WAY_OUT = "download the file again, or give another folder with task.path=DIR (docs/tasks.md lists the files)"
+DOWNLOAD_TIMEOUT_S = 60
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a data file and where it stands, e.g. `train.jsonl, line 3`."""
+
+    where: str
+    values: Mapping[str, Any]
+
+    def get(self, field: str, kind: type[T]) -> T:
+        """The value of `field`.
+
+        Raises:
+            DataError: the field is missing or holds another type.
+        """
+        if field not in self.values:
+            found = ", ".join(map(str, self.values)) or "none"
+            raise DataError(f"{self.where}: the field {field!r} is missing (found: {found}); {WAY_OUT}")
+        value = self.values[field]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise DataError(
+                f"{self.where}: {field!r} should be {kind.__name__} and is {type(value).__name__} "
+                f"({str(value)[:40]!r}); {WAY_OUT}"
+            )
+        return value
+
+    def text(self, field: str) -> str:
+        """The value of `field`, a string with something in it.
+
+        Raises:
+            DataError: the field is missing, no string, or blank.
+        """
+        value = self.get(field, str)
+        if not value.strip():
+            raise DataError(f"{self.where}: {field!r} is empty; {WAY_OUT}")
+        return value
+
+    def child(self, label: str, values: Any) -> "Record":
+        """A nested object of this row, as a record of its own.
+
+        Raises:
+            DataError: it is not an object.
+        """
+        where = f"{self.where}, {label}"
+        if not isinstance(values, Mapping):
+            raise DataError(f"{where} should be an object and is {type(values).__name__}; {WAY_OUT}")
+        return Record(where, values)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        DataError: it is missing, empty, not readable, not UTF-8, or an HTML page.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; {WAY_OUT}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); {WAY_OUT}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {WAY_OUT}") from error
+    if not text.strip():
+        raise DataError(f"{path} is empty; {WAY_OUT}")
+    if looks_like_html(text[:1000]):
+        raise DataError(f"{path} is an HTML page (line 1: {text.lstrip()[:40]!r}), not data; {WAY_OUT}")
+    return text
+
+
+def looks_like_html(start: str) -> bool:
+    """Whether a file that begins with `start` is an HTML page: some servers send one, with status 200, for a missing
+    file."""
+    return start.lstrip("\ufeff \t\r\n").lower().startswith(("<!doctype", "<html", "<head", "<?xml"))
+
+
+def read_jsonl(path: Path) -> list[Record]:
+    """The rows of a JSON-lines file; blank lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no JSON object (also when the last line is cut off).
+    """
+    records = []
+    # Not splitlines(): JSON strings may hold U+2028, which it takes for a line break.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}); {WAY_OUT}"
+            ) from error
+        if not isinstance(values, dict):
+            raise DataError(f"{path}, line {number}: a {type(values).__name__} instead of a JSON object; {WAY_OUT}")
+        records.append(Record(f"{path}, line {number}", values))
+    return records
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        DataError: the file cannot be read, or is no JSON (also when it is cut off).
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        cut = " (the file seems cut off)" if error.pos >= len(text.rstrip()) - 1 else ""
+        raise DataError(
+            f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}){cut}; {WAY_OUT}"
+        ) from error
+
+
+def read_json_rows(path: Path, value: Any = None) -> list[Record]:
+    """The rows of a JSON file that holds a list of objects (or of `value`, a list found inside the file).
+
+    Raises:
+        DataError: the file cannot be read, is no such list, or the list is empty.
+    """
+    rows = read_json(path) if value is None else value
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds a {type(rows).__name__} where a list of rows is expected; {WAY_OUT}")
+    if not rows:
+        raise DataError(f"{path} holds no rows; {WAY_OUT}")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, row {index}: a {type(row).__name__} instead of an object; {WAY_OUT}")
+    return [Record(f"{path}, row {index}", row) for index, row in enumerate(rows)]
+
+
+def read_parquet(paths: Sequence[Path], columns: Sequence[str]) -> list[Record]:
+    """The rows of parquet files (the shards of one split), with the named columns.
+
+    Raises:
+        DataError: a file is missing, empty, damaged, or lacks a column.
+    """
+    records: list[Record] = []
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; {WAY_OUT}")
+        try:
+            with pq.ParquetFile(path) as file:
+                missing = [name for name in columns if name not in file.schema_arrow.names]
+                if missing:
+                    found = ", ".join(file.schema_arrow.names)
+                    raise DataError(f"{path}: the column {missing[0]!r} is missing (found: {found}); {WAY_OUT}")
+                rows = file.read(columns=list(columns)).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{path} is not a readable parquet file ({reason}); {WAY_OUT}") from error
+        records += [Record(f"{path}, row {index}", row) for index, row in enumerate(rows)]
+    if not records:
+        raise DataError(f"{', '.join(map(str, paths)) or 'the parquet files'}: no rows; {WAY_OUT}")
+    return records
+
+
+def check_unique(records: Sequence[Record], field: str) -> None:
+    """Raise `DataError` where two rows have the same value in `field`."""
+    seen: dict[Any, str] = {}
+    for record in records:
+        value = record.get(field, str)
+        if value in seen:
+            raise DataError(f"{record.where}: the {field} {value!r} was already used in {seen[value]}; {WAY_OUT}")
+        seen[value] = record.where
+
+
+def resource(name: str) -> Path:
+    """A data file that ships with the package."""
+    return cast(Path, resources.files("mipo_exp.data") / "resources" / name)
+
+
+def data_folder() -> Path:
+    """Where downloads go: `$MIPO_CACHE/data`, by default `~/.cache/mipo_exp/data`."""
+    return Path(os.environ.get("MIPO_CACHE") or "~/.cache/mipo_exp").expanduser() / "data"
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """A hash of the bytes of the files, in this order; their names and folders do not count."""
+    return digest([_sha256(path) for path in paths])
+
+
+def _sha256(path: Path) -> str:
+    """The file's SHA-256, remembered by path, size and time where hashing it at every start would take long."""
+    status = path.stat()
+    if status.st_size <= ALWAYS_HASHED_BYTES:
+        return file_sha256(path)
+    identity = digest([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    note = data_folder() / "fingerprints" / identity[:KEY_LENGTH]
+    if note.is_file():
+        return note.read_text(encoding="utf-8")
+    value = file_sha256(path)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, value.encode())
+    except OSError:  # a read-only cache only costs the time to hash again
+        pass
+    return value
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def download_json(url: str, path: Path) -> None:
+    """Download a JSON file to `path`, complete and checked or not at all.
+
+    Raises:
+        DataError: the server cannot be reached, refuses, or sends something that is not JSON.
+    """
+    remedy = f"download {url} elsewhere and set task.path=DIR (docs/tasks.md shows the layout)"
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
+            content: bytes = answer.read()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise DataError(f"{url} cannot be downloaded ({error}); {remedy}") from error
+    if looks_like_html(content[:1000].decode("utf-8", errors="replace")):
+        raise DataError(f"{url} answers with an HTML page instead of JSON: the server has no such file; {remedy}")
+    try:
+        json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{url} sent no complete JSON ({error}); run the same command again, or {remedy}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+
+
+def hub_snapshot(hub_id: str | None, revision: str, patterns: Sequence[str], task: str, download: bool) -> Path:
+    """The local folder of a data set from the hub, holding a file for each of `patterns`.
+
+    Raises:
+        DataError: it is not on this machine and may not or cannot be downloaded, or lacks the files.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    from mipo_exp.models import hub_endpoint, hub_reachable
+
+    if hub_id is None:
+        raise DataError(f"task={task} has neither task.path nor task.hub_id; set task.path=DIR")
+    remedy = (
+        f"download it where the hub can be reached (hf download --repo-type dataset {hub_id}) and set task.path=DIR"
+    )
+
+    def fetch(local_only: bool) -> Path:
+        folder = snapshot_download(
+            hub_id,
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=list(patterns),
+            local_files_only=local_only,
+        )
+        return Path(folder)
+
+    try:
+        folder = fetch(local_only=True)
+        if all(any(folder.glob(pattern)) for pattern in patterns):
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    if not download:
+        raise DataError(f"task={task}: {hub_id}@{revision} is not on this machine yet; {remedy}")
+    if not hub_reachable():
+        raise DataError(
+            f"task={task}: {hub_id} is neither in the hub's local cache nor reachable ({hub_endpoint()} does not "
+            f"answer); {remedy}"
+        )
+    try:
+        folder = fetch(local_only=False)
+    except GatedRepoError as error:
+        raise DataError(f"task={task}: {hub_id} is gated; accept its terms on the hub and log in") from error
+    except RepositoryNotFoundError as error:
+        raise DataError(f"task.hub_id={hub_id} does not exist on the hub, or is private") from error
+    except (OSError, HfHubHTTPError) as error:
+        raise DataError(f"task={task}: downloading {hub_id} failed ({error}); {remedy}") from error
+    for pattern in patterns:
+        if not any(folder.glob(pattern)):
+            raise DataError(f"task.hub_id={hub_id}@{revision} has no file {pattern}; set task.path=DIR instead")
+    return folder

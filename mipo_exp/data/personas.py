@@ -1,0 +1,88 @@
+"""Personas: short user profiles crossed with everyday requests; a good response brings in what the user cares about.
+
+    context  "About me: I love sailing boats."
+    prompt   "Suggest a gift for my best friend."
+    checked  does the response contain a word on the user's topic (sail, boat, wind, …)?
+
+A deliberately easy personalization task that ships with the package, for small models and quick runs. Users and
+requests are each divided in two, so that evaluation sees neither a user nor a request of training.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mipo_exp.config import PersonasConfig
+from mipo_exp.data.base import Examples, Task, reference
+from mipo_exp.data.files import Record, check_unique, fingerprint, read_json, read_json_rows, resource
+from mipo_exp.errors import ConfigError
+from mipo_exp.records import Example
+
+RESOURCE = "personas.json"
+
+
+class Personas(Task):
+    """Users × requests, balanced over both."""
+
+    config: PersonasConfig
+    scorer = "keywords"
+
+    def prepare(self, download: bool = True) -> str:
+        """See `Task.prepare`."""
+        return fingerprint([resource(RESOURCE)])
+
+    def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
+        """See `Task.load`.
+
+        Raises:
+            ConfigError: `task.eval_users` or `task.eval_requests` leaves nothing for training.
+        """
+        content: dict[str, Any] = read_json(resource(RESOURCE))
+        users = read_json_rows(resource(RESOURCE), content["users"])
+        check_unique(users, "id")
+        requests = [(f"r{index:02d}", text) for index, text in enumerate(content["requests"])]
+        config = self.config
+        for key, value, available in (
+            ("eval_users", config.eval_users, len(users)),
+            ("eval_requests", config.eval_requests, len(requests)),
+        ):
+            if value > available - 2:
+                raise ConfigError(
+                    f"task.{key}={value} leaves fewer than 2 of {available} for training; use {available - 2} or less"
+                )
+        random.Random(f"users/{config.seed}").shuffle(users)
+        random.Random(f"requests/{config.seed}").shuffle(requests)
+        train = cross("train", users[config.eval_users :], requests[config.eval_requests :])
+        evaluation = cross("eval", users[: config.eval_users], requests[: config.eval_requests])
+        return self.select(train, evaluation, {"users": len(users), "requests": len(requests)})
+
+    def draw(self, rows: Sequence[Example], limit: int | None) -> list[Example]:
+        """The first rows: `cross` has them in an order whose every beginning is balanced."""
+        return list(rows[:limit])
+
+
+def cross(side: str, users: Sequence[Record], requests: Sequence[tuple[str, str]]) -> list[Example]:
+    """Every user with every request once, in an order in which users and requests both take turns.
+
+    Step t pairs user t mod U with request (t + ⌊t / lcm(U, R)⌋) mod R: each lcm(U, R) steps the diagonal closes and
+    moves on by one request.
+    """
+    count_users, count_requests = len(users), len(requests)
+    period = math.lcm(count_users, count_requests)
+    rows = []
+    for step in range(count_users * count_requests):
+        user = users[step % count_users]
+        name, text = requests[(step + step // period) % count_requests]
+        keywords = user.get("keywords", list)
+        rows.append(
+            Example(
+                id=f"{side}/{user.text('id')}/{name}",
+                user=user.text("id"),
+                question=name,
+                context=user.text("profile"),
+                prompt=text,
+                reference=reference(keywords=keywords),
+            )
+        )
+    return rows

@@ -1,0 +1,54 @@
+"""Quiz: 100 easy general-knowledge questions with four options, which ship with the package.
+
+    prompt     "Which planet is closest to the Sun?\\n\\nA. Venus\\nB. Mercury\\nC. Earth\\nD. Mars"
+    reference  {"answer": "B", "options": ["Venus", "Mercury", "Earth", "Mars"]}
+
+For small models and quick runs without a download. Each letter is right equally often.
+"""
+
+import random
+from collections.abc import Callable
+
+from mipo_exp.data.base import Examples, Task, reference
+from mipo_exp.data.files import Record, check_unique, fingerprint, read_jsonl, resource
+from mipo_exp.data.options import letters, question_text
+from mipo_exp.records import Example
+
+RESOURCE = "quiz.jsonl"
+EVAL_SHARE = 0.4
+
+
+class Quiz(Task):
+    """A seeded 60 / 40 split of the questions."""
+
+    scorer = "letter"
+
+    def prepare(self, download: bool = True) -> str:
+        """See `Task.prepare`."""
+        return fingerprint([resource(RESOURCE)])
+
+    def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
+        """See `Task.load`."""
+        records = read_jsonl(resource(RESOURCE))
+        check_unique(records, "id")
+        random.Random(f"quiz/{self.config.seed}").shuffle(records)
+        count = round(EVAL_SHARE * len(records))
+        return self.select(
+            [to_example("train", record) for record in records[count:]],
+            [to_example("eval", record) for record in records[:count]],
+            {"questions": len(records)},
+        )
+
+
+def to_example(side: str, record: Record) -> Example:
+    """One question as an example."""
+    options = record.get("options", list)
+    answer = letters(len(options))[options.index(record.text("answer"))]
+    return Example(
+        id=f"{side}/{record.text('id')}",
+        user=None,
+        question=record.text("id"),
+        context=None,
+        prompt=question_text(record.text("question"), options),
+        reference=reference(answer=answer, options=options),
+    )

@@ -1,0 +1,31 @@
+"""The list of tasks. A task is a module with a `Task` class, one line here, and one YAML file in `conf/task/`."""
+
+from mipo_exp.config import TaskConfig
+from mipo_exp.data.arc import Arc
+from mipo_exp.data.base import Task
+from mipo_exp.data.gsm8k import Gsm8k
+from mipo_exp.data.lamp import Lamp
+from mipo_exp.data.personas import Personas
+from mipo_exp.data.quiz import Quiz
+from mipo_exp.data.word_problems import WordProblems
+from mipo_exp.errors import ConfigError
+
+TASKS: dict[str, type[Task]] = {
+    "personas": Personas,
+    "lamp": Lamp,
+    "gsm8k": Gsm8k,
+    "word_problems": WordProblems,
+    "arc": Arc,
+    "quiz": Quiz,
+}
+
+
+def make_task(config: TaskConfig) -> Task:
+    """The task that the config names.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    if config.name not in TASKS:
+        raise ConfigError(f"task.name={config.name!r} is not a task; choose one of {', '.join(TASKS)}")
+    return TASKS[config.name](config)

@@ -1,0 +1,185 @@
+"""The scorers: from references and responses to one row of values a response, and from those to metrics.
+
+A scorer returns, for every metric, the values by response and how to reduce them. So a metric of any resampled
+subset, which the bootstrap needs, is computed by the same function as the metric itself.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mipo_exp.evaluation.answers import clean_number, flexible_number, has_keyword, read_letter, strict_number
+
+LOWER_IS_BETTER = frozenset({"mae", "rmse", "answer/unparsed_rate"})
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric before averaging.
+
+    `values` has one row a response, shape (n,) or (n, m); `reduce` takes any subset of the rows, with repetitions,
+    to the metric.
+    """
+
+    values: np.ndarray
+    reduce: Callable[[np.ndarray], float]
+
+    def result(self) -> float:
+        """The metric over all responses."""
+        return self.reduce(self.values)
+
+
+References = Sequence[Mapping[str, Any]]
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean; NaN of nothing."""
+    return float(values.mean()) if len(values) else math.nan
+
+
+def root_mean(values: np.ndarray) -> float:
+    """The square root of the mean, for squared errors."""
+    return math.sqrt(mean(values))
+
+
+def _share(flags: Sequence[bool]) -> Measure:
+    return Measure(np.array(flags, dtype=np.float64), mean)
+
+
+def score_keywords(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """`accuracy`: the response has a word that starts with one of the reference's `keywords`."""
+    pairs = zip(references, texts, strict=True)
+    return {"accuracy": _share([has_keyword(text, reference["keywords"]) for reference, text in pairs])}
+
+
+def score_number(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """`accuracy` (the last number), `accuracy/strict` (the number after `#### `), `answer/unparsed_rate` (no number).
+
+    Equality is of strings, as in lm-evaluation-harness: 5.0 is not 5.
+    """
+    gold = [clean_number(str(reference["answer"])) for reference in references]
+    flexible = [flexible_number(text) for text in texts]
+    strict = [strict_number(text) for text in texts]
+    return {
+        "accuracy": _share([found == answer for found, answer in zip(flexible, gold, strict=True)]),
+        "accuracy/strict": _share([found == answer for found, answer in zip(strict, gold, strict=True)]),
+        "answer/unparsed_rate": _share([found is None for found in flexible]),
+    }
+
+
+def score_letter(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """`accuracy` and `answer/unparsed_rate` of multiple choice; an unparsed answer is wrong, whatever the key."""
+    read = [read_letter(text, reference["options"]) for reference, text in zip(references, texts, strict=True)]
+    right = [
+        letter is not None and letter == reference["answer"] for reference, letter in zip(references, read, strict=True)
+    ]
+    return {"accuracy": _share(right), "answer/unparsed_rate": _share([letter is None for letter in read])}
+
+
+def score_lamp_label(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """LaMP-1 and 2: exact match after stripping; macro-F1 over the fixed list `labels`; a text that is no label is
+    wrong and counts as unparsed."""
+    labels: Sequence[str] = references[0]["labels"] if references else []
+    index = {label: number for number, label in enumerate(labels)}
+    gold = np.array([index[reference["answer"]] for reference in references], dtype=np.int64)
+    read = np.array([index.get(text.strip(), -1) for text in texts], dtype=np.int64)
+
+    def macro_f1(rows: np.ndarray) -> float:
+        return macro_f1_score(rows[:, 0], rows[:, 1], len(labels))
+
+    return {
+        "accuracy": Measure((gold == read).astype(np.float64), mean),
+        "macro_f1": Measure(np.stack([gold, read], axis=1), macro_f1),
+        "answer/unparsed_rate": Measure((read < 0).astype(np.float64), mean),
+    }
+
+
+def macro_f1_score(gold: np.ndarray, read: np.ndarray, classes: int) -> float:
+    """The mean over all classes of F1 = 2 TP / (2 TP + FP + FN), 0 for a class that occurs on neither side.
+
+    Args:
+        gold: class numbers, shape (n,).
+        read: class numbers, shape (n,); −1 is no class.
+        classes: how many there are, whether they occur or not.
+    """
+    scores = []
+    for number in range(classes):
+        both = np.count_nonzero((gold == number) & (read == number))
+        total = np.count_nonzero(gold == number) + np.count_nonzero(read == number)
+        scores.append(2 * both / total if total else 0.0)
+    return float(np.mean(scores))
+
+
+def score_lamp_rating(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """LaMP-3: `mae`, `rmse`, `accuracy` (the exact rating); an unparsable rating becomes the farther extreme."""
+    gold = np.array([float(reference["answer"]) for reference in references])
+    parsed = [_finite(text) for text in texts]
+    read = np.array(
+        [
+            (1.0 if abs(1 - answer) > abs(5 - answer) else 5.0) if number is None else number
+            for number, answer in zip(parsed, gold, strict=True)
+        ]
+    )
+    error = np.abs(read - gold)
+    return {
+        "accuracy": Measure((error == 0).astype(np.float64), mean),
+        "mae": Measure(error, mean),
+        "rmse": Measure(error**2, root_mean),
+        "answer/unparsed_rate": _share([number is None for number in parsed]),
+    }
+
+
+def _finite(text: str) -> float | None:
+    try:
+        number = float(text.strip())
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def score_lamp_text(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """LaMP-4 to 7: F-measures of ROUGE-1 and ROUGE-L, without stemming."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    metrics = ["rouge1", "rougeL"]
+    scorer = RougeScorer(metrics, use_stemmer=False)
+    scores = [
+        scorer.score(reference["answer"].strip(), text.strip())
+        for reference, text in zip(references, texts, strict=True)
+    ]
+    return {
+        metric: Measure(np.array([row[metric].fmeasure for row in scores], dtype=np.float64), mean)
+        for metric in metrics
+    }
+
+
+SCORERS: dict[str, Callable[[References, Sequence[str]], dict[str, Measure]]] = {
+    "keywords": score_keywords,
+    "number": score_number,
+    "letter": score_letter,
+    "lamp_label": score_lamp_label,
+    "lamp_rating": score_lamp_rating,
+    "lamp_text": score_lamp_text,
+}
+
+
+def measure(scorer: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Measure]:
+    """Score responses.
+
+    Args:
+        scorer: the `scorer` of the task.
+        references: the examples' `reference` (JSON), n of them.
+        texts: the responses, n of them.
+
+    Raises:
+        ValueError: there are not as many responses as references, or no such scorer.
+    """
+    if scorer not in SCORERS:
+        raise ValueError(f"{scorer!r} is not a scorer; choose one of {', '.join(SCORERS)}")
+    if len(references) != len(texts):
+        raise ValueError(f"{len(texts)} responses for {len(references)} references")
+    return SCORERS[scorer]([json.loads(item) for item in references], texts)

@@ -1,0 +1,89 @@
+"""From responses and their scores to metrics with intervals, before and after training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mipo_exp.config import EvaluationConfig
+from mipo_exp.evaluation.accuracy import Measure, measure
+from mipo_exp.evaluation.responses import context_overlap, repetition
+from mipo_exp.evaluation.statistics import Estimate, Values, estimate, paired_difference, resamples
+from mipo_exp.records import Example, Response, Scores
+from mipo_exp.scoring.mutual_information import identified, infonce_pmi, own_marginal_pmi
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`)."""
+
+    responses: Sequence[Response]
+    scores: Mapping[str, Sequence[Scores]]
+
+
+def measures(
+    evaluated: Evaluated, examples: Sequence[Example], scorer: str, config: EvaluationConfig
+) -> dict[str, Measure]:
+    """Every metric of one model, by name, with its value for each response."""
+    texts = [response.text for response in evaluated.responses]
+    found = measure(scorer, [example.reference for example in examples], texts)
+    for name, scores in evaluated.scores.items():
+        found.update({f"mi/{name}/{key}": value for key, value in _mutual_information(scores).items()})
+    responses = evaluated.responses
+    found["response/tokens"] = _mean([len(response.token_ids) for response in responses])
+    found["response/truncated_rate"] = _mean([not response.finished for response in responses])
+    found["response/repetition"] = _mean([repetition(text) for text in texts])
+    contexts = [example.context for example in examples]
+    if all(context is not None for context in contexts):
+        overlaps = [context_overlap(text, c or "", config.overlap_words) for text, c in zip(texts, contexts, strict=True)]
+        found["response/context_overlap"] = _mean(overlaps)
+    return found
+
+
+def compare(
+    before: Mapping[str, Measure],
+    after: Mapping[str, Measure],
+    examples: Sequence[Example],
+    config: EvaluationConfig,
+) -> dict[str, dict[str, Estimate]]:
+    """Estimates `before`, `after` and their paired `delta`, resampled by user (by question where there are none)."""
+    clusters = [example.user if example.user is not None else example.question for example in examples]
+    rows = resamples(clusters, config.bootstrap_samples, config.seed)
+    return {
+        "before": {name: estimate(m.values, m.reduce, rows) for name, m in before.items()},
+        "after": {name: estimate(m.values, m.reduce, rows) for name, m in after.items()},
+        "delta": {
+            name: paired_difference(before[name].values, m.values, m.reduce, rows)
+            for name, m in after.items()
+            if name in before
+        },
+    }
+
+
+def _mutual_information(scores: Sequence[Scores]) -> dict[str, Measure]:
+    log_probs = np.array([row.log_probs for row in scores], dtype=np.float64)
+    tokens = np.array([row.tokens for row in scores], dtype=np.float64)
+    infonce = infonce_pmi(log_probs)
+    marginal = own_marginal_pmi(log_probs, np.array([row.marginal_log_prob for row in scores]))
+    return {
+        "nats": _mean(infonce),
+        "nats_per_token": Measure(np.stack([infonce, tokens], axis=1), _ratio_of_sums),
+        "own_marginal_nats": _mean(marginal),
+        "own_marginal_nats_per_token": Measure(np.stack([marginal, tokens], axis=1), _ratio_of_sums),
+        "context_accuracy": _mean(identified(log_probs)),
+    }
+
+
+def _mean(values: Sequence[float] | Values) -> Measure:
+    return Measure(np.asarray(values, dtype=np.float64), _average)
+
+
+def _average(values: Values) -> float:
+    return float(values.mean())
+
+
+def _ratio_of_sums(values: Values) -> float:
+    """Σ nats / Σ tokens: per token of the whole set, so that short responses do not weigh more than their tokens."""
+    return float(values[:, 0].sum() / values[:, 1].sum())
+
+

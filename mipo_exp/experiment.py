@@ -1,0 +1,316 @@
+"""One experiment: check everything that can be checked early, run the stages, write what the user gets."""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mipo_exp import tracking
+from mipo_exp.config import Config
+from mipo_exp.data.base import Task
+from mipo_exp.data.tasks import make_task
+from mipo_exp.errors import ConfigError, StorageError, UserError
+from mipo_exp.evaluation.accuracy import Measure
+from mipo_exp.evaluation.measure import Evaluated, compare, measures
+from mipo_exp.evaluation.statistics import Estimate
+from mipo_exp.models import ModelSource, locate
+from mipo_exp.pipeline import Run, check_examples, declare, declare_examples, declare_model
+from mipo_exp.plan import disk_needed, gib
+from mipo_exp.records import Example, Response, Scores
+from mipo_exp.reporting.report import Sample, write_report
+from mipo_exp.runtime import Runtime, choose_device
+from mipo_exp.store import Stage, Store, digest, git_commit, package_versions
+
+log = logging.getLogger(__name__)
+
+SUMMARY_SCHEMA = 1
+PHASES = ("before", "after", "delta")
+SAMPLES_SHOWN = 24
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment that has passed every check that needs no model."""
+
+    config: Config
+    output: Path
+    store: Store
+    run: Run
+    task: Task
+    runtime: Runtime
+    examples: Stage
+    stages: Mapping[str, Stage]
+
+
+def prepare(config: Config, output: Path) -> Prepared:
+    """Find the data and the model, and check the whole experiment, before anything heavy is loaded.
+
+    Raises:
+        UserError: whatever would make the experiment fail later and can be seen now.
+    """
+    _check_objective(config.objective)
+    _check_writable(output)
+    store = Store(Path(config.paths.cache).expanduser())
+    run = Run(store)
+    device = choose_device(config.device)
+    task = make_task(config.task)
+    data = task.prepare()
+    if not task.needs_tokenizer:
+        examples = declare_examples(config, task, data, None)
+        _fetch_examples(run, examples, config)
+    source = locate(config.model, store.root)
+    runtime = Runtime(config.model, source, task, device)
+    _check_disk(store, source, runtime)
+    if task.needs_tokenizer:
+        _fetch_model(run, runtime)
+        examples = declare_examples(config, task, data, runtime)
+        _fetch_examples(run, examples, config)
+    return Prepared(config, output, store, run, task, runtime, examples, declare(config, runtime, examples))
+
+
+def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, command: str) -> float | None:
+    """Run one experiment and write `summary.json`, `metrics.jsonl`, `report.html` and `adapter/` into `output`.
+
+    Args:
+        config: checked.
+        resolved: the same as plain Python, for the record.
+        output: the run's folder.
+        command: how this run was asked for.
+
+    Returns:
+        the metric that `objective` names, which a sweeper optimizes.
+
+    Raises:
+        UserError: bad input; what was computed before stays in the cache.
+    """
+    summary = _summary_head(config, command)
+    tracker: tracking.Tracker | None = None
+    try:
+        prepared = prepare(config, output)
+        run_id = digest({name: stage.key for name, stage in prepared.stages.items()})
+        summary.update(run_id=run_id, device=prepared.runtime.device)
+        name = f"{config.model.name}-{config.task.name}-{config.negatives.strategy}-seed{config.seed}"
+        tracker = tracking.start(config.tracker, output, run_id, resolved, name)
+        return _run(prepared, summary, tracker)
+    except BaseException as error:
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        summary.update(status="failed", error=message)
+        if output.is_dir() and os.access(output, os.W_OK):
+            write_summary(output / "summary.json", summary)
+        if tracker is not None:
+            tracker.fail(message)
+        raise
+
+
+def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker) -> float | None:
+    config, run, runtime, output = prepared.config, prepared.run, prepared.runtime, prepared.output
+    _fetch_model(run, runtime)
+    live: list[int] = []
+
+    def follow(row: Mapping[str, Any]) -> None:
+        live.append(int(row["step"]))
+        _track_training(tracker, row)
+
+    runtime.on_training_log = follow
+    for name, stage in prepared.stages.items():
+        run.fetch(name, stage)
+    runtime.release()
+
+    history: list[dict[str, float]] = run.finished["adapter"].artefact.json("history")
+    if not live:
+        for row in history:
+            _track_training(tracker, row)
+    examples = run.finished["examples"].artefact.table("eval", Example)
+    before, after = _evaluated(run, "before"), _evaluated(run, "after")
+    if config.evaluation.policy_scoring:
+        # Before training the policy is the base model.
+        before = Evaluated(before.responses, {**before.scores, "policy": before.scores["base"]})
+    measured = {
+        phase: measures(evaluated, examples, prepared.task.scorer, config.evaluation)
+        for phase, evaluated in (("before", before), ("after", after))
+    }
+    estimates = compare(measured["before"], measured["after"], examples, config.evaluation)
+    adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter")
+    summary.update(
+        metrics={phase: {name: item.as_json() for name, item in of.items()} for phase, of in estimates.items()},
+        mi={"k": config.evaluation.k, "log_k": _log_k(config.evaluation.k)},
+        counts=_counts(run),
+        stages={
+            name: {"key": item.stage.key, "cached": item.cached, "seconds": round(item.seconds, 3)}
+            for name, item in run.finished.items()
+        },
+        paths={
+            "output": str(output),
+            "cache": str(prepared.store.root),
+            "adapter": str(adapter),
+            "report": str(output / "report.html"),
+            "metrics": str(output / "metrics.jsonl"),
+        },
+        status="ok",
+    )
+    samples = _samples(examples, before, after, measured)
+    lengths = {
+        phase: [len(response.token_ids) for response in evaluated.responses]
+        for phase, evaluated in (("before", before), ("after", after))
+    }
+    write_report(output / "report.html", summary, history, lengths, samples)
+    write_summary(output / "summary.json", summary)
+    tracker.finish(summary, samples, adapter, output / "report.html")
+    _say_result(estimates, output)
+    return _objective(config.objective, estimates)
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write `summary.json` at once: a reader never sees half of it."""
+    draft = path.with_name(f"{path.name}.tmp")
+    draft.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def _summary_head(config: Config, command: str) -> dict[str, Any]:
+    return {
+        "schema": SUMMARY_SCHEMA,
+        "run_id": None,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git": git_commit(),
+        "command": command,
+        "model": config.model.name,
+        "task": config.task.name,
+        "method": config.method.name,
+        "negatives": config.negatives.strategy,
+        "seed": config.seed,
+        "versions": {"python": sys.version.split()[0], **package_versions()},
+        "metrics": {phase: {} for phase in PHASES},
+        "stages": {},
+        "paths": {},
+        "status": "running",
+        "error": None,
+    }
+
+
+def _check_objective(objective: str) -> None:
+    if objective.partition("/")[0] not in PHASES or "/" not in objective:
+        raise ConfigError(
+            f"objective={objective!r} is not of the form PHASE/METRIC with PHASE one of {', '.join(PHASES)}, for "
+            "example delta/mi/base/nats"
+        )
+
+
+def _check_writable(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / f".write-test-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"paths.output={output} cannot be written ({error.strerror}); set hydra.run.dir=DIR to a folder that can"
+        ) from error
+
+
+def _check_disk(store: Store, source: ModelSource, runtime: Runtime) -> None:
+    model = declare_model(runtime)
+    needed = disk_needed(source, converted=model is None or store.status(model) == "cached")
+    free = shutil.disk_usage(store.root).free
+    if free < needed:
+        raise StorageError(
+            f"paths.cache={store.root} has {gib(free)} free and this experiment needs about {gib(needed)}; free some "
+            "space, or set paths.cache=DIR on a larger disk"
+        )
+
+
+def _fetch_examples(run: Run, stage: Stage, config: Config) -> None:
+    artefact = run.fetch("examples", stage)
+    check_examples(config, artefact.table("train", Example), artefact.table("eval", Example))
+
+
+def _fetch_model(run: Run, runtime: Runtime) -> None:
+    stage = declare_model(runtime)
+    if stage is not None and "model" not in run.finished:
+        runtime.folder = run.fetch("model", stage).path / "model"
+
+
+def _track_training(tracker: tracking.Tracker, row: Mapping[str, Any]) -> None:
+    metrics = {f"train/{name}": float(value) for name, value in row.items() if name != "step"}
+    tracker.log(metrics, int(row["step"]))
+
+
+def _evaluated(run: Run, phase: str) -> Evaluated:
+    responses = run.finished[f"{phase}_responses"].artefact.table("responses", Response)
+    scores = {
+        name.rpartition("_")[2]: item.artefact.table("scores", Scores)
+        for name, item in run.finished.items()
+        if name.startswith(f"{phase}_scores_")
+    }
+    return Evaluated(responses, scores)
+
+
+def _log_k(k: int) -> float:
+    import math
+
+    return math.log(k)
+
+
+def _counts(run: Run) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for stage, name in (("examples", "notes"), ("pairs", "counts"), ("scored_pairs", "counts")):
+        counts.update(run.finished[stage].artefact.json(name))
+    training = run.finished["adapter"].artefact.json("training")
+    return {**counts, "training_steps": training["steps"], "trainable_parameters": training["trainable_parameters"]}
+
+
+def _link_adapter(source: Path, link: Path) -> Path:
+    """`adapter/` in the run's folder; a copy where links are not supported."""
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        shutil.rmtree(link)
+    try:
+        link.symlink_to(source.resolve(), target_is_directory=True)
+    except OSError:
+        shutil.copytree(source, link)
+    return link
+
+
+def _samples(
+    examples: Sequence[Example], before: Evaluated, after: Evaluated, measured: Mapping[str, Mapping[str, Measure]]
+) -> list[Sample]:
+    """The first responses of either model, side by side."""
+    pmi = {phase: of["mi/base/nats"].values for phase, of in measured.items()}
+    return [
+        Sample(
+            user=example.user,
+            context=example.context,
+            prompt=example.prompt,
+            before=before.responses[i].text,
+            after=after.responses[i].text,
+            pmi_before=float(pmi["before"][i]),
+            pmi_after=float(pmi["after"][i]),
+        )
+        for i, example in enumerate(examples[:SAMPLES_SHOWN])
+    ]
+
+
+def _say_result(estimates: Mapping[str, Mapping[str, Estimate]], output: Path) -> None:
+    for name in ("mi/base/nats", "mi/base/context_accuracy", "accuracy", "response/tokens"):
+        if name in estimates["delta"]:
+            before, after, delta = (estimates[phase][name] for phase in PHASES)
+            log.info(
+                "%s: %.3f → %.3f (difference %+.3f, 95%% interval %+.3f to %+.3f, n = %d)",
+                *(name, before.mean, after.mean, delta.mean, delta.low, delta.high, delta.n),
+            )
+    log.info("report: %s", output / "report.html")
+
+
+def _objective(objective: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> float:
+    phase, _, name = objective.partition("/")
+    if name not in estimates[phase]:
+        known = ", ".join(sorted(estimates[phase]))
+        raise ConfigError(f"objective={objective!r}: this task has no metric {name!r}; it has {known}")
+    return float(estimates[phase][name].mean)

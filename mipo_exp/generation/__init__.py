@@ -1,0 +1,1 @@
+"""Sampling responses from the base model and from the trained one."""

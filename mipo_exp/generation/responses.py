@@ -1,0 +1,114 @@
+"""The stages that sample: chosen and rejected responses for training, responses of a model for evaluation."""
+
+from collections.abc import Sequence
+
+from mipo_exp.config import EngineConfig, NegativesConfig, SamplingConfig
+from mipo_exp.errors import DataError
+from mipo_exp.generation import transformers_engine
+from mipo_exp.negatives import sample_negatives
+from mipo_exp.progress import Progress
+from mipo_exp.records import Condition, Example, Negative, Response, by_id
+from mipo_exp.runtime import Runtime
+from mipo_exp.store import Workspace
+
+
+def sample_chosen(work: Workspace, runtime: Runtime, sampling: SamplingConfig, engine: EngineConfig, seed: int) -> None:
+    """y⁺ ~ π_ref(· | c, x) for every training example."""
+    examples = work.inputs["examples"].table("train", Example)
+    conditions = [(example.id, example.condition) for example in examples]
+    responses = sample_responses(work, runtime, conditions, sampling, engine, seed, "chosen")
+    work.write_table("responses", responses, Response)
+
+
+def sample_rejected(
+    work: Workspace,
+    runtime: Runtime,
+    negatives: NegativesConfig,
+    sampling: SamplingConfig,
+    engine: EngineConfig,
+    seed: int,
+) -> None:
+    """y⁻ ~ π_ref(· | negative condition): k for every training example.
+
+    A negative condition that is the true condition of another example has its response already, drawn from the same
+    distribution: it is reused.
+    """
+    examples = work.inputs["examples"].table("train", Example)
+    chosen = by_id(work.inputs["chosen"].table("responses", Response))
+    conditions = sample_negatives(examples, negatives.strategy, negatives.k, seed)
+    missing = [(negative.id, negative.condition) for negative in conditions if negative.source is None]
+    sampled = by_id(sample_responses(work, runtime, missing, sampling, engine, seed, "rejected"))
+    responses = []
+    for negative in conditions:
+        source = negative.source
+        found = sampled[negative.id] if source is None else chosen[source]
+        responses.append(Response(negative.id, found.token_ids, found.text, found.finished))
+    work.write_table("negatives", conditions, Negative)
+    work.write_table("responses", responses, Response)
+
+
+def sample_evaluation(
+    work: Workspace, runtime: Runtime, sampling: SamplingConfig, engine: EngineConfig, seed: int
+) -> None:
+    """Responses to the held-out examples, by the base model or, where there is an `adapter` input, by the policy."""
+    examples = work.inputs["examples"].table("eval", Example)
+    conditions = [(example.id, example.condition) for example in examples]
+    responses = sample_responses(work, runtime, conditions, sampling, engine, seed, "evaluation")
+    work.write_table("responses", responses, Response)
+
+
+def sample_responses(
+    work: Workspace,
+    runtime: Runtime,
+    conditions: Sequence[tuple[str, Condition]],
+    sampling: SamplingConfig,
+    engine: EngineConfig,
+    seed: int,
+    purpose: str,
+) -> list[Response]:
+    """One response for each (id, condition), in their order; finished shards of an interrupted build are reused.
+
+    Raises:
+        DataError: a prompt does not fit into the model's positions.
+    """
+    if not conditions:
+        return []
+    adapter = work.inputs["adapter"].path / "adapter" if "adapter" in work.inputs else None
+    prompts = [runtime.prompt_ids(condition) for _, condition in conditions]
+    _check_lengths(runtime, conditions, prompts, sampling.max_new_tokens)
+    batches = transformers_engine.plan_batches(prompts, engine, sampling.max_new_tokens)
+    found: dict[str, Response] = {}
+    with Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress:
+        for number, batch in enumerate(batches):
+
+            def build(batch: list[int] = batch, number: int = number) -> list[Response]:
+                sampled = transformers_engine.sample_batch(
+                    runtime.model(adapter),
+                    [prompts[i] for i in batch],
+                    sampling,
+                    runtime.renderer.stop_ids,
+                    runtime.renderer.pad_id,
+                    transformers_engine.batch_seed(seed, purpose, number),
+                )
+                return [
+                    Response(conditions[i][0], item.token_ids, runtime.renderer.text(item.token_ids), item.finished)
+                    for i, item in zip(batch, sampled, strict=True)
+                ]
+
+            rows, reused = work.shard(number, Response, build)
+            found.update({row.id: row for row in rows})
+            progress.advance(len(rows), 0 if reused else sum(len(row.token_ids) for row in rows))
+    work.finish_shards()
+    return [found[name] for name, _ in conditions]
+
+
+def _check_lengths(
+    runtime: Runtime, conditions: Sequence[tuple[str, Condition]], prompts: Sequence[Sequence[int]], new_tokens: int
+) -> None:
+    limit = runtime.max_positions
+    for (name, _), ids in zip(conditions, prompts, strict=True):
+        if limit is not None and len(ids) + new_tokens > limit:
+            raise DataError(
+                f"example {name}: its prompt has {len(ids)} tokens, and with max_new_tokens={new_tokens} it does not "
+                f"fit into the {limit} positions of the model; shorten the context or use a model with more"
+            )

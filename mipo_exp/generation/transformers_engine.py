@@ -1,0 +1,102 @@
+"""Sampling with transformers' `generate`, in batches of similar prompt length.
+
+A batch is a pure function of the prompts and the engine's settings and has its own seed, so a batch can be sampled
+alone: after an interruption only the missing ones are, and they come out the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mipo_exp.config import EngineConfig, SamplingConfig
+from mipo_exp.store import digest
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sampled response: its token ids, ending with the end-of-turn token where `finished`."""
+
+    token_ids: list[int]
+    finished: bool
+
+
+def plan_batches(prompts: Sequence[Sequence[int]], engine: EngineConfig, max_new_tokens: int) -> list[list[int]]:
+    """Indices of `prompts`, longest first (an out-of-memory error shows at once), in batches within the limits."""
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    batches: list[list[int]] = []
+    for index in order:
+        if batches:
+            width = len(prompts[batches[-1][0]]) + max_new_tokens
+            rows = len(batches[-1]) + 1
+            if rows <= engine.batch_rows and rows * width <= engine.batch_tokens:
+                batches[-1].append(index)
+                continue
+        batches.append([index])
+    return batches
+
+
+def batch_seed(seed: int, purpose: str, batch: int) -> int:
+    """The seed of one batch: different for each run seed, purpose (chosen, rejected …) and batch."""
+    return int(digest([seed, purpose, batch])[:15], 16)
+
+
+def sample_batch(
+    model: "PreTrainedModel",
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    seed: int,
+) -> list[Sampled]:
+    """One response for each prompt of a batch.
+
+    Args:
+        model: in evaluation mode.
+        prompts: token ids, each of at least one token.
+        sampling: temperature 0 is greedy.
+        stop_ids: ids that end a response; the first one sampled is kept as its last token.
+        pad_id: what the engine fills finished rows with; never read.
+        seed: of the torch generators; theirs are restored afterwards.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        mask[row, width - len(prompt) :] = 1
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+        torch.manual_seed(seed)
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=_generation_config(sampling, stop_ids, pad_id),
+        )
+    stops = set(stop_ids)
+    return [_cut(row, stops) for row in output[:, width:].tolist()]
+
+
+def _generation_config(sampling: SamplingConfig, stop_ids: Sequence[int], pad_id: int) -> "GenerationConfig":
+    from transformers import GenerationConfig
+
+    greedy = sampling.temperature == 0
+    shape = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=not greedy,
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad_id,
+        **({} if greedy else shape),
+    )
+
+
+def _cut(ids: list[int], stops: set[int]) -> Sampled:
+    """The row up to and with its first stop token; without one the token limit cut it off."""
+    end = next((position for position, token in enumerate(ids) if token in stops), None)
+    return Sampled(ids, False) if end is None else Sampled(ids[: end + 1], True)

@@ -1,0 +1,181 @@
+"""MIPO from data to report: the stages in order, and running them.
+
+`declare` says what depends on what; it reads like the method:
+
+    examples → chosen y⁺ ~ π_ref(·|c,x) and rejected y⁻ ~ π_ref(·|negative condition) → pairs → their log-probabilities
+    under π_ref → an adapter by DPO → responses of π_ref and π_θ to held-out examples → mutual information, accuracy.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mipo_exp.config import Config
+from mipo_exp.data.base import Task
+from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
+from mipo_exp.models import convert
+from mipo_exp.negatives import contrast_conditions, sample_negatives
+from mipo_exp.pairs import build_pairs
+from mipo_exp.records import Example
+from mipo_exp.runtime import Runtime
+from mipo_exp.scoring.score import score_conditions, score_pairs
+from mipo_exp.store import Artefact, Stage, Store, Workspace
+from mipo_exp.training.dpo import train_adapter
+
+log = logging.getLogger(__name__)
+
+# What says where a task's data comes from or what its defaults are, and not what the examples are.
+NOT_IN_EXAMPLES = ("path", "hub_id", "revision", "base_url", "source", "license", "default_negatives", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stage that has been fetched."""
+
+    stage: Stage
+    artefact: Artefact
+    cached: bool
+    seconds: float
+
+
+def declare_examples(config: Config, task: Task, data: str, runtime: Runtime | None) -> Stage:
+    """The `examples` stage; its key contains the data's fingerprint, and the model's where budgets count tokens."""
+    fields = dataclasses.asdict(config.task)
+    shape: dict[str, Any] = {name: value for name, value in fields.items() if name not in NOT_IN_EXAMPLES}
+    count_tokens: Callable[[str], int] | None = None
+    if task.needs_tokenizer:
+        if runtime is None:
+            raise ValueError(f"task={config.task.name} needs the model's tokenizer")
+        shape["runtime"] = runtime.identity
+        count_tokens = runtime.count_tokens
+    return Stage("examples", 1, {"task": shape, "data": data}, {}, partial(load_examples, task, count_tokens))
+
+
+def load_examples(task: Task, count_tokens: Callable[[str], int] | None, work: Workspace) -> None:
+    """Training and evaluation examples, as the task defines them."""
+    examples = task.load(count_tokens)
+    work.write_table("train", examples.train, Example)
+    work.write_table("eval", examples.eval, Example)
+    work.write_json("notes", examples.notes)
+
+
+def declare_model(runtime: Runtime) -> Stage | None:
+    """The `model` stage: a GGUF or random model as a safetensors folder; None where it is such a folder already."""
+    if runtime.source.kind == "folder":
+        return None
+    return Stage(
+        "model",
+        1,
+        {"source": runtime.source.fingerprint},
+        {},
+        lambda work: convert(runtime.source, runtime.config, work.path / "model"),
+    )
+
+
+def declare(config: Config, runtime: Runtime, examples: Stage) -> dict[str, Stage]:
+    """All stages after the examples, in an order in which they can be built."""
+
+    def stage(name: str, build: Callable[..., None], inputs: Mapping[str, Stage], **slices: Any) -> Stage:
+        """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""
+        plain = {key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value for key, value in slices.items()}  # type: ignore[arg-type]
+        return Stage(
+            name, 1, {"runtime": runtime.identity, **plain}, inputs, lambda work: build(work, runtime, **slices)
+        )
+
+    sampling, engine, scoring, seed = config.sampling, config.engine, config.scoring, config.seed
+    held_out = config.evaluation
+
+    chosen = stage("chosen", sample_chosen, {"examples": examples}, sampling=sampling, engine=engine, seed=seed)
+    rejected = stage(
+        "rejected",
+        sample_rejected,
+        {"examples": examples, "chosen": chosen},
+        negatives=config.negatives,
+        sampling=sampling,
+        engine=engine,
+        seed=seed,
+    )
+    filters = dataclasses.replace(config.pairs, min_pmi_margin=None)
+    pairs = stage(
+        "pairs",
+        build_pairs,
+        {"examples": examples, "chosen": chosen, "rejected": rejected},
+        pairs=filters,
+        strategy=config.negatives.strategy,
+    )
+    scored_pairs = stage(
+        "scored_pairs", score_pairs, {"pairs": pairs}, scoring=scoring, min_pmi_margin=config.pairs.min_pmi_margin
+    )
+    adapter = stage(
+        "adapter",
+        train_adapter,
+        {"scored_pairs": scored_pairs},
+        method=config.method,
+        lora=config.lora,
+        trainer=config.trainer,
+        seed=seed,
+    )
+
+    def responses(of: Mapping[str, Stage]) -> Stage:
+        inputs = {"examples": examples, **of}
+        return stage(
+            "responses", sample_evaluation, inputs, sampling=held_out.sampling, engine=engine, seed=held_out.seed
+        )
+
+    def scores(of: Stage, by: Mapping[str, Stage]) -> Stage:
+        inputs = {"examples": examples, "responses": of, **by}
+        return stage("scores", score_conditions, inputs, scoring=scoring, k=held_out.k, seed=held_out.seed)
+
+    before, after = responses({}), responses({"adapter": adapter})
+    stages = {
+        "chosen": chosen,
+        "rejected": rejected,
+        "pairs": pairs,
+        "scored_pairs": scored_pairs,
+        "before_responses": before,
+        "before_scores_base": scores(before, {}),
+        "adapter": adapter,
+        "after_responses": after,
+        "after_scores_base": scores(after, {}),
+    }
+    if held_out.policy_scoring:
+        stages["after_scores_policy"] = scores(after, {"scorer": adapter})
+    return stages
+
+
+def check_examples(config: Config, train: list[Example], evaluation: list[Example]) -> None:
+    """What can only be known from the examples and would otherwise fail after an hour of sampling.
+
+    Raises:
+        ConfigError: too few contexts or prompts for `negatives.k` or `evaluation.k`.
+    """
+    sample_negatives(train, config.negatives.strategy, config.negatives.k, config.seed)
+    contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
+
+
+class Run:
+    """Fetches stages one after the other and remembers what was cached and how long it took."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.finished: dict[str, Finished] = {}
+
+    def fetch(self, name: str, stage: Stage) -> Artefact:
+        """The stage's artefact. Its inputs must have been fetched before."""
+        import time
+
+        started = time.perf_counter()
+        done = {item.stage.key: item.artefact for item in self.finished.values()}
+        artefact, cached = self.store.fetch(stage, {role: done[of.key] for role, of in stage.inputs.items()})
+        seconds = time.perf_counter() - started
+        self.finished[name] = Finished(stage, artefact, cached, seconds)
+        log.info("%s: %s (%s)", name, "cached" if cached else f"done in {seconds:.1f} s", stage.key)
+        return artefact
+
+    def path(self, name: str) -> Path:
+        """The folder of a fetched stage."""
+        return self.finished[name].artefact.path

@@ -1,0 +1,138 @@
+"""`plan=true`: what a run would do, without doing it."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mipo_exp.config import Config
+from mipo_exp.data.tasks import make_task
+from mipo_exp.errors import UserError
+from mipo_exp.models import ModelSource, billions_in, locate, parameter_count
+from mipo_exp.pipeline import declare, declare_examples, declare_model
+from mipo_exp.records import Example
+from mipo_exp.runtime import Runtime, choose_device
+from mipo_exp.store import Store
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+# What tables, checkpoints of the adapter and the report take beside the model itself; generous.
+OTHER_DISK_BYTES = GIB // 2
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+CHARACTERS_PER_TOKEN = 4.0
+TEMPLATE_TOKENS = 25
+# Of a training step per token and parameter: activations of one layer are small beside the logits, which dominate.
+VOCABULARY = 150_000
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage that is not cached would take, in tokens."""
+
+    sampled: int = 0
+    scored: int = 0
+    trained: int = 0
+
+
+def gib(size: float) -> str:
+    """A number of bytes in GiB."""
+    return f"{size / GIB:.1f} GiB"
+
+
+def disk_needed(source: ModelSource, converted: bool) -> int:
+    """Bytes that a run may add to the cache. A GGUF file grows at most by the ratio of float32 to its 4 bits."""
+    if converted or source.path is None:
+        return OTHER_DISK_BYTES
+    return OTHER_DISK_BYTES + 8 * source.path.stat().st_size
+
+
+def describe(config: Config, resolved: Mapping[str, Any]) -> str:
+    """The composed config, what of it is cached, and the tokens, memory and disk that the rest would take."""
+    lines = [yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True)]
+    store = Store(Path(config.paths.cache).expanduser())
+    device = choose_device(config.device)
+    task = make_task(config.task)
+    try:
+        data = task.prepare(download=False)
+        source = locate(config.model, store.root, download=False)
+    except UserError as error:
+        lines.append(f"not on this machine yet, a run would fetch it first: {error}")
+        return "\n".join(lines)
+    runtime = Runtime(config.model, source, task, device)
+    model = declare_model(runtime)
+    examples_stage = declare_examples(config, task, data, runtime if task.needs_tokenizer else None)
+    stages = {"examples": examples_stage, **({"model": model} if model else {}), **declare(config, runtime, examples_stage)}
+    status = {name: store.status(stage) for name, stage in stages.items()}
+    found = store.find(examples_stage)
+    examples: tuple[list[Example], list[Example]] | None = None
+    if found is not None:
+        examples = found.table("train", Example), found.table("eval", Example)
+    elif not task.needs_tokenizer:
+        loaded = task.load(None)
+        examples = loaded.train, loaded.eval
+    works = estimate_work(config, *examples) if examples is not None else {}
+    lines.append(f"cache: {store.root}\ndevice: {device}, {runtime.dtype}\nmodel: {source.description}\n")
+    lines.append(f"{'stage':<22}{'status':<10}{'sampled':>10}{'scored':>10}{'trained':>10}  tokens")
+    for name in stages:
+        work = works.get(name, Work()) if status[name] != "cached" else Work()
+        cells = "".join(f"{value or '':>10}" for value in (work.sampled, work.scored, work.trained))
+        lines.append(f"{name:<22}{status[name]:<10}{cells}")
+    if not works:
+        lines.append("(tokens are not known before the examples, whose budgets need the model's tokenizer)")
+    lines.append("")
+    lines.append(_resources(config, runtime, source, converted=model is None or status["model"] == "cached"))
+    return "\n".join(lines)
+
+
+def estimate_work(config: Config, train: list[Example], evaluation: list[Example]) -> dict[str, Work]:
+    """Tokens by stage: prompts from their characters, responses at the token limit."""
+
+    def prompt(example: Example, with_context: bool = True) -> float:
+        text = example.prompt + ((example.context or "") if with_context else "")
+        return len(text) / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS
+
+    k, new = config.negatives.k, config.sampling.max_new_tokens
+    limit = config.evaluation.sampling.max_new_tokens
+    reused = config.negatives.strategy == "random_prompt"
+    pairs = len(train) * k
+    true_prompts = sum(prompt(example) for example in train)
+    passes = 1 if config.pairs.min_pmi_margin is None else 2
+    epochs = config.trainer.num_train_epochs
+    if config.trainer.max_steps > 0:
+        batch = config.trainer.per_device_train_batch_size * config.trainer.gradient_accumulation_steps
+        epochs = config.trainer.max_steps * batch / max(pairs, 1)
+    sides = 2 * k * (true_prompts + len(train) * new)
+    held_out = sum(prompt(example) for example in evaluation)
+    scored = len(evaluation) * (config.evaluation.k + 1) * limit + config.evaluation.k * held_out
+    return {
+        "chosen": Work(sampled=len(train) * new),
+        "rejected": Work(sampled=0 if reused else pairs * new),
+        "scored_pairs": Work(scored=math.ceil(passes * sides)),
+        "before_responses": Work(sampled=len(evaluation) * limit),
+        "before_scores_base": Work(scored=math.ceil(scored)),
+        "adapter": Work(trained=math.ceil(sides * epochs)),
+        "after_responses": Work(sampled=len(evaluation) * limit),
+        "after_scores_base": Work(scored=math.ceil(scored)),
+        "after_scores_policy": Work(scored=math.ceil(scored)),
+    }
+
+
+def _resources(config: Config, runtime: Runtime, source: ModelSource, converted: bool) -> str:
+    parameters = parameter_count(source.path) if source.kind == "folder" and source.path else None
+    parameters = parameters or billions_in(config.model.hub_id or config.model.name)
+    disk = f"disk: about {gib(disk_needed(source, converted))} at most in the cache"
+    if parameters is None:
+        return f"{disk}\nmemory: not known before the model is converted"
+    weights = parameters * BYTES[runtime.dtype]
+    rows = 2 * config.trainer.per_device_train_batch_size
+    # Logits and their gradient in float32 for the response positions, and the working set of a batch.
+    logits = 3 * rows * config.sampling.max_new_tokens * VOCABULARY * 4
+    return (
+        f"{disk}\nmemory: about {gib(weights)} for the weights ({parameters / 1e9:.2f}B parameters), and up to about "
+        f"{gib(1.5 * GIB + logits + weights)} beside them while training"
+    )

@@ -1,0 +1,1 @@
+"""What a finished experiment shows: figures and the HTML report."""

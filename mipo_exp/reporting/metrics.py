@@ -1,0 +1,176 @@
+"""What every metric means: name, unit, direction and a line that explains it, and how its values are written.
+
+A metric that is not listed here is still reported, under its own name and without an explanation.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+# Keeps the sign with its number where a line breaks.
+PERCENT = "\N{NO-BREAK SPACE}%"
+
+Unit = Literal["nats", "nats per token", "proportion", "tokens", "score"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One line of the table. `direction`: 1 higher is better, -1 lower is better, 0 neither."""
+
+    name: str
+    label: str
+    group: str
+    unit: Unit
+    direction: int
+    explanation: str
+
+
+def _mutual_information(scorer: str, words: str) -> list[Metric]:
+    group = f"Mutual information, scored by the {words}"
+    own = "log p(y | context, prompt) − log p(y | prompt), the marginal being the prompt without its context"
+    return [
+        Metric(
+            f"mi/{scorer}/nats",
+            "Mutual information",
+            group,
+            "nats",
+            1,
+            f"Mean of log p(y | true context) − log of the mean of p(y | context) over K contexts, the true one and K − 1 "
+            f"of other examples, under the {words} and summed over the response's tokens. A lower bound that cannot "
+            "exceed log K.",
+        ),
+        Metric(
+            f"mi/{scorer}/nats_per_token",
+            "Mutual information per token",
+            group,
+            "nats per token",
+            1,
+            "The same with mean instead of summed token log-probabilities, so that longer responses do not score higher "
+            "by their length alone.",
+        ),
+        Metric(
+            f"mi/{scorer}/context_accuracy",
+            "Context identified",
+            group,
+            "proportion",
+            1,
+            f"Share of responses for which the {words} gives the true context the highest likelihood of all K. Chance "
+            "is 1/K.",
+        ),
+        Metric(
+            f"mi/{scorer}/own_marginal_nats",
+            "Pointwise MI, own marginal",
+            group,
+            "nats",
+            1,
+            f"Mean of {own}. Not bounded by log K; grows with length.",
+        ),
+        Metric(
+            f"mi/{scorer}/own_marginal_nats_per_token",
+            "Pointwise MI per token",
+            group,
+            "nats per token",
+            1,
+            f"Mean of ({own}) divided by the response's tokens.",
+        ),
+    ]
+
+
+_QUALITY, _RESPONSES = "Task quality", "Responses"
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        *_mutual_information("base", "base model"),
+        *_mutual_information("policy", "trained model"),
+        Metric(
+            "accuracy",
+            "Accuracy",
+            _QUALITY,
+            "proportion",
+            1,
+            "Share of responses that the task's own check accepts, with the lenient reading of the answer.",
+        ),
+        Metric(
+            "accuracy/strict",
+            "Accuracy, strict",
+            _QUALITY,
+            "proportion",
+            1,
+            "The same, but the answer must stand in exactly the form that the task asks for.",
+        ),
+        Metric(
+            "answer/unparsed_rate",
+            "Answers not found",
+            _QUALITY,
+            "proportion",
+            -1,
+            "Share of responses in which no answer could be read; they count as wrong.",
+        ),
+        Metric("macro_f1", "Macro F1", _QUALITY, "score", 1, "Mean over the labels of each label's F1, from 0 to 1."),
+        Metric("mae", "Mean absolute error", _QUALITY, "score", -1, "Mean distance between answer and reference."),
+        Metric(
+            "rmse",
+            "Root mean squared error",
+            _QUALITY,
+            "score",
+            -1,
+            "Root of the mean squared distance between answer and reference; large misses weigh more.",
+        ),
+        Metric("rouge1", "ROUGE-1", _QUALITY, "score", 1, "F1 of the words shared with the reference, from 0 to 1."),
+        Metric(
+            "rougeL",
+            "ROUGE-L",
+            _QUALITY,
+            "score",
+            1,
+            "F1 of the longest common subsequence of words with the reference, from 0 to 1.",
+        ),
+        Metric("response/tokens", "Response length", _RESPONSES, "tokens", 0, "Mean number of tokens of a response."),
+        Metric(
+            "response/truncated_rate",
+            "Cut off",
+            _RESPONSES,
+            "proportion",
+            -1,
+            "Share of responses that the token limit ended.",
+        ),
+        Metric(
+            "response/context_overlap",
+            "Copied from the context",
+            _RESPONSES,
+            "proportion",
+            0,
+            "Share of the response's word sequences that stand word for word in the context. A large rise says that "
+            "mutual information was gained by copying.",
+        ),
+        Metric(
+            "response/repetition",
+            "Repetition",
+            _RESPONSES,
+            "proportion",
+            -1,
+            "Share of the response's word sequences that it repeats.",
+        ),
+    )
+}
+
+
+def describe(name: str) -> Metric:
+    """The metric of that name, or a plain one for a name that is not listed."""
+    return METRICS.get(name) or Metric(name, name, "Other", "score", 0, "")
+
+
+def written(metric: Metric, value: float | None, *, signed: bool = False) -> str:
+    """A value in the metric's unit, proportions in per cent; a dash where there is none.
+
+    With `signed` it is a difference: it carries its sign, and proportions are in percentage points.
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    if metric.unit == "proportion":
+        text = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}{PERCENT}"
+    else:
+        digits = {"nats": 2, "nats per token": 4, "tokens": 1}.get(metric.unit, 3)
+        text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return text.replace("-", "−")

@@ -1,0 +1,358 @@
+"""`report.html`: what a run did and found, in one file that needs nothing else.
+
+The page is built from `summary.json`, TRL's log rows and a few held-out examples. Whatever is missing (a failed run
+has no metrics, a run without training no curves) is left out of the page; nothing of it is an error.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from mipo_exp.reporting import plots
+from mipo_exp.reporting.metrics import METRICS, PERCENT, Metric, describe, written
+
+# Longer texts are cut in the page; the tables in the cache have them whole.
+MAX_TEXT_CHARACTERS = 12_000
+PHASES = ("before", "after", "delta")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One held-out example with the responses of both models to it.
+
+    `pmi_before` and `pmi_after` are the responses' pointwise mutual information with the context under the base
+    model, in nats.
+    """
+
+    user: str | None
+    context: str | None
+    prompt: str
+    before: str
+    after: str
+    pmi_before: float
+    pmi_after: float
+
+
+def write_report(
+    path: Path,
+    summary: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    lengths: Mapping[str, Sequence[int]],
+    samples: Sequence[Sample],
+) -> None:
+    """Write the report of one run to `path`, which is replaced only once the page is complete.
+
+    Args:
+        path: the HTML file; its folder exists.
+        summary: the content of summary.json.
+        history: training log rows, each with "step" and floats.
+        lengths: response lengths in tokens, under "before" and "after".
+        samples: examples to show side by side.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.jinja").render(
+        title=" · ".join(str(summary[key]) for key in ("task", "model", "method") if summary.get(key)) or "MIPO run",
+        status=summary.get("status"),
+        error=summary.get("error"),
+        facts=_facts(summary),
+        command=summary.get("command"),
+        cards=_cards(summary),
+        groups=_groups(summary),
+        figures=_result_figures(summary),
+        training=_training_figures(history),
+        length_figure=_length_figure(lengths),
+        stages=_stages(summary),
+        counts=_items(summary.get("counts")),
+        versions=_items(summary.get("versions")),
+        paths=_items(summary.get("paths")),
+        samples=[_sample(sample) for sample in samples],
+        log_k=_ceiling(summary),
+    )
+    draft = path.with_name(f"{path.name}.tmp")
+    # Lone surrogates (half an emoji cut by a token limit) cannot be written as UTF-8
+    draft.write_text(page, encoding="utf-8", errors="replace")
+    os.replace(draft, path)
+
+
+def _number(value: Any) -> float | None:
+    """The value as a finite float, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _interval(summary: Mapping[str, Any], phase: str, name: str) -> plots.Interval | None:
+    entry = ((summary.get("metrics") or {}).get(phase) or {}).get(name)
+    mean = _number((entry or {}).get("mean"))
+    if mean is None:
+        return None
+    low, high = (*((entry or {}).get("ci95") or ()), None, None)[:2]
+    return plots.Interval(mean, _number(low), _number(high))
+
+
+def _names(summary: Mapping[str, Any]) -> list[str]:
+    """All metric names that the run has, those that are known first and in their order."""
+    metrics = summary.get("metrics") or {}
+    found = dict.fromkeys(name for phase in PHASES for name in (metrics.get(phase) or {}))
+    return [name for name in METRICS if name in found] + sorted(name for name in found if name not in METRICS)
+
+
+def _ceiling(summary: Mapping[str, Any]) -> tuple[int, float] | None:
+    """K and log K (nats)."""
+    k = _number((summary.get("mi") or {}).get("k"))
+    return (int(k), math.log(k)) if k is not None and k >= 2 else None
+
+
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    keys = ("model", "task", "method", "negatives", "seed", "device", "run_id", "git", "date", "created", "finished")
+    return [(key.replace("_", " "), str(summary[key])) for key in keys if summary.get(key) is not None]
+
+
+def _items(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    return [(key.replace("_", " "), str(value)) for key, value in (values or {}).items()]
+
+
+def _cell(metric: Metric, value: plots.Interval | None, *, signed: bool = False) -> dict[str, str]:
+    if value is None:
+        return {"mean": "–", "interval": ""}
+    interval = ""
+    if value.low is not None and value.high is not None:
+        low, high = (written(metric, bound, signed=signed).removesuffix(PERCENT) for bound in (value.low, value.high))
+        interval = f"[{low}, {high}]"
+    return {"mean": written(metric, value.mean, signed=signed), "interval": interval}
+
+
+def _verdict(metric: Metric, delta: plots.Interval | None) -> tuple[str, str]:
+    """A class and the words for a change: a direction only where its interval excludes zero."""
+    if delta is None or delta.low is None or delta.high is None:
+        return "none", ""
+    if delta.low <= 0 <= delta.high:
+        return "none", "no clear change"
+    if metric.direction == 0:
+        return "none", "higher" if delta.mean > 0 else "lower"
+    return ("good", "better") if delta.mean * metric.direction > 0 else ("bad", "worse")
+
+
+def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name in _names(summary):
+        metric = describe(name)
+        before, after, delta = (_interval(summary, phase, name) for phase in PHASES)
+        metrics = summary.get("metrics") or {}
+        entry = next((found for phase in PHASES[::-1] if (found := (metrics.get(phase) or {}).get(name))), {})
+        groups.setdefault(metric.group, []).append(
+            {
+                "metric": metric,
+                "anchor": "metric-" + name.replace("/", "-"),
+                "better": {1: "higher is better", -1: "lower is better", 0: ""}[metric.direction],
+                "before": _cell(metric, before),
+                "after": _cell(metric, after),
+                "delta": _cell(metric, delta, signed=True),
+                "verdict": _verdict(metric, delta),
+                "n": entry.get("n"),
+            }
+        )
+    return [{"name": name, "rows": rows} for name, rows in groups.items()]
+
+
+def _cards(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The headline numbers, each with a sentence that a reader can quote."""
+    quality = next(
+        (name for name in METRICS if describe(name).group == "Task quality" and _interval(summary, "after", name)), None
+    )
+    cards = []
+    for name in ("mi/base/nats", "mi/base/context_accuracy", quality):
+        after = _interval(summary, "after", name) if name else None
+        if name is None or after is None:
+            continue
+        metric = describe(name)
+        before, delta = _interval(summary, "before", name), _interval(summary, "delta", name)
+        unit = "" if metric.unit in ("proportion", "score") else f" {metric.unit}"
+        sentence = f"{_span(metric, after)}{unit} after training"
+        if before is not None:
+            sentence = f"{_span(metric, before)}{unit} before, {sentence}"
+        if delta is not None:
+            points = " points" if metric.unit == "proportion" else unit
+            sentence += f"; paired change {_span(metric, delta, signed=True)}{points}"
+        cards.append(
+            {
+                "label": metric.label,
+                "value": written(metric, after.mean),
+                "unit": unit.strip(),
+                "verdict": _verdict(metric, delta),
+                "sentence": f"{sentence}.{_against(metric, summary)}",
+            }
+        )
+    return cards
+
+
+def _span(metric: Metric, value: plots.Interval, *, signed: bool = False) -> str:
+    cell = _cell(metric, value, signed=signed)
+    return f"{cell['mean']} {cell['interval']}".strip()
+
+
+def _against(metric: Metric, summary: Mapping[str, Any]) -> str:
+    """What a headline number is to be compared with."""
+    ceiling = _ceiling(summary)
+    if ceiling is None:
+        return ""
+    k, log_k = ceiling
+    if metric.name == "mi/base/nats":
+        return f" The estimate cannot exceed log {k} = {log_k:.2f} nats."
+    return f" Chance is 1/{k} = {written(metric, 1 / k)}." if metric.name == "mi/base/context_accuracy" else ""
+
+
+def _figure(title: str, svg: str, words: str) -> dict[str, Any]:
+    return {"title": title, "svg": Markup(svg), "words": words}  # noqa: S704 - our own SVG, texts escaped by matplotlib
+
+
+def _result_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    ceiling = _ceiling(summary)
+    figures = []
+    nats = {"mi/base/nats": "base model\nscores", "mi/policy/nats": "trained\nmodel scores"}
+    if rows := _rows(summary, nats):
+        guides = {f"ceiling log {ceiling[0]} = {ceiling[1]:.2f}": ceiling[1]} if ceiling else {}
+        svg = plots.before_after(rows, "mutual information (nats)", guides)
+        figures.append(_figure("Mutual information between context and response", svg, _in_words(summary, nats)))
+    shares = {
+        "mi/base/context_accuracy": "context found\n(base model)",
+        "mi/policy/context_accuracy": "context found\n(trained model)",
+        "accuracy": "task accuracy",
+        "accuracy/strict": "task accuracy,\nstrict",
+    }
+    if rows := _rows(summary, shares, chance=1 / ceiling[0] if ceiling else None):
+        label = f"chance 1/{ceiling[0]}" if ceiling else None
+        svg = plots.before_after(rows, "share of responses (%)", {}, row_guide_label=label, percent=True)
+        figures.append(_figure("Accuracy and context identification", svg, _in_words(summary, shares)))
+    return figures
+
+
+def _rows(summary: Mapping[str, Any], labels: Mapping[str, str], chance: float | None = None) -> list[plots.Row]:
+    rows = []
+    for name, label in labels.items():
+        before, after = _interval(summary, "before", name), _interval(summary, "after", name)
+        if before is not None or after is not None:
+            rows.append(plots.Row(label, before, after, chance if name.endswith("context_accuracy") else None))
+    return rows
+
+
+def _in_words(summary: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    parts = []
+    for name, label in labels.items():
+        metric = describe(name)
+        values = [(phase, _interval(summary, phase, name)) for phase in ("before", "after")]
+        spans = [f"{_span(metric, value)} {phase}" for phase, value in values if value is not None]
+        if spans:
+            parts.append(f"{' '.join(label.split())}: {', '.join(spans)}")
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}. Bars are 95 % intervals."
+
+
+def _training_figures(history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    single: list[tuple[str, str, str, tuple[str, float] | None]] = [
+        ("loss", "Loss", "loss", ("log 2: no preference (sigmoid loss)", math.log(2))),
+        ("rewards/margins", "Reward margin", "chosen − rejected (nats × β)", ("no preference", 0.0)),
+        ("rewards/accuracies", "Pairs ordered rightly", "share of pairs", ("chance", 0.5)),
+        ("grad_norm", "Gradient norm", "norm before clipping", None),
+    ]
+    figures = []
+    for key, title, ylabel, guide in single:
+        if line := _curve(history, key, title.lower(), plots.AFTER):
+            figures.append(_figure(title, plots.curves([line], ylabel, guide), _course([line])))
+    sides = [
+        ("logps", "Log-probability of the responses", "nats, summed over tokens"),
+        ("rewards", "Rewards", "β × log-ratio (nats × β)"),
+    ]
+    for position, (key, title, ylabel) in enumerate(sides):
+        found = [
+            _curve(history, f"{key}/{side}", side, color)
+            for side, color in (("chosen", plots.CHOSEN), ("rejected", plots.REJECTED))
+        ]
+        if lines := [line for line in found if line]:
+            figures.insert(3 + position, _figure(title, plots.curves(lines, ylabel), _course(lines)))
+    return figures
+
+
+def _curve(history: Sequence[Mapping[str, float]], key: str, name: str, color: str) -> plots.Curve | None:
+    points = {}
+    for row in history:  # a resumed run may log a step twice: the last row counts
+        step = _number(row.get("step"))
+        if step is not None and key in row:
+            value = _number(row[key])
+            points[step] = math.nan if value is None else value
+    if all(math.isnan(value) for value in points.values()):
+        return None
+    steps = sorted(points)
+    return plots.Curve(name, steps, [points[step] for step in steps], color)
+
+
+def _course(lines: Sequence[plots.Curve]) -> str:
+    parts = []
+    for line in lines:
+        finite = [(step, value) for step, value in zip(line.steps, line.values, strict=True) if math.isfinite(value)]
+        (first, start), (last, end) = finite[0], finite[-1]
+        parts.append(f"{line.name}: {start:.4g} at step {first:g}, {end:.4g} at step {last:g}")
+    return ("; ".join(parts) + ".").replace("-", "−").capitalize()
+
+
+def _length_figure(lengths: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
+    before, after = lengths.get("before") or (), lengths.get("after") or ()
+    if not len(before) and not len(after):
+        return None
+    means = [
+        f"{name} {sum(values) / len(values):.1f}" for name, values in (("before", before), ("after", after)) if values
+    ]
+    return _figure("Response length", plots.lengths(before, after), f"Mean tokens: {', '.join(means)}.")
+
+
+def _stages(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, stage in (summary.get("stages") or {}).items():
+        seconds = _number(stage.get("seconds"))
+        cached = stage.get("cached")
+        how = "" if cached is None else ("cached" if cached else "built")
+        rows.append({"name": name, "how": how, "time": _duration(seconds), "key": stage.get("key") or ""})
+    return rows
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _sample(sample: Sample) -> dict[str, Any]:
+    nats = METRICS["mi/base/nats"]
+    return {
+        "user": sample.user,
+        "context": None if sample.context is None else _cut(sample.context),
+        "prompt": _cut(sample.prompt),
+        "before": _cut(sample.before),
+        "after": _cut(sample.after),
+        "pmi_before": written(nats, _number(sample.pmi_before), signed=True),
+        "pmi_after": written(nats, _number(sample.pmi_after), signed=True),
+    }
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_TEXT_CHARACTERS:
+        return text
+    return f"{text[:MAX_TEXT_CHARACTERS]} […{len(text) - MAX_TEXT_CHARACTERS:,} more characters]"

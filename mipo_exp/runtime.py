@@ -1,0 +1,147 @@
+"""What stages compute with and what is not part of their keys: the device and the loaded model.
+
+Everything here is loaded when it is first asked for, so that an experiment whose stages are all cached never imports
+torch. What a stage's result depends on is in `identity`, which every key that uses a runtime contains.
+"""
+
+import gc
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mipo_exp.config import ModelConfig
+from mipo_exp.data.base import Task
+from mipo_exp.data.rendering import Renderer
+from mipo_exp.errors import ConfigError
+from mipo_exp.models import ModelSource, load_model, load_tokenizer
+from mipo_exp.records import Condition
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Runtime:
+    """One base model, at most one adapter on it, and one task's way of writing prompts.
+
+    Args:
+        config: the model group.
+        source: where the model is.
+        task: renders conditions to messages.
+        device: `cpu` or `cuda[:N]`, as `choose_device` gives it.
+    """
+
+    def __init__(self, config: ModelConfig, source: ModelSource, task: Task, device: str) -> None:
+        self.config = config
+        self.source = source
+        self.task = task
+        self.device = device
+        self.folder: Path | None = source.path if source.kind == "folder" else None
+        # Follows the training while it runs; takes TRL's log rows, each with its `step`.
+        self.on_training_log: Callable[[Mapping[str, Any]], None] = lambda row: None
+        self._model: Any = None
+        self._adapter: Path | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the base model's weights on this device."""
+        return self.config.dtype.cuda if self.device.startswith("cuda") else self.config.dtype.cpu
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that a result computed here depends on."""
+        return {"model": self.source.fingerprint, "dtype": self.dtype, "attention": self.config.attention}
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """From messages to token ids."""
+        from transformers import GenerationConfig
+
+        folder = self._folder()
+        generation = None
+        if (folder / "generation_config.json").is_file():
+            generation = GenerationConfig.from_pretrained(folder)
+        return Renderer(load_tokenizer(folder, self.config), generation)
+
+    def prompt_ids(self, condition: Condition) -> list[int]:
+        """The prompt of a condition as token ids."""
+        return self.renderer.prompt_ids(self.task.messages(condition.context, condition.prompt))
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a piece of text has, without special ones."""
+        return len(self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def max_positions(self) -> int | None:
+        """The longest sequence that the model's positions allow."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self._folder(), trust_remote_code=self.config.trust_remote_code)
+        limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+        return limit
+
+    def model(self, adapter: Path | None = None) -> "PreTrainedModel":
+        """The base model, or the policy: the base model with the unmerged adapter of a folder."""
+        if self._model is None:
+            self._model = self.fresh_model()
+        if adapter != self._adapter:
+            from peft import PeftModel
+
+            if self._adapter is not None:
+                self._model = self._model.unload()
+                self._adapter = None
+            if adapter is not None:
+                self._model = PeftModel.from_pretrained(self._model, str(adapter)).eval()
+                self._adapter = adapter
+        model: PreTrainedModel = self._model
+        return model
+
+    def fresh_model(self) -> "PreTrainedModel":
+        """A base model of the caller's own, without the sampling settings that it was published with: they would
+        fill in whatever a `GenerationConfig` of ours leaves out, and π_ref is the plain distribution."""
+        from transformers import GenerationConfig
+
+        model = load_model(self._folder(), self.config, self.dtype, self.device)
+        model.generation_config = GenerationConfig()
+        return model
+
+    def release(self) -> None:
+        """Give the model's memory back."""
+        self._model = self._adapter = None
+        gc.collect()
+        if self.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def _folder(self) -> Path:
+        if self.folder is None:
+            raise RuntimeError("the model stage has not run yet")
+        return self.folder
+
+
+def choose_device(wanted: str) -> str:
+    """`cuda` or `cpu` for `auto`; torch is imported only where there could be a GPU.
+
+    Raises:
+        ConfigError: a GPU is asked for by name and there is none.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    if wanted == "auto" and not _has_nvidia_driver():
+        return "cpu"
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        return "cuda" if count else "cpu"
+    index = int(wanted.partition(":")[2] or 0)
+    if index >= count:
+        raise ConfigError(f"device={wanted}: torch sees {count} CUDA devices here; use device=auto or device=cpu")
+    return wanted
+
+
+def _has_nvidia_driver() -> bool:
+    return shutil.which("nvidia-smi") is not None or os.path.exists("/dev/nvidiactl")

@@ -1,0 +1,1 @@
+"""Log-probabilities of responses, and the mutual information estimated from them."""

@@ -1,0 +1,28 @@
+"""Mutual-information estimators as pure functions of log-probabilities (METHOD: arXiv 2603.19294, sections 3 and 4).
+
+`log_probs[i, k]` is log p(y_i | c_k, x_i) in nats, where condition k = 0 is the one that y_i was sampled under.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+Floats = NDArray[np.float64]
+
+
+def infonce_pmi(log_probs: Floats) -> Floats:
+    """log p(y|c_0,x) − log (1/K) Σ_k p(y|c_k,x), in nats, of each row of (n, K) `log_probs`; at most log K.
+
+    Its mean is a lower bound on I(Y; C | X) for any scoring model (van den Oord et al. 2018, eq. 4 and 5).
+    """
+    return log_probs[:, 0] - (logsumexp(log_probs, axis=1) - np.log(log_probs.shape[1]))
+
+
+def own_marginal_pmi(log_probs: Floats, marginal_log_probs: Floats) -> Floats:
+    """log p(y|c_0,x) − log p(y|x), in nats, of each row."""
+    return log_probs[:, 0] - marginal_log_probs
+
+
+def identified(log_probs: Floats) -> Floats:
+    """1.0 where the true condition gives the response a higher probability than every other one; chance is 1/K."""
+    return (log_probs[:, 0] > log_probs[:, 1:].max(axis=1)).astype(np.float64)

@@ -1,0 +1,397 @@
+"""Where an experiment's numbers go: `metrics.jsonl` always, a W&B run besides when the config asks for one.
+
+The JSONL file is the truth and W&B a view of it: nothing that W&B does wrong (no key, no network, a full quota) ends
+an experiment or waits for somebody to type. Keys come from the environment and stay there.
+"""
+
+import json
+import logging
+import math
+import netrc
+import os
+import re
+import socket
+import threading
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from mipo_exp.config import TrackerConfig
+
+if TYPE_CHECKING:
+    import wandb
+
+    from mipo_exp.reporting.report import Sample
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+PHASES = ("before", "after", "delta")
+REACH_SECONDS = 2.0
+INIT_SECONDS = 60.0
+# An upload that takes longer is left to `wandb sync`: everything is on disk.
+FINISH_SECONDS = 600.0
+REDACTED = "[redacted]"
+
+_SECRET_NAME = re.compile(
+    r"(^|_)(api_?key|secret|secret_?key|access_?key|password|passwd|credentials?|(auth|access|api|bearer|hub|hf)_token)$"
+    r"|^token$",
+    re.IGNORECASE,
+)
+_SECRET_VARIABLE = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|ACCESS_KEY)", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v\d+_\w{20,}|ghp_[A-Za-z0-9]{20,})\b")
+
+
+class Tracker(Protocol):
+    """What a run reports to."""
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """One training row; names as in `train/loss`, `step` the optimizer step."""
+
+    def finish(
+        self, summary: Mapping[str, Any], samples: Sequence["Sample"], adapter: Path | None, report: Path | None
+    ) -> None:
+        """The end of a run that went well: its summary, held-out examples, adapter folder and HTML report."""
+
+    def fail(self, error: str) -> None:
+        """The end of a run that did not."""
+
+
+def start(config: TrackerConfig, output: Path, run_id: str, resolved: Mapping[str, Any], name: str) -> Tracker:
+    """Begin to track a run.
+
+    Args:
+        config: the tracker's slice of the config.
+        output: the run's folder, which exists; `metrics.jsonl` in it is begun anew.
+        run_id: the same for a run that is taken up again, so that W&B goes on with it.
+        resolved: the whole config as plain Python; it is uploaded without secrets.
+        name: what the run is called in W&B.
+
+    Raises:
+        OSError: `metrics.jsonl` cannot be written.
+    """
+    jsonl = JsonlTracker(output / METRICS_FILE)
+    if config.name != "wandb":
+        return jsonl
+    run = _guarded("starting the run", lambda: _start_run(config, output, run_id, resolved, name))
+    return jsonl if run is None else Several((jsonl, WandbTracker(run, run_id, config.log_adapter)))
+
+
+class JsonlTracker:
+    """One JSON object a line, on disk as soon as it is logged; what is not finite is written as null.
+
+    Training rows are `{"time", "step", NAME: value}`; the final ones are `{"time", "phase": "before" | "after" |
+    "delta", NAME: mean, NAME/ci_low, NAME/ci_high}`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write one training row."""
+        self._write({"step": step, **metrics})
+
+    def finish(
+        self, summary: Mapping[str, Any], samples: Sequence["Sample"], adapter: Path | None, report: Path | None
+    ) -> None:
+        """Write one row a phase."""
+        for phase in PHASES:
+            if values := flat_metrics(summary, phase):
+                self._write({"phase": phase, **values})
+        self._file.close()
+
+    def fail(self, error: str) -> None:
+        """Write the error."""
+        self._write({"phase": "failed", "error": error})
+        self._file.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if self._file.closed:
+            return
+        stamped = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **row}
+        self._file.write(json.dumps({key: _plain(value) for key, value in stamped.items()}, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+
+class WandbTracker:
+    """A W&B run. Whatever it raises is logged once and is not the experiment's concern."""
+
+    def __init__(self, run: "wandb.Run", run_id: str, log_adapter: bool) -> None:
+        self._run = run
+        self._run_id = run_id
+        self._log_adapter = log_adapter
+        self._broken = False
+        # A run that is taken up again replays its rows; those that the server has are not sent twice.
+        self._last_step = _guarded("reading the resumed run", lambda: _last_step(run)) or 0
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send one training row, on the axis `train/step`."""
+        if self._broken or (step is not None and step <= self._last_step):
+            return
+        row = dict(metrics) if step is None else {**metrics, "train/step": step}
+        self._broken = not _guarded("logging", lambda: self._run.log(row) is None)
+
+    def finish(
+        self, summary: Mapping[str, Any], samples: Sequence["Sample"], adapter: Path | None, report: Path | None
+    ) -> None:
+        """Send the final metrics, the samples, the report and the adapter, and end the run."""
+        _guarded("writing the summary", lambda: self._run.summary.update(_summary_values(summary)))
+        if samples:
+            _guarded("logging the samples", lambda: self._log_samples(samples))
+        if report is not None and report.exists():
+            _guarded("logging the report", lambda: self._log_report(report))
+        if self._log_adapter and adapter is not None and adapter.is_dir():
+            _guarded("logging the adapter", lambda: self._log_adapter_folder(adapter))
+        self._end(0 if summary.get("status", "ok") == "ok" else 1)
+
+    def fail(self, error: str) -> None:
+        """End the run as failed."""
+        _guarded("writing the summary", lambda: self._run.summary.update({"status": "failed", "error": error}))
+        self._end(1)
+
+    def _end(self, exit_code: int) -> None:
+        _guarded("finishing the run", lambda: self._run.finish(exit_code=exit_code))
+        if self._run.offline:
+            log.info("W&B run is on disk; upload it with: wandb sync %s", Path(self._run.dir).parent)
+
+    def _log_samples(self, samples: Sequence["Sample"]) -> None:
+        import wandb
+
+        columns = ["user", "context", "prompt", "before", "after", "pmi_before", "pmi_after"]
+        rows = [[getattr(sample, column) for column in columns] for sample in samples]
+        self._run.log({"samples": wandb.Table(columns=columns, data=rows)})
+
+    def _log_report(self, report: Path) -> None:
+        import wandb
+
+        self._run.log({"report": wandb.Html(report.read_text(encoding="utf-8"), inject=False)})
+
+    def _log_adapter_folder(self, adapter: Path) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"adapter-{self._run_id}", type="model")
+        # immutable: uploaded from where it lies; otherwise every run copies its adapter into W&B's own folder first
+        artifact.add_dir(str(adapter), policy="immutable", skip_cache=True)
+        self._run.log_artifact(artifact)
+
+
+class Several:
+    """Trackers that all get everything, in order: the JSONL file first."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = tuple(trackers)
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Pass on one training row."""
+        for tracker in self._trackers:
+            tracker.log(metrics, step)
+
+    def finish(
+        self, summary: Mapping[str, Any], samples: Sequence["Sample"], adapter: Path | None, report: Path | None
+    ) -> None:
+        """Pass on the end of a run."""
+        for tracker in self._trackers:
+            tracker.finish(summary, samples, adapter, report)
+
+    def fail(self, error: str) -> None:
+        """Pass on the failure of a run."""
+        for tracker in self._trackers:
+            tracker.fail(error)
+
+
+def flat_metrics(summary: Mapping[str, Any], phase: str) -> dict[str, float | None]:
+    """The metrics of one phase of summary.json as NAME, NAME/ci_low and NAME/ci_high."""
+    flat: dict[str, float | None] = {}
+    for name, entry in ((summary.get("metrics") or {}).get(phase) or {}).items():
+        flat[name] = entry.get("mean")
+        interval = entry.get("ci95")
+        if interval is not None:
+            flat[f"{name}/ci_low"], flat[f"{name}/ci_high"] = interval
+    return flat
+
+
+def without_secrets(value: Any, secrets: Iterable[str] = ()) -> Any:
+    """A copy of plain data in which values under secret-sounding keys, and secrets inside texts, are blotted out."""
+    known = tuple(secrets)
+    if isinstance(value, Mapping):
+        return {
+            key: REDACTED if item is not None and _SECRET_NAME.search(str(key)) else without_secrets(item, known)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [without_secrets(item, known) for item in value]
+    if isinstance(value, str):
+        for secret in known:
+            value = value.replace(secret, REDACTED)
+        return _SECRET_VALUE.sub(REDACTED, value)
+    return value
+
+
+def environment_secrets() -> list[str]:
+    """The values of environment variables that are named like keys; those under eight characters are no keys."""
+    return [text for name, text in os.environ.items() if _SECRET_VARIABLE.search(name) and len(text) >= 8]
+
+
+def _summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """`before/NAME`, `after/NAME`, `delta/NAME` with their bounds, and plain NAME for the trained model (what a W&B
+    sweep optimizes and dashboards plot), the stages' seconds and the status."""
+    values: dict[str, Any] = {}
+    for phase in PHASES:
+        values.update({f"{phase}/{name}": _plain(value) for name, value in flat_metrics(summary, phase).items()})
+    after = (summary.get("metrics") or {}).get("after") or {}
+    values.update({name: _plain(entry.get("mean")) for name, entry in after.items()})
+    values.update({f"mi/{name}": value for name, value in (summary.get("mi") or {}).items()})
+    values.update({f"counts/{name}": value for name, value in (summary.get("counts") or {}).items()})
+    stages = summary.get("stages") or {}
+    values.update({f"seconds/{name}": stage.get("seconds") for name, stage in stages.items()})
+    values["status"] = summary.get("status", "ok")
+    if summary.get("error"):
+        values["error"] = summary["error"]
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON knows it; numpy scalars become numbers, what is not finite becomes None."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _guarded(what: str, action: Callable[[], Any]) -> Any:
+    """The result of `action`; None, and a warning, where W&B fails at it."""
+    try:
+        result = action()
+    except Exception as error:  # noqa: BLE001 - W&B is a view: whatever goes wrong there, the experiment goes on
+        log.warning("W&B failed at %s (%s: %s); the numbers are in %s", what, type(error).__name__, error, METRICS_FILE)
+        return None
+    return result
+
+
+def _last_step(run: "wandb.Run") -> int:
+    return int(run.summary.get("train/step") or 0) if run.resumed else 0
+
+
+def _start_run(
+    config: TrackerConfig, output: Path, run_id: str, resolved: Mapping[str, Any], name: str
+) -> "wandb.Run | None":
+    """A new W&B run, offline where online does not work; None where the environment switches W&B off."""
+    mode, reason = _mode(config.mode)
+    if mode == "disabled":
+        log.info("W&B is off (%s)", reason)
+        return None
+    uploaded = without_secrets(resolved, environment_secrets())
+    # A W&B sweep agent has chosen the run's id already.
+    identity = os.environ.get("WANDB_RUN_ID") or run_id
+    run = None
+    if mode == "online":
+        run = _guarded("starting online", lambda: _init(config, output, identity, uploaded, name, "online"))
+        reason = reason if run is not None else "starting online failed"
+    if run is None:
+        run = _init(config, output, identity, uploaded, name, "offline")
+    if run.offline:
+        log.info("W&B offline (%s); upload with: wandb sync %s", reason, Path(run.dir).parent)
+    else:
+        log.info("W&B online (%s): %s", reason, run.url)
+    return run
+
+
+def _init(
+    config: TrackerConfig, output: Path, run_id: str, uploaded: Mapping[str, Any], name: str, mode: str
+) -> "wandb.Run":
+    import wandb
+
+    run = wandb.init(
+        project=config.project,
+        entity=config.entity,
+        group=config.group,
+        tags=list(config.tags),
+        name=name,
+        id=run_id,
+        # Offline there is no run to resume from; `wandb sync` finds the one of that id.
+        resume="allow" if mode == "online" else None,
+        # One run a job: the jobs of a multirun share this process.
+        reinit="create_new",
+        dir=str(output),
+        config=dict(uploaded),
+        mode="online" if mode == "online" else "offline",
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+        ),
+    )
+    run.define_metric("train/step", hidden=True)
+    run.define_metric("train/*", step_metric="train/step")
+    return run
+
+
+def _mode(wanted: str | None) -> tuple[str, str]:
+    """`online`, `offline` or `disabled`, and why. Online only with a key, so that W&B has nothing to ask for."""
+    reason = "tracker.mode"
+    if wanted in (None, "auto"):
+        wanted = os.environ.get("WANDB_MODE", "").strip().lower()
+        reason = "WANDB_MODE"
+    if wanted in ("offline", "dryrun"):
+        return "offline", reason
+    if wanted == "disabled":
+        return "disabled", reason
+    base_url = os.environ.get("WANDB_BASE_URL") or _settings_base_url()
+    if not _has_key(base_url):
+        if wanted == "online":
+            log.warning("%s=online, but there is no API key: set WANDB_API_KEY or run wandb login", reason)
+        return "offline", "no API key"
+    if wanted == "online":
+        return "online", reason
+    if not _reachable(base_url):
+        return "offline", f"{urlsplit(base_url).hostname} cannot be reached"
+    return "online", "API key found"
+
+
+def _settings_base_url() -> str:
+    """The server of `wandb login --host`, else W&B's own."""
+    import wandb
+
+    return str(_guarded("reading its settings", lambda: wandb.setup().settings.base_url) or "https://api.wandb.ai")
+
+
+def _has_key(base_url: str) -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    named = os.environ.get("NETRC")
+    paths = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    host = urlsplit(base_url).netloc
+    for path in paths:
+        try:
+            if netrc.netrc(path).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _reachable(base_url: str, seconds: float = REACH_SECONDS) -> bool:
+    """Whether the server, or the proxy on the way to it, takes a connection within `seconds`."""
+    address = urlsplit(base_url)
+    proxy = urllib.request.getproxies().get(address.scheme)
+    if proxy and address.hostname and not urllib.request.proxy_bypass(address.hostname):
+        address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = address.port or (80 if address.scheme == "http" else 443)
+    reached = threading.Event()
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((address.hostname or "", port), timeout=seconds):
+                reached.set()
+        except OSError:
+            return
+
+    # In a thread, since resolving a name knows no time limit.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return reached.is_set()
