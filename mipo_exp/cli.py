@@ -1,8 +1,8 @@
 """The entry point: compose the config, check it, run, and return the metric that a sweeper optimizes.
 
-    python -m mipo_exp                                   the default experiment, on a CPU
-    python -m mipo_exp model=qwen1.5b task=lamp          on a GPU
-    python -m mipo_exp -m seed=1,2,3 negatives=no_context,random_context
+python -m mipo_exp                                   the default experiment, on a CPU
+python -m mipo_exp model=qwen1.5b task=lamp          on a GPU
+python -m mipo_exp -m seed=1,2,3 negatives=no_context,random_context
 """
 
 import contextlib
@@ -40,12 +40,17 @@ def user_cache() -> str:
     return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mipo_exp")
 
 
+def register_resolvers() -> None:
+    """The two values in conf/config.yaml that only the program knows."""
+    for name, resolver in (("user_cache", user_cache), ("project_root", lambda: str(PROJECT_ROOT))):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
 def main() -> None:
     """Run from the command line. Exit codes: 0, 1 for a failure of ours, 2 for bad input, 130 for an interruption."""
     # Hydra would print its own traceback and exit with 1; with this it raises, and the message below is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    for name, resolver in (("user_cache", user_cache), ("project_root", lambda: str(PROJECT_ROOT))):
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    register_resolvers()
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
     try:
         _hydra_main()

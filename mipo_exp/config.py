@@ -7,7 +7,8 @@ and raises `ConfigError` with the key, the value and the way out.
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -33,6 +34,12 @@ OPTIMIZERS = (
     *("lion_32bit", "lion_8bit", "sgd", "rmsprop"),
 )
 STRATEGIES = ("random_prompt", "no_context", "random_context")
+COMPARISONS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "above": (operator.gt, "greater than"),
+    "at_least": (operator.ge, "at least"),
+    "below": (operator.lt, "less than"),
+    "at_most": (operator.le, "at most"),
+}
 FAMILIES = ("personalization", "math", "mcq")
 
 
@@ -318,15 +325,9 @@ def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
         near = difflib.get_close_matches(str(value), bounds["choices"], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? It takes one of " if near else "it takes one of "
         raise ConfigError(f"{key}={value!r} is not an option; {hint}{', '.join(bounds['choices'])}")
-    tests = {
-        "above": (lambda bound: value > bound, "greater than"),
-        "at_least": (lambda bound: value >= bound, "at least"),
-        "below": (lambda bound: value < bound, "less than"),
-        "at_most": (lambda bound: value <= bound, "at most"),
-    }
-    for name, (holds, words) in tests.items():
+    for name, (holds, words) in COMPARISONS.items():
         # `not holds` and not the opposite comparison, so that NaN fails every bound
-        if name in bounds and not holds(bounds[name]):
+        if name in bounds and not holds(value, bounds[name]):
             raise ConfigError(f"{key}={value} is out of range; it must be {words} {bounds[name]:g}")
 
 
@@ -392,7 +393,8 @@ def _build(schema: type[T], values: Any, prefix: str) -> T:
     missing = [name for name in known if name not in values]
     if missing:
         raise ConfigError(f"{prefix}.{missing[0]} has no value; set it on the command line: {prefix}.{missing[0]}=…")
-    return schema(**{item.name: _convert(item.type, values[item.name], f"{prefix}.{item.name}") for item in items})
+    build = cast(Callable[..., T], schema)
+    return build(**{item.name: _convert(item.type, values[item.name], f"{prefix}.{item.name}") for item in items})
 
 
 def _convert(kind: Any, value: Any, key: str) -> Any:

@@ -13,6 +13,7 @@ import logging
 import mmap
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "tokenizer.model")
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
 IDENTITY_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 GGUF_MAGIC = b"GGUF"
@@ -299,6 +300,7 @@ def convert(source: ModelSource, config: ModelConfig, out: Path) -> None:
     """
     import torch
 
+    quiet_libraries()
     model, tokenizer = _read_gguf(source) if source.kind == "gguf" else _build_random(config.random or {})
     override = _template_override(config)
     if override is not None:
@@ -374,6 +376,18 @@ def byte_tokenizer() -> "PreTrainedTokenizerBase":
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
+def quiet_libraries() -> None:
+    """Keep the progress bars and notices of the model libraries out of ours; their errors still show."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    # peft asks transformers for a name that its version 6 will drop; nothing of ours can change that.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+
+
 def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder, with the configured chat template and a padding token.
 
@@ -404,6 +418,7 @@ def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "P
     """
     import torch
 
+    quiet_libraries()
     model, problems = _load_folder(folder, config, getattr(torch, dtype), device)
     if problems:
         raise ModelError(f"the weights in {folder} do not fit its config.json: {problems}")

@@ -8,6 +8,7 @@
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -81,7 +82,7 @@ def declare(config: Config, runtime: Runtime, examples: Stage) -> dict[str, Stag
 
     def stage(name: str, build: Callable[..., None], inputs: Mapping[str, Stage], **slices: Any) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""
-        plain = {key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value for key, value in slices.items()}  # type: ignore[arg-type]
+        plain = {key: _plain(value) for key, value in slices.items()}
         return Stage(
             name, 1, {"runtime": runtime.identity, **plain}, inputs, lambda work: build(work, runtime, **slices)
         )
@@ -147,6 +148,11 @@ def declare(config: Config, runtime: Runtime, examples: Stage) -> dict[str, Stag
     return stages
 
 
+def _plain(value: Any) -> Any:
+    """A config slice as JSON-like data."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
 def check_examples(config: Config, train: list[Example], evaluation: list[Example]) -> None:
     """What can only be known from the examples and would otherwise fail after an hour of sampling.
 
@@ -166,8 +172,6 @@ class Run:
 
     def fetch(self, name: str, stage: Stage) -> Artefact:
         """The stage's artefact. Its inputs must have been fetched before."""
-        import time
-
         started = time.perf_counter()
         done = {item.stage.key: item.artefact for item in self.finished.values()}
         artefact, cached = self.store.fetch(stage, {role: done[of.key] for role, of in stage.inputs.items()})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from mipo_exp.config import Config
 from mipo_exp.data.tasks import make_task
@@ -53,7 +53,7 @@ def disk_needed(source: ModelSource, converted: bool) -> int:
 
 def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     """The composed config, what of it is cached, and the tokens, memory and disk that the rest would take."""
-    lines = [yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True)]
+    lines = [OmegaConf.to_yaml(OmegaConf.create(dict(resolved)))]
     store = Store(Path(config.paths.cache).expanduser())
     device = choose_device(config.device)
     task = make_task(config.task)
@@ -66,7 +66,11 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     runtime = Runtime(config.model, source, task, device)
     model = declare_model(runtime)
     examples_stage = declare_examples(config, task, data, runtime if task.needs_tokenizer else None)
-    stages = {"examples": examples_stage, **({"model": model} if model else {}), **declare(config, runtime, examples_stage)}
+    stages = {
+        "examples": examples_stage,
+        **({"model": model} if model else {}),
+        **declare(config, runtime, examples_stage),
+    }
     status = {name: store.status(stage) for name, stage in stages.items()}
     found = store.find(examples_stage)
     examples: tuple[list[Example], list[Example]] | None = None
@@ -123,7 +127,7 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
 
 
 def _resources(config: Config, runtime: Runtime, source: ModelSource, converted: bool) -> str:
-    parameters = parameter_count(source.path) if source.kind == "folder" and source.path else None
+    parameters: float | None = parameter_count(source.path) if source.kind == "folder" and source.path else None
     parameters = parameters or billions_in(config.model.hub_id or config.model.name)
     disk = f"disk: about {gib(disk_needed(source, converted))} at most in the cache"
     if parameters is None:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 PHASES = ("before", "after", "delta")
 REACH_SECONDS = 2.0
-INIT_SECONDS = 60.0
+INIT_SECONDS = 30.0
 # An upload that takes longer is left to `wandb sync`: everything is on disk.
 FINISH_SECONDS = 600.0
 REDACTED = "[redacted]"
@@ -160,8 +160,8 @@ class WandbTracker:
     def _log_samples(self, samples: Sequence["Sample"]) -> None:
         import wandb
 
-        columns = ["user", "context", "prompt", "before", "after", "pmi_before", "pmi_after"]
-        rows = [[getattr(sample, column) for column in columns] for sample in samples]
+        columns: list[str | int] = ["user", "context", "prompt", "before", "after", "pmi_before", "pmi_after"]
+        rows = [[getattr(sample, str(column)) for column in columns] for sample in samples]
         self._run.log({"samples": wandb.Table(columns=columns, data=rows)})
 
     def _log_report(self, report: Path) -> None:
@@ -174,7 +174,9 @@ class WandbTracker:
 
         artifact = wandb.Artifact(f"adapter-{self._run_id}", type="model")
         # immutable: uploaded from where it lies; otherwise every run copies its adapter into W&B's own folder first
-        artifact.add_dir(str(adapter), policy="immutable", skip_cache=True)
+        for file in sorted(item for item in adapter.rglob("*") if item.is_file()):
+            name = file.relative_to(adapter).as_posix()
+            artifact.add_file(str(file), name, policy="immutable", skip_cache=True)
         self._run.log_artifact(artifact)
 
 
@@ -245,8 +247,7 @@ def _summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     values.update({name: _plain(entry.get("mean")) for name, entry in after.items()})
     values.update({f"mi/{name}": value for name, value in (summary.get("mi") or {}).items()})
     values.update({f"counts/{name}": value for name, value in (summary.get("counts") or {}).items()})
-    stages = summary.get("stages") or {}
-    values.update({f"seconds/{name}": stage.get("seconds") for name, stage in stages.items()})
+    values.update({f"seconds/{name}": stage.get("seconds") for name, stage in (summary.get("stages") or {}).items()})
     values["status"] = summary.get("status", "ok")
     if summary.get("error"):
         values["error"] = summary["error"]
@@ -264,15 +265,18 @@ def _plain(value: Any) -> Any:
 def _guarded(what: str, action: Callable[[], Any]) -> Any:
     """The result of `action`; None, and a warning, where W&B fails at it."""
     try:
-        result = action()
+        return action()
     except Exception as error:  # noqa: BLE001 - W&B is a view: whatever goes wrong there, the experiment goes on
         log.warning("W&B failed at %s (%s: %s); the numbers are in %s", what, type(error).__name__, error, METRICS_FILE)
         return None
-    return result
 
 
 def _last_step(run: "wandb.Run") -> int:
-    return int(run.summary.get("train/step") or 0) if run.resumed else 0
+    """The last training step that the server has of a run that is taken up again, 0 where it has none."""
+    try:
+        return int(run.summary["train/step"]) if run.resumed else 0
+    except KeyError:
+        return 0
 
 
 def _start_run(
@@ -289,7 +293,9 @@ def _start_run(
     run = None
     if mode == "online":
         run = _guarded("starting online", lambda: _init(config, output, identity, uploaded, name, "online"))
-        reason = reason if run is not None else "starting online failed"
+        if run is None:
+            # W&B holds on to the id of a run that did not start, for as long as this process lives
+            identity, reason = f"{identity}-offline", "starting online failed"
     if run is None:
         run = _init(config, output, identity, uploaded, name, "offline")
     if run.offline:
@@ -304,6 +310,7 @@ def _init(
 ) -> "wandb.Run":
     import wandb
 
+    wandb.setup(wandb.Settings(silent=True))  # its remarks on where it found the key, and the like
     run = wandb.init(
         project=config.project,
         entity=config.entity,
@@ -318,12 +325,7 @@ def _init(
         dir=str(output),
         config=dict(uploaded),
         mode="online" if mode == "online" else "offline",
-        settings=wandb.Settings(
-            console="off",
-            silent=True,
-            init_timeout=INIT_SECONDS,
-            finish_timeout=FINISH_SECONDS,
-        ),
+        settings=wandb.Settings(console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS),
     )
     run.define_metric("train/step", hidden=True)
     run.define_metric("train/*", step_metric="train/step")
@@ -345,11 +347,12 @@ def _mode(wanted: str | None) -> tuple[str, str]:
         if wanted == "online":
             log.warning("%s=online, but there is no API key: set WANDB_API_KEY or run wandb login", reason)
         return "offline", "no API key"
-    if wanted == "online":
-        return "online", reason
     if not _reachable(base_url):
-        return "offline", f"{urlsplit(base_url).hostname} cannot be reached"
-    return "online", "API key found"
+        host = urlsplit(base_url).hostname
+        if wanted == "online":
+            log.warning("%s=online, but %s cannot be reached within %g s", reason, host, REACH_SECONDS)
+        return "offline", f"{host} cannot be reached"
+    return "online", reason if wanted == "online" else "API key found"
 
 
 def _settings_base_url() -> str:

@@ -64,8 +64,8 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
     1. The whole response is a letter, perhaps with punctuation or brackets: `C`, `c.`, `(C)`, `**C**`.
     2. What follows the last "answer", "choice" or "option" (`Answer: C`, `the answer is (C)`, `the correct option is
        C. food`): the full text of an option, else a letter. A capital A before a lower-case word is an article.
-    3. The response starts with a marked letter, and no other line does with another one (a response that repeats all
-       options chooses none): `C. food`, `C) food`, `(C) food`, `C: …`, `C\\n…`.
+    3. The response starts with a marked letter, and no other one starts a line or stands in brackets (a response that
+       repeats all options chooses none): `C. food`, `C) food`, `(C) food`, `C: …`, `C\\n…`.
     4. Exactly one letter in brackets, anywhere: `I would choose (C).`
     5. Exactly one option's text occurs, as whole words, first with its own capitals, then without regard to them.
        An option that only occurs inside a longer one that occurs as well does not count.
@@ -83,10 +83,11 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
         found = _option_at_start(text[lead.end() :], options) or _letter_at_start(text[lead.end() :], known)
         if found:
             return found
-    marked = [found[1] for line in text.splitlines() if (found := _MARKED.match(line)) and found[1] in known]
-    if _MARKED.match(text) and len(set(marked)) == 1:
-        return marked[0]
     bracketed = {first or second for first, second in _BRACKETED.findall(text)} & set(known)
+    marked = {found[1] for line in text.splitlines() if (found := _MARKED.match(line))} & set(known)
+    start = _MARKED.match(text)
+    if start and marked | bracketed == {start[1]}:
+        return start[1]
     if len(bracketed) == 1:
         return bracketed.pop()
     return _only_option(text, options, 0) or _only_option(text, options, re.IGNORECASE)

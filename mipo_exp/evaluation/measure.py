@@ -35,7 +35,9 @@ def measures(
     found["response/repetition"] = _mean([repetition(text) for text in texts])
     contexts = [example.context for example in examples]
     if all(context is not None for context in contexts):
-        overlaps = [context_overlap(text, c or "", config.overlap_words) for text, c in zip(texts, contexts, strict=True)]
+        overlaps = [
+            context_overlap(text, c or "", config.overlap_words) for text, c in zip(texts, contexts, strict=True)
+        ]
         found["response/context_overlap"] = _mean(overlaps)
     return found
 
@@ -85,5 +87,3 @@ def _average(values: Values) -> float:
 def _ratio_of_sums(values: Values) -> float:
     """Σ nats / Σ tokens: per token of the whole set, so that short responses do not weigh more than their tokens."""
     return float(values[:, 0].sum() / values[:, 1].sum())
-
-

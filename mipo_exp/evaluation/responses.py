@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*")  # noqa: RUF001 the typographic apostrophe is meant
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 REPETITION_WORDS = 4
 

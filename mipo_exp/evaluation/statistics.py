@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric over `n` responses with its 95% percentile interval; the bounds are NaN where one cluster is all there is."""
+    """A metric over `n` responses with its 95% percentile interval (NaN where one cluster is all there is)."""
 
     mean: float
     low: float
@@ -52,9 +52,7 @@ def estimate(values: Values, reduce: Reduce, rows: Sequence[NDArray[np.intp]]) -
     return _summarize(reduce(values), [reduce(values[index]) for index in rows], len(values))
 
 
-def paired_difference(
-    before: Values, after: Values, reduce: Reduce, rows: Sequence[NDArray[np.intp]]
-) -> Estimate:
+def paired_difference(before: Values, after: Values, reduce: Reduce, rows: Sequence[NDArray[np.intp]]) -> Estimate:
     """`reduce(after) − reduce(before)` with the percentile interval over the same resampled rows of both."""
     if len(before) != len(after):
         raise ValueError(f"paired values differ in number: {len(before)} and {len(after)}")

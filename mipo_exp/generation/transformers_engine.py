@@ -73,7 +73,7 @@ def sample_batch(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
-        output = model.generate(  # type: ignore[operator]
+        output = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=_generation_config(sampling, stop_ids, pad_id),

@@ -35,9 +35,9 @@ def _mutual_information(scorer: str, words: str) -> list[Metric]:
             group,
             "nats",
             1,
-            f"Mean of log p(y | true context) − log of the mean of p(y | context) over K contexts, the true one and K − 1 "
-            f"of other examples, under the {words} and summed over the response's tokens. A lower bound that cannot "
-            "exceed log K.",
+            f"Mean of log p(y | true context) − log of the mean of p(y | context) over K contexts, the true one and "
+            f"K − 1 of other examples, under the {words} and summed over the response's tokens. A lower bound that "
+            "cannot exceed log K.",
         ),
         Metric(
             f"mi/{scorer}/nats_per_token",
@@ -45,8 +45,8 @@ def _mutual_information(scorer: str, words: str) -> list[Metric]:
             group,
             "nats per token",
             1,
-            "The same with mean instead of summed token log-probabilities, so that longer responses do not score higher "
-            "by their length alone.",
+            "The nats of all responses divided by their tokens, so that longer responses do not score higher by their "
+            "length alone.",
         ),
         Metric(
             f"mi/{scorer}/context_accuracy",
@@ -71,7 +71,7 @@ def _mutual_information(scorer: str, words: str) -> list[Metric]:
             group,
             "nats per token",
             1,
-            f"Mean of ({own}) divided by the response's tokens.",
+            f"The sum over all responses of ({own}), divided by their tokens.",
         ),
     ]
 
@@ -141,8 +141,8 @@ METRICS: dict[str, Metric] = {
             _RESPONSES,
             "proportion",
             0,
-            "Share of the response's word sequences that stand word for word in the context. A large rise says that "
-            "mutual information was gained by copying.",
+            "Share of the response's words that stand in a run of words copied from the context. A large rise says "
+            "that mutual information was gained by copying.",
         ),
         Metric(
             "response/repetition",
@@ -150,7 +150,7 @@ METRICS: dict[str, Metric] = {
             _RESPONSES,
             "proportion",
             -1,
-            "Share of the response's word sequences that it repeats.",
+            "1 − different runs of four words / all runs of four words: 0 where nothing is said twice.",
         ),
     )
 }

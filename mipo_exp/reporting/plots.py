@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BEFORE, AFTER = "#77808f", "#1d5fbf"
 CHOSEN, REJECTED = "#0f7b5f", "#c2511a"
@@ -73,11 +74,11 @@ def before_after(
                 _interval(axes, value, index, side, color, percent)
         if row.guide is not None:
             axes.plot([row.guide * scale] * 2, [index - 0.42, index + 0.42], color=GUIDE, linestyle=(0, (4, 2)), lw=1.2)
-    for name, value in guides.items():
-        axes.axvline(value * scale, color=GUIDE, linestyle=(0, (4, 2)), lw=1.2)
+    for name, guide in guides.items():
+        axes.axvline(guide * scale, color=GUIDE, linestyle=(0, (4, 2)), lw=1.2)
         axes.annotate(
             name,
-            (value * scale, 1.0),
+            (guide * scale, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 3),
             textcoords="offset points",
@@ -113,7 +114,7 @@ def curves(lines: Sequence[Curve], ylabel: str, guide: tuple[str, float] | None 
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(ylabel)
     axes.margins(x=0.03, y=0.12)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.grid(color="#e3e7ec", lw=0.8)
     handles, _ = axes.get_legend_handles_labels()
     if len(handles) > 1:

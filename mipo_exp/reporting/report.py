@@ -26,8 +26,8 @@ PHASES = ("before", "after", "delta")
 class Sample:
     """One held-out example with the responses of both models to it.
 
-    `pmi_before` and `pmi_after` are the responses' pointwise mutual information with the context under the base
-    model, in nats.
+    `pmi_before` and `pmi_after` are the responses' terms of the mutual information `mi/base/nats`: against K contexts,
+    under the base model, in nats.
     """
 
     user: str | None
@@ -154,7 +154,9 @@ def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         metric = describe(name)
         before, after, delta = (_interval(summary, phase, name) for phase in PHASES)
         metrics = summary.get("metrics") or {}
-        entry = next((found for phase in PHASES[::-1] if (found := (metrics.get(phase) or {}).get(name))), {})
+        entry: Mapping[str, Any] = next(
+            (found for phase in PHASES[::-1] if (found := (metrics.get(phase) or {}).get(name))), {}
+        )
         groups.setdefault(metric.group, []).append(
             {
                 "metric": metric,
@@ -218,7 +220,8 @@ def _against(metric: Metric, summary: Mapping[str, Any]) -> str:
 
 
 def _figure(title: str, svg: str, words: str) -> dict[str, Any]:
-    return {"title": title, "svg": Markup(svg), "words": words}  # noqa: S704 - our own SVG, texts escaped by matplotlib
+    # Markup: our own SVG, in which matplotlib has escaped the texts
+    return {"title": title, "svg": Markup(svg), "words": words}
 
 
 def _result_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

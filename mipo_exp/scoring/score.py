@@ -49,7 +49,14 @@ def score_pairs(work: Workspace, runtime: Runtime, scoring: ScoringConfig, min_p
             chosen_negative, rejected_negative = scores[2 * (len(pairs) + number) :][:2]
             margin = (chosen - chosen_negative) - (rejected - rejected_negative)
         if margin is None or min_pmi_margin is None or margin >= min_pmi_margin:
-            scored.append(ScoredPair(**dataclasses.asdict(pair), ref_chosen_log_prob=chosen, ref_rejected_log_prob=rejected, pmi_margin=margin))
+            scored.append(
+                ScoredPair(
+                    **dataclasses.asdict(pair),
+                    ref_chosen_log_prob=chosen,
+                    ref_rejected_log_prob=rejected,
+                    pmi_margin=margin,
+                )
+            )
     if not scored:
         raise DataError(f"pairs.min_pmi_margin={min_pmi_margin} leaves none of the {len(pairs)} pairs; lower it")
     work.write_table("pairs", scored, ScoredPair)

@@ -22,7 +22,6 @@ from mipo_exp.store import Workspace, file_sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
     from trl import DPOConfig, DPOTrainer
 
 log = logging.getLogger(__name__)
@@ -135,9 +134,10 @@ def _build_trainer(
     callback: Any,
 ) -> "DPOTrainer":
     import peft
+    from transformers import PrinterCallback
     from trl import DPOTrainer
 
-    class PairTrainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
+    class PairTrainer(DPOTrainer):
         """TRL's trainer on pairs that are token ids already."""
 
         def _prepare_dataset(self, dataset: "Dataset", *_: Any, **__: Any) -> "Dataset":
@@ -157,10 +157,11 @@ def _build_trainer(
     except ValueError as error:
         if "target modules" in str(error).lower() or "target_modules" in str(error):
             raise ConfigError(
-                f"lora.target_modules={lora.target_modules} matches no layer of this model ({error}); use all-linear or "
-                "names of its linear layers"
+                f"lora.target_modules={lora.target_modules} matches no layer of this model ({error}); use "
+                "all-linear or names of its linear layers"
             ) from error
         raise
+    dpo.remove_callback(PrinterCallback)
     # TRL reads the reference's log-probabilities from the batch where this is set. Asking for it through its config
     # instead would hash the whole model first, to name a cache file that is not used here.
     dpo.precompute_ref_logps = trainer.reference == "scored"
@@ -241,7 +242,9 @@ def check_first_loss(dpo: "DPOTrainer", method: MethodConfig, reference: str) ->
             f"before the first step the loss is {loss:.6g} instead of {expected:.6g} (loss_type="
             f"{', '.join(method.loss_type)}, beta={method.beta})"
         )
-    described = "the base model's stored log-probabilities" if reference == "scored" else "the model with its adapter off"
+    described = (
+        "the base model's stored log-probabilities" if reference == "scored" else "the model with its adapter off"
+    )
     log.info("reference: %s; first loss %.4f, margin %.1g on %d pairs", described, loss, margin, count)
 
 

@@ -1,0 +1,110 @@
+"""A tiny model built in memory, and experiments on it; no network, no key, no cache of the user's own."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from mipo_exp import cli
+from mipo_exp.config import Config, parse, resolve
+from mipo_exp.data.tasks import make_task
+from mipo_exp.experiment import run_experiment
+from mipo_exp.models import locate
+from mipo_exp.pipeline import declare_model
+from mipo_exp.runtime import Runtime
+from mipo_exp.store import Store
+
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the developer's own accounts."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "HF_TOKEN", "MIPO_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any connection fails at once."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def resolvers() -> None:
+    """What `cli.main` registers before Hydra composes."""
+    cli.register_resolvers()
+
+
+def compose_raw(*overrides: str) -> DictConfig:
+    """The composed config, as Hydra hands it over."""
+    with initialize_config_dir(str(cli.CONFIG_DIR), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def composed(*overrides: str) -> Config:
+    """A parsed config."""
+    return parse(compose_raw(*overrides, *(() if _sets_output(overrides) else ("paths.output=unused",))))
+
+
+def _sets_output(overrides: tuple[str, ...]) -> bool:
+    return any(item.startswith("paths.output=") for item in overrides)
+
+
+Experiment = Callable[..., tuple[dict[str, Any], Path]]
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for tests that do not look into it."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, shared_cache: Path) -> Experiment:
+    """Runs an experiment on the tiny model and returns its summary and its folder."""
+    import json
+
+    count = iter(range(100))
+
+    def run(*overrides: str, cache: Path | None = None) -> tuple[dict[str, Any], Path]:
+        output = tmp_path / f"run{next(count)}"
+        paths = (f"paths.output={output}", f"paths.cache={cache or shared_cache}")
+        raw = compose_raw("+debug=quick", *overrides, *paths)
+        run_experiment(parse(raw), resolve(raw), output, "test")
+        return json.loads((output / "summary.json").read_text()), output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """The tiny model with the personas task."""
+    yield make_runtime(composed("+debug=quick"), tmp_path_factory.mktemp("tiny"))
+
+
+def make_runtime(config: Config, cache: Path) -> Runtime:
+    """A runtime whose model stage is done."""
+    store = Store(cache)
+    runtime = Runtime(config.model, locate(config.model, cache), make_task(config.task), "cpu")
+    stage = declare_model(runtime)
+    if stage is not None:
+        runtime.folder = store.fetch(stage, {})[0].path / "model"
+    return runtime
+
+
+def container(config: DictConfig) -> Any:
+    """Plain Python of an OmegaConf node, unresolved."""
+    return OmegaConf.to_container(config, resolve=False)

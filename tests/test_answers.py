@@ -1,0 +1,116 @@
+"""Reading answers: numbers as lm-evaluation-harness reads GSM8K, letters, keywords."""
+
+import pytest
+
+from mipo_exp.evaluation.answers import flexible_number, has_keyword, read_letter, strict_number
+
+OPTIONS = ["carbon dioxide", "food", "protection", "water"]
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
+        ("#### 1080", "1080", "1080"),
+        ("#### 1,080", "1080", "1080"),
+        ("#### $15", None, "15"),  # the strict pattern has no dollar sign
+        ("#### -5", "-5", "-5"),
+        ("#### 5.", "5", "5"),
+        ("#### 3.50", "3.50", "3.50"),
+        ("#### 109,200,000", "109200000", "109200000"),
+        ("####7", None, "7"),  # the strict pattern wants the space
+        ("The total is 42 apples.", None, "42"),
+        ("She pays $1,234.", None, "1234"),
+        ("First 3, then 4, so 3 + 4 = 7", None, "7"),
+        ("12 boxes of 6 make 72. I checked it 2 times.", None, "2"),
+        ("#### 8 and not #### 9", "8", "9"),  # strict takes the first, flexible the last
+        ("It is 5 km", None, "5"),
+        ("minus -12 degrees", None, "-12"),
+        ("5-3", None, "-3"),
+        ("7%", None, "7"),
+        ("It is 72...", None, "72.."),  # the harness strips one full stop, so this is read and wrong
+        ("I do not know", None, None),
+        ("", None, None),
+        ("Well...", None, None),
+        ("#### ,", None, None),
+    ],
+)
+def test_numbers_are_read_as_the_harness_reads_them(text: str, strict: str | None, flexible: str | None) -> None:
+    assert strict_number(text) == strict
+    assert flexible_number(text) == flexible
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("C", "C"),
+        ("c", "C"),
+        (" c. ", "C"),
+        ("(C)", "C"),
+        ("**C**", "C"),
+        ('"C"', "C"),
+        ("Answer: C", "C"),
+        ("Answer: c", "C"),
+        ("**Answer: C**", "C"),
+        ("**Answer:** C", "C"),
+        ("The answer is C.", "C"),
+        ("The correct answer is (C) protection.", "C"),
+        ("The answer is: **C. protection**", "C"),
+        ("The answer is option B", "B"),
+        ("The correct option is D, because lichens are wet.", "D"),
+        ("Option B is right", "B"),
+        ("The best answer to the question about lichens is B", "B"),
+        ("Answer: B because algae make sugar", "B"),
+        ("First I thought the answer is A. But no: Answer: D", "D"),
+        ("Answer: food", "B"),
+        ("The answer is food, since algae make it.", "B"),
+        ("C. protection", "C"),
+        ("C) protection", "C"),
+        ("(C) protection", "C"),
+        ("C: protection", "C"),
+        ("C\nbecause …", "C"),
+        ("I would choose (D) here", "D"),
+        ("Algae supply food.", "B"),
+        ("Carbon  Dioxide", "A"),
+        ("The answer is the alga.", None),  # "a" of "alga" is no letter
+        ("Answer: A plant needs light", None),  # an article
+        ("A lichen is a plant", None),
+        ("It is food or water", None),
+        ("(A) or (B)", None),
+        ("A. carbon dioxide\nB. food\nC. protection\nD. water", None),  # repeats the options
+        ("Answer: E", None),  # no such option
+        ("E", None),
+        ("foodstuff", None),
+        ("I do not know.", None),
+        ("", None),
+    ],
+)
+def test_letters(text: str, letter: str | None) -> None:
+    assert read_letter(text, OPTIONS) == letter
+
+
+def test_letters_beyond_the_options_are_not_read() -> None:
+    assert read_letter("Answer: D", OPTIONS[:3]) is None
+    assert read_letter("Answer: E", [*OPTIONS, "light"]) == "E"
+
+
+def test_option_texts_are_told_apart_by_capitals_and_by_the_longer_match() -> None:
+    genotypes = ["75% Rr, 25% rr", "50% Rr, 50% rr", "100% Rr", "100% rr"]
+    assert read_letter("It will be 100% rr for all of them", genotypes) == "D"
+    assert read_letter("The answer is 100% Rr", genotypes) == "C"
+    nested = ["water", "salt water", "sand", "air"]
+    assert read_letter("You find salt water there", nested) == "B"
+    assert read_letter("Answer: salt water", nested) == "B"
+    assert read_letter("salt water, not water", nested) is None
+
+
+def test_numeric_options_are_read_by_their_text() -> None:
+    assert read_letter("A spider has 8 legs.", ["10", "8", "6", "12"]) == "B"
+    assert read_letter("It has 18 legs.", ["10", "8", "6", "12"]) is None
+
+
+def test_keywords_are_stems_at_the_start_of_a_word() -> None:
+    assert has_keyword("We went Sailing!", ["sail"])
+    assert not has_keyword("An assailant", ["sail"])
+    assert has_keyword("a T-Rex", ["t-rex"])
+    assert not has_keyword("", ["sail"])
+    assert not has_keyword("aXb", ["a.b"])

@@ -1,0 +1,67 @@
+"""The estimators: by hand, and on a channel whose mutual information is known in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+
+from mipo_exp.evaluation.statistics import estimate, resamples
+from mipo_exp.scoring.mutual_information import identified, infonce_pmi, own_marginal_pmi
+
+
+def test_infonce_by_hand() -> None:
+    """p = (0.4, 0.1, 0.1): log 0.4 − log((0.4 + 0.1 + 0.1) / 3) = log 2."""
+    assert infonce_pmi(np.log([[0.4, 0.1, 0.1]])) == pytest.approx([math.log(2)])
+
+
+def test_infonce_is_zero_without_information_and_log_k_at_most() -> None:
+    assert infonce_pmi(np.full((3, 8), -700.0)) == pytest.approx([0, 0, 0])
+    certain = np.full((1, 8), -5000.0)
+    certain[0, 0] = -100.0
+    assert infonce_pmi(certain) == pytest.approx([math.log(8)])
+
+
+def test_own_marginal_by_hand() -> None:
+    assert own_marginal_pmi(np.log([[0.5, 0.1]]), np.log([0.125])) == pytest.approx([math.log(4)])
+
+
+def test_identification_needs_the_true_condition_to_win_alone() -> None:
+    rows = np.array([[-1.0, -2.0], [-2.0, -1.0], [-1.0, -1.0]])
+    assert identified(rows).tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("flip", "k"), [(0.02, 8), (0.1, 8), (0.3, 4)])
+def test_estimates_agree_with_a_channel_of_known_information(flip: float, k: int) -> None:
+    """c uniform on 64 symbols; y = c with probability 1 − flip, else any other symbol.
+
+    I(Y; C) = log 64 − H(flip) − flip · log 63. The own-marginal form has this as its expectation. The InfoNCE form's
+    expectation is known too, by enumeration over how many of the K − 1 other contexts equal y.
+    """
+    symbols, n, clusters = 64, 6000, 300
+    rng = np.random.default_rng(0)
+    true = rng.integers(symbols, size=n)
+    noise = (true + rng.integers(1, symbols, size=n)) % symbols
+    received = np.where(rng.random(n) < flip, noise, true)
+    others = (true[:, None] + rng.integers(1, symbols, size=(n, k - 1))) % symbols
+    contexts = np.concatenate([true[:, None], others], axis=1)
+    hit, miss = math.log(1 - flip), math.log(flip / (symbols - 1))
+    log_probs = np.where(contexts == received[:, None], hit, miss)
+    names = [str(i % clusters) for i in range(n)]
+    rows = resamples(names, 1000, 0)
+
+    information = math.log(symbols) + (1 - flip) * hit + flip * miss
+    own = own_marginal_pmi(log_probs, np.full(n, -math.log(symbols)))
+    result = estimate(own, lambda values: float(values.mean()), rows)
+    assert result.low <= information <= result.high
+
+    p_other = 1 / (symbols - 1)  # a context other than the true one equals a y other than the true one
+    right = hit - math.log((math.exp(hit) + (k - 1) * math.exp(miss)) / k)
+    wrong = 0.0
+    for equal in range(k):
+        share = math.comb(k - 1, equal) * p_other**equal * (1 - p_other) ** (k - 1 - equal)
+        wrong += share * (miss - math.log((equal * math.exp(hit) + (k - equal) * math.exp(miss)) / k))
+    expected = (1 - flip) * right + flip * wrong
+    result = estimate(infonce_pmi(log_probs), lambda values: float(values.mean()), rows)
+    assert result.low <= expected <= result.high
+    assert result.mean <= math.log(k)
+    assert expected <= information + 1e-9, "InfoNCE is a lower bound"
