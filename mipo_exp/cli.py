@@ -51,6 +51,8 @@ def main() -> None:
     # Hydra would print its own traceback and exit with 1; with this it raises, and the message below is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, which fill a log file
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
     try:
         _hydra_main()

@@ -372,6 +372,11 @@ def check_together(config: Config) -> None:
         )
     if config.trainer.max_steps == 0:
         raise ConfigError("trainer.max_steps=0 trains nothing; use -1 for whole epochs, or a positive number of steps")
+    if config.trainer.save_steps % config.trainer.logging_steps:
+        raise ConfigError(
+            f"trainer.save_steps={config.trainer.save_steps} is not a multiple of trainer.logging_steps="
+            f"{config.trainer.logging_steps}; a training that goes on from a checkpoint would log other averages"
+        )
     if task.path is not None and not Path(task.path).expanduser().exists():
         raise ConfigError(
             f"task.path={task.path} does not exist; download the data there (docs/tasks.md lists the files), or set "

@@ -4,6 +4,7 @@ The JSONL file is the truth and W&B a view of it: nothing that W&B does wrong (n
 an experiment or waits for somebody to type. Keys come from the environment and stay there.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -369,11 +370,9 @@ def _has_key(base_url: str) -> bool:
     paths = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
     host = urlsplit(base_url).netloc
     for path in paths:
-        try:
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
             if netrc.netrc(path).authenticators(host):
                 return True
-        except (OSError, netrc.NetrcParseError):
-            continue
     return False
 
 

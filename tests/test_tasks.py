@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from mipo_exp.config import TASK_CONFIGS, TaskConfig
-from mipo_exp.data.base import Task
+from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.files import Record, download_json, read_json, read_jsonl
 from mipo_exp.data.gsm8k import gold_answer
 from mipo_exp.data.overlap import normalise, separate
@@ -40,6 +40,11 @@ def config(name: str, **changes: Any) -> TaskConfig:
 
 def task(name: str, **changes: Any) -> Task:
     return make_task(config(name, **changes))
+
+
+def prepare_and_load(one: Task) -> Examples:
+    one.prepare(download=False)
+    return one.load(None)
 
 
 def real(folder: str) -> str:
@@ -244,7 +249,8 @@ def test_split_gives_each_shared_user_to_one_side_and_drops_repeated_questions()
 def test_split_leaves_both_sides_something_or_says_why_not() -> None:
     train, evaluation = [example(f"t{i}", f"u{i % 2}") for i in range(40)], [example("e0", "u0"), example("e1", "u1")]
     kept_train, kept_eval, _ = separate(train, evaluation, "split", 0, "demo")
-    assert len(kept_train) == 20 and len(kept_eval) == 1
+    assert len(kept_train) == 20
+    assert len(kept_eval) == 1
     with pytest.raises(DataError, match=r"task\.overlap=split leaves no (training|evaluation) examples"):
         separate(train[:1], evaluation[:1], "split", 0, "demo")
     with pytest.raises(DataError, match=r"leaves no training examples"):
@@ -291,8 +297,7 @@ def gsm8k_folder(folder: Path, train: str | bytes, test: str | None = None) -> T
 def test_bad_lines_are_named_with_a_way_out(tmp_path: Path, content: str | bytes, message: str) -> None:
     broken = gsm8k_folder(tmp_path, content)
     with pytest.raises(DataError, match=message) as caught:
-        broken.prepare(download=False)
-        broken.load(None)
+        prepare_and_load(broken)
     assert "task.path=DIR" in str(caught.value)
 
 

@@ -125,9 +125,11 @@ def test_rows_are_on_disk_at_once_and_a_rerun_starts_afresh(tmp_path: Path) -> N
     first = tracking.start(config("none"), tmp_path, "id", {}, "a")
     first.log({"train/loss": 1.0}, 1)
     assert len(jsonl(tmp_path)) == 1
+    first.finish({}, [], None, None)
     second = tracking.start(config("none"), tmp_path, "id", {}, "a")
     second.log({"train/loss": 2.0}, 1)
     assert [row["train/loss"] for row in jsonl(tmp_path)] == [2.0]
+    second.finish({}, [], None, None)
 
 
 def test_failure_is_recorded(tmp_path: Path) -> None:
@@ -186,11 +188,11 @@ def test_offline_run_holds_samples_report_and_adapter(tmp_path: Path) -> None:
     records = stored(output)
     history = {key: row for record in records for key, row in items(record.history.item).items()}
     folder = next(item for item in output.glob("wandb/offline-run-*") if not item.is_symlink()) / "files"
-    table = json.loads((folder / history["samples"]["path"]).read_text(encoding="utf-8"))
+    table = json.loads((folder / history["samples/path"]).read_text(encoding="utf-8"))
     assert table["columns"] == ["user", "context", "prompt", "before", "after", "pmi_before", "pmi_after"]
     assert table["data"][0] == ["mira", "Likes tea & <b>", "A drink?", "Coffee.", "Tea, né 🍵", -0.5, 2.5]
     assert table["data"][1][:5] == [None, None, "2 + 2?", "5", "4"]
-    assert (folder / history["report"]["path"]).read_text() == "<!DOCTYPE html><p>the report</p>"
+    assert (folder / history["report/path"]).read_text() == "<!DOCTYPE html><p>the report</p>"
     artifacts = [record.artifact for record in records if record.HasField("artifact")]
     (adapter,) = (artifact for artifact in artifacts if artifact.type == "model")
     assert adapter.name == "adapter-runid123"
@@ -286,7 +288,7 @@ def test_failing_online_start_falls_back_to_offline(
 def test_wandb_switched_off_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     tracking.start(config(mode="auto"), tmp_path, "id", {}, "r").finish(SUMMARY, [], None, None)
-    assert [item.name for item in tmp_path.iterdir() if item.is_dir() and item.name == "wandb"] == []
+    assert not (tmp_path / "wandb").exists()
     assert len(jsonl(tmp_path)) == 3
 
 

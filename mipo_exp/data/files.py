@@ -195,8 +195,9 @@ def resource(name: str) -> Path:
 
 
 def data_folder() -> Path:
-    """Where downloads go: `$MIPO_CACHE/data`, by default `~/.cache/mipo_exp/data`."""
-    return Path(os.environ.get("MIPO_CACHE") or "~/.cache/mipo_exp").expanduser() / "data"
+    """Where downloads go: `$MIPO_CACHE/data`, by default `mipo_exp/data` in the user's cache folder."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("MIPO_CACHE") or f"{user_cache}/mipo_exp").expanduser() / "data"
 
 
 def fingerprint(paths: Sequence[Path]) -> str:

@@ -219,7 +219,7 @@ def record_input(number: int, record: Record) -> str:
 
 def read_profile(number: int, record: Record) -> list[Item]:
     """The row's profile items: their fields for this task, and the date where there is one."""
-    items = []
+    items: list[Item] = []
     for index, values in enumerate(record.get("profile", list)):
         item = record.child(f"profile item {index}", values)
         if number == 6 and not {"text", "title"} & set(item.values):

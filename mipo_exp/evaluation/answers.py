@@ -80,9 +80,9 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
     if alone and alone[1].upper() in known:
         return alone[1].upper()
     for lead in (*reversed(list(_LEAD.finditer(text))), *reversed(list(_FAR_LEAD.finditer(text)))):
-        found = _option_at_start(text[lead.end() :], options) or _letter_at_start(text[lead.end() :], known)
-        if found:
-            return found
+        named = _option_at_start(text[lead.end() :], options) or _letter_at_start(text[lead.end() :], known)
+        if named:
+            return named
     bracketed = {first or second for first, second in _BRACKETED.findall(text)} & set(known)
     marked = {found[1] for line in text.splitlines() if (found := _MARKED.match(line))} & set(known)
     start = _MARKED.match(text)
@@ -94,7 +94,8 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
 
 
 def _option_at_start(text: str, options: Sequence[str]) -> str | None:
-    """The longest option whose text the rest of the response starts with."""
+    """The longest option whose text the rest of the response starts with (not options of one character: they could be
+    letters)."""
     for flags in (0, re.IGNORECASE):
         found = [
             (len(option), letter)

@@ -61,6 +61,8 @@ def train_adapter(
             raise ConfigError(f"lora.target_modules={lora.target_modules} leaves nothing to train")
         log.info("training %s of %s parameters on %d pairs", f"{trainable:,}", f"{total:,}", len(pairs))
         check_first_loss(dpo, method, trainer.reference)
+        if resume is not None:
+            _restore_token_count(dpo, resume)
         dpo.train(resume_from_checkpoint=str(resume) if resume is not None else None)
     dpo.model.peft_config["default"].base_model_name_or_path = runtime.config.hub_id or runtime.config.name
     dpo.model.save_pretrained(work.path / "adapter", save_embedding_layers=False)
@@ -246,6 +248,12 @@ def check_first_loss(dpo: "DPOTrainer", method: MethodConfig, reference: str) ->
         "the base model's stored log-probabilities" if reference == "scored" else "the model with its adapter off"
     )
     log.info("reference: %s; first loss %.4f, margin %.1g on %d pairs", described, loss, margin, count)
+
+
+def _restore_token_count(dpo: "DPOTrainer", checkpoint: Path) -> None:
+    """TRL counts tokens from 0 again after a resume; let `num_tokens` go on from where it was."""
+    rows = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    dpo._total_train_tokens = int(next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0))
 
 
 def _latest_complete(folder: Path) -> Path | None:

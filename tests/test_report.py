@@ -1,0 +1,272 @@
+"""The HTML report: complete, self-contained, and robust against whatever a run leaves out or a model writes."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mipo_exp.reporting import plots
+from mipo_exp.reporting.metrics import METRICS, PERCENT, describe, written
+from mipo_exp.reporting.report import MAX_TEXT_CHARACTERS, Sample, write_report
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags match and collects ids, links and the text that a reader sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self._attributes(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._attributes(attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text += data
+
+    def _attributes(self, attrs: Sequence[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "xlink:href", "src", "aria-labelledby"):
+                self.references.append(value or "")
+
+
+def interval(mean: float, reach: float = 0.1) -> dict[str, Any]:
+    return {"mean": mean, "ci95": [mean - reach, mean + reach], "n": 48}
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    values = {name: (0.2, 0.6) for name in METRICS} | {
+        "something/new": (1.0, 2.0),
+        "response/truncated_rate": (0.5, 0.1),
+    }
+    return {
+        "schema": 1,
+        "run_id": "p3k9",
+        "git": "e0585fe-dirty",
+        "command": "python -m mipo_exp task=personas",
+        "model": "tiny",
+        "task": "personas",
+        "method": "mipo",
+        "negatives": "random_context",
+        "seed": 1,
+        "metrics": {
+            "before": {name: interval(pair[0]) for name, pair in values.items()},
+            "after": {name: interval(pair[1]) for name, pair in values.items()},
+            "delta": {name: interval(pair[1] - pair[0]) for name, pair in values.items()},
+        },
+        "stages": {"pairs": {"key": "abc123", "cached": True, "seconds": 3700.0}},
+        "counts": {"dropped_identical": 4},
+        "versions": {"torch": "2.13.0"},
+        "paths": {"adapter": "adapter"},
+        "mi": {"k": 8, "log_k": math.log(8)},
+        "status": "ok",
+        "error": None,
+    } | changes
+
+
+HISTORY = [
+    {
+        "step": float(step),
+        "loss": math.log(2) / step,
+        "rewards/margins": 0.1 * step,
+        "rewards/accuracies": 0.5,
+        "rewards/chosen": 0.1,
+        "rewards/rejected": -0.1,
+        "logps/chosen": -90.0,
+        "logps/rejected": -95.0,
+        "grad_norm": 1.0,
+    }
+    for step in range(1, 6)
+]
+LENGTHS = {"before": [10, 20, 30], "after": [15, 25, 96]}
+SAMPLE = Sample("mira", "Likes tea.", "A drink?", "Coffee.", "Tea.", -0.25, 1.5)
+
+
+def render(
+    tmp_path: Path,
+    of: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]] = HISTORY,
+    lengths: Mapping[str, Sequence[int]] = LENGTHS,
+    samples: Sequence[Sample] = (SAMPLE,),
+) -> tuple[str, Page]:
+    path = tmp_path / "report.html"
+    write_report(path, of, history, lengths, samples)
+    assert [item.name for item in tmp_path.iterdir()] == ["report.html"]
+    html = path.read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_page_needs_nothing_from_outside_and_its_links_lead_somewhere(tmp_path: Path) -> None:
+    html, page = render(tmp_path, summary())
+    assert html.lstrip().startswith("<!DOCTYPE html>")
+    assert all(reference.startswith("#") or reference in page.ids for reference in page.references)
+    assert {reference.removeprefix("#") for reference in page.references} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "script" not in page.tags
+    assert not re.search(r"@import|url\((?!#)", html)
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(page.ids)
+
+
+def test_page_holds_what_was_run_and_every_number(tmp_path: Path) -> None:
+    _, page = render(tmp_path, summary())
+    for text in (
+        "python -m mipo_exp task=personas",
+        "e0585fe-dirty",
+        "random_context",
+        "abc123",
+        "1 h 01 min",
+        "cached",
+    ):
+        assert text in page.text
+    assert f"20.0{PERCENT} [10.0, 30.0] before, 60.0{PERCENT} [50.0, 70.0] after training" in page.text
+    assert "paired change +40.0 [+30.0, +50.0] points" in page.text
+    assert "cannot exceed log 8 = 2.08 nats" in page.text
+    assert f"Chance is 1/8 = 12.5{PERCENT}" in page.text
+    assert "dropped identical" in page.text
+    for metric in METRICS.values():
+        assert metric.label in page.text
+        assert metric.explanation in page.text
+    assert "something/new" in page.text
+
+
+def test_page_has_every_figure(tmp_path: Path) -> None:
+    html, page = render(tmp_path, summary())
+    titles = re.findall(r"<figure>\s*<h3>(.*?)</h3>", html)
+    assert titles == [
+        "Mutual information between context and response",
+        "Accuracy and context identification",
+        "Response length",
+        "Loss",
+        "Reward margin",
+        "Pairs ordered rightly",
+        "Log-probability of the responses",
+        "Rewards",
+        "Gradient norm",
+    ]
+    assert page.tags.count("svg") == len(titles)
+    assert "Loss: 0.6931 at step 1, 0.1386 at step 5." in page.text
+
+
+def test_direction_is_claimed_only_where_the_interval_excludes_zero(tmp_path: Path) -> None:
+    of = summary()
+    of["metrics"]["delta"] = {
+        "accuracy": interval(0.05, 0.1),
+        "answer/unparsed_rate": interval(0.3),
+        "mi/base/nats": interval(0.4),
+        "response/tokens": interval(9.0),
+    }
+    html, _ = render(tmp_path, of)
+    rows = {
+        name: re.search(rf'href="#metric-{name.replace("/", "-")}".*?</tr>', html, re.DOTALL)
+        for name in of["metrics"]["delta"]
+    }
+    verdicts = {name: re.findall(r'class="verdict \w+">([^<]*)<', row[0] if row else "") for name, row in rows.items()}
+    assert verdicts == {
+        "accuracy": ["no clear change"],
+        "answer/unparsed_rate": ["worse"],
+        "mi/base/nats": ["better"],
+        "response/tokens": ["higher"],
+    }
+
+
+def test_html_in_texts_is_shown_and_not_run(tmp_path: Path) -> None:
+    nasty = "</pre><script>alert('x')</script> & <img src=x onerror=y> 日本語 🌱"
+    sample = Sample(nasty, nasty, nasty, nasty, nasty, 1.0, 2.0)
+    of = summary(
+        command=nasty, error=nasty, model=nasty, status="failed", counts={nasty: 1}, stages={nasty: {"key": nasty}}
+    )
+    of["metrics"]["after"][nasty] = interval(1.0)
+    _, page = render(tmp_path, of, samples=[sample])
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert page.text.count("alert('x')") >= 10
+    assert "日本語 🌱" in page.text
+
+
+def test_failed_run_without_results_still_has_a_page(tmp_path: Path) -> None:
+    _, page = render(tmp_path, {"status": "failed", "error": "the disk is full", "metrics": {}}, [], {}, [])
+    assert "The run failed. the disk is full" in page.text
+    assert "no evaluation results" in page.text
+    assert "svg" not in page.tags
+
+
+@pytest.mark.parametrize("of", [{}, {"metrics": None, "stages": None, "counts": None, "mi": None, "paths": None}])
+def test_empty_summary_is_no_error(tmp_path: Path, of: dict[str, Any]) -> None:
+    render(tmp_path, of, [], {"before": [], "after": []}, [])
+
+
+def test_missing_bounds_phases_and_values_that_are_not_finite(tmp_path: Path) -> None:
+    nan = math.nan
+    metrics = {
+        "before": {"mi/base/nats": {"mean": nan, "ci95": [nan, nan], "n": 0}, "accuracy": {"mean": None}},
+        "after": {"mi/base/nats": {"mean": 0.5, "ci95": None, "n": 3}, "accuracy": {"mean": 0.5, "ci95": [nan, 1.0]}},
+    }
+    history: list[dict[str, Any]] = [
+        {"step": 1, "loss": nan},
+        {"step": 2, "loss": 0.5, "rewards/chosen": math.inf},
+        {"loss": 0.1},
+        {"step": 2, "loss": 0.25},
+        {"step": 3, "loss": None},
+    ]
+    lengths: dict[str, list[int]] = {"before": [], "after": [7]}
+    sample = Sample(None, None, "", "", "", nan, -math.inf)
+    _, page = render(tmp_path, summary(metrics=metrics, mi={}), history, lengths, [sample])
+    assert "Loss: 0.25 at step 2, 0.25 at step 2." in page.text
+    assert "0.50 nats after training." in page.text
+    assert page.text.count("empty response") == 2
+    assert "nan" not in page.text.lower().replace("nanoseconds", "")
+
+
+def test_very_long_texts_are_cut_with_a_note(tmp_path: Path) -> None:
+    long = "word " * 100_000
+    html, page = render(tmp_path, summary(), samples=[Sample("u", long, long, long, long, 0.0, 0.0)])
+    assert page.text.count(f"[…{500_000 - MAX_TEXT_CHARACTERS:,} more characters]") == 4
+    assert len(html) < 600_000
+
+
+def test_half_an_emoji_can_be_written(tmp_path: Path) -> None:
+    _, page = render(tmp_path, summary(), samples=[Sample("u", None, "p", "cut \ud83d", "b", 0.0, 0.0)])
+    assert "cut ?" in page.text
+
+
+def test_figures_are_reproducible_and_carry_no_style_for_the_page() -> None:
+    def draw() -> str:
+        return plots.curves([plots.Curve("loss", [1, 2], [0.7, 0.5], plots.AFTER)], "loss <nats>", ("log 2", 0.69))
+
+    assert draw() == draw()
+    assert "<style" not in draw()
+    assert 'width="' not in draw().partition(">")[0]
+
+
+def test_values_are_written_in_their_units() -> None:
+    accuracy, nats, other = describe("accuracy"), describe("mi/base/nats"), describe("unheard/of")
+    assert written(accuracy, 0.1234) == f"12.3{PERCENT}"
+    assert written(accuracy, -0.05, signed=True) == "−5.0"
+    assert written(nats, 1.005, signed=True) in ("+1.00", "+1.01")
+    assert written(describe("mi/base/nats_per_token"), 0.01234) == "0.0123"
+    assert (written(other, 2.0), written(other, None), written(other, math.nan)) == ("2.000", "–", "–")
