@@ -51,7 +51,7 @@ class Progress:
         self.units += units
         self.worked_items += items if units else 0
         now = time.monotonic()
-        rate = f"{self.units / max(now - self._started, 1e-9):.0f} {self.unit}/s" if self.units else "found finished"
+        rate = f"{self.units / max(now - self._started, 1e-9):.3g} {self.unit}/s" if self.units else "found finished"
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
         elif now - self._spoken >= SECONDS_BETWEEN_LINES and self.done < self.total:
@@ -66,5 +66,5 @@ class Progress:
             self._bar.stop()
         if kind is None:
             seconds = time.monotonic() - self._started
-            rate = f", {self.units / max(seconds, 1e-9):.0f} {self.unit}/s" if self.units else ""
+            rate = f", {self.units / max(seconds, 1e-9):.3g} {self.unit}/s" if self.units else ""
             log.info("%s: %d in %.1f s%s", self.label, self.done, seconds, rate)

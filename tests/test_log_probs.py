@@ -97,6 +97,8 @@ def test_the_policy_is_the_base_model_until_it_is_trained(tiny: Runtime) -> None
 
     items = some_items(4, 250)
     before = token_log_probs(tiny.fresh_model(), items)
-    policy = peft.get_peft_model(tiny.fresh_model(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    policy = peft.get_peft_model(
+        tiny.fresh_model(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    )
     for expected, row in zip(before, token_log_probs(policy.eval(), items), strict=True):
         assert torch.allclose(expected, row, atol=1e-5)

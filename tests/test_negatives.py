@@ -30,9 +30,7 @@ def test_the_schema_names_the_strategies_that_there_are() -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("examples", [grid(6, 8), questions(20)], ids=["users", "questions"])
-def test_random_prompt_uses_each_response_k_times_and_never_for_its_own_prompt(
-    examples: list[Example], k: int
-) -> None:
+def test_random_prompt_uses_each_response_k_times_and_never_for_its_own_prompt(examples: list[Example], k: int) -> None:
     negatives = sample_negatives(examples, "random_prompt", k, seed=3)
     assert Counter(negative.source for negative in negatives) == {example.id: k for example in examples}
     by_id = {example.id: example for example in examples}
@@ -99,7 +97,9 @@ def test_mutual_information_without_contexts_contrasts_prompts() -> None:
 
 
 def test_a_user_with_several_contexts_is_used_again_only_when_users_run_out() -> None:
-    examples = [Example(f"{u}{i}", u, f"q{u}{i}", f"{u} context {i}", f"p{u}{i}", "{}") for u in "abc" for i in range(4)]
+    examples = [
+        Example(f"{u}{i}", u, f"q{u}{i}", f"{u} context {i}", f"p{u}{i}", "{}") for u in "abc" for i in range(4)
+    ]
     for example, conditions in zip(examples, contrast_conditions(examples, 3, 0), strict=True):
         assert {str(c.context)[0] for c in conditions} == {"a", "b", "c"}, example.id
     assert all(len({c.context for c in row}) == 9 for row in contrast_conditions(examples, 9, 0))

@@ -1,0 +1,197 @@
+"""Bad input, as a user meets it: one message that names the key or the file and the way out, exit code 2, in seconds."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mipo_exp.runtime import Runtime
+from tests.conftest import compose_raw
+
+SECONDS = 5.0
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a folder of its own."""
+    command = [sys.executable, "-m", "mipo_exp", f"paths.cache={cwd / 'cache'}", *arguments]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "MIPO"))}
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**inherited, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> None:
+    """The run ends with exit code 2 and one message, before a model can have been loaded."""
+    started = time.monotonic()
+    done = run(*arguments, cwd=cwd, **environment)
+    seconds = time.monotonic() - started
+    assert done.returncode == 2, done.stderr
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("error: "), done.stderr
+    assert re.search(pattern, message), message
+    assert "Traceback" not in done.stderr
+    assert seconds < SECONDS, f"{seconds:.1f} s"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["method.bta=0.1"], r"unknown config key 'method\.bta'; did you mean 'method\.beta'"),
+        (["betaa=0.1"], r"unknown config key 'betaa'; did you mean 'method\.beta'"),
+        (["+method.betta=0.1"], r"unknown config key 'method\.betta'; did you mean 'method\.beta'"),
+        (["+sede=3"], r"unknown config key 'sede'; did you mean 'seed'"),
+        (["model=qwen1b"], r"model=qwen1b is not an option; did you mean model=qwen\S+\?"),
+        (["task=gsm"], r"task=gsm is not an option; did you mean task=gsm8k\?"),
+        (["modle=smollm2"], r"unknown config key 'modle'; did you mean 'model'"),
+        (["+experiment=gsm8k"], r"experiment=gsm8k is not an option; did you mean experiment=gsm8k_cpu"),
+        (["experiment=gsm8k_cpu"], r"\+experiment=gsm8k_cpu"),
+        (["method.beta=0"], r"method\.beta=0\.0 is out of range; it must be greater than 0"),
+        (["method.beta=-1"], r"method\.beta=-1\.0 is out of range"),
+        (["method.beta=nan"], r"method\.beta=nan is out of range"),
+        (["method.beta=high"], r"method\.beta: .*high"),
+        (["method.beta=null"], r"method\.beta"),
+        (["seed=1.5"], r"seed: .*1\.5"),
+        (["negatives.k=0"], r"negatives\.k=0 is out of range; it must be at least 1"),
+        (["negatives.strategy=no_contxt"], r"did you mean 'no_context'"),
+        (["evaluation.k=1"], r"evaluation\.k=1 is out of range; it must be at least 2"),
+        (["evaluation.k=500"], r"evaluation\.k=500 needs 499 contexts .* set evaluation\.k=12"),
+        (["negatives=random_context", "negatives.k=100"], r"negatives\.k=100 .* there are 47"),
+        (["task=quiz", "negatives=no_context"], r"task=quiz has none; use negatives=random_prompt"),
+        (["method.loss_type=[sigmod]"], r"did you mean 'sigmoid'"),
+        (["method.loss_type=[sigmoid]", "method.loss_weights=[1,2]"], r"has 2 entries for 1 losses"),
+        (["trainer.lr_scheduler_type=liner"], r"did you mean 'linear'"),
+        (["trainer.max_length=100"], r"set trainer\.max_length=null or trainer\.reference=live"),
+        (["objective=accuracy"], r"objective='accuracy' is not of the form PHASE/METRIC"),
+        (["device=gpu"], r"device='gpu' is not an option"),
+        (["device=cuda:7"], r"device=cuda:7: torch sees \d+ CUDA devices"),
+        (["task=gsm8k", "task.path=nowhere"], r"task\.path=nowhere does not exist"),
+        (["model.path=nowhere"], r"model\.path=nowhere does not exist"),
+        (["task.eval_users=60"], r"task\.eval_users=60 leaves fewer than 2"),
+        (["model=qwen1.5b"], r"Qwen/Qwen2\.5-1\.5B-Instruct is neither .* nor reachable .* model\.path=DIR"),
+        (["task=gsm8k"], r"openai/gsm8k.*task\.path"),
+        (["seed=[1"], r"seed"),
+        (["model.chat_template=nowhere.jinja"], r"model\.chat_template=nowhere\.jinja is not a file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_value_is_named_with_the_way_out(arguments: list[str], pattern: str, tmp_path: Path) -> None:
+    refused(pattern, *arguments, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        ("", r"train\.jsonl.*empty"),
+        ('{"question": "1 + 1?", "answer": "#### 2"}\n{"question": "1 +', r"train\.jsonl.*line 2"),
+        ("<!DOCTYPE html><html><body>Not found</body></html>", r"train\.jsonl.*HTML"),
+        ('{"prompt": "1 + 1?", "answer": "#### 2"}\n', r"train\.jsonl.*question.*prompt"),
+        ('{"question": "1 + 1?", "answer": "two"}\n', r"train\.jsonl.*line 1.*####"),
+        ('{"question": 3, "answer": "#### 2"}\n', r"train\.jsonl.*line 1.*question"),
+    ],
+    ids=["empty", "truncated", "html", "columns", "no gold", "type"],
+)
+def test_a_bad_data_file_is_named_with_its_line(content: str, pattern: str, tmp_path: Path) -> None:
+    good = "".join(f'{{"question": "{i} + 1?", "answer": "#### {i + 1}"}}\n' for i in range(20))
+    (tmp_path / "test.jsonl").write_text(good.replace("+ 1?", "+ 1 ="))
+    (tmp_path / "train.jsonl").write_text(content)
+    refused(pattern, "task=gsm8k", f"task.path={tmp_path}", cwd=tmp_path)
+
+
+@pytest.fixture
+def model_folder(tiny: Runtime, tmp_path: Path) -> Path:
+    """A complete model folder to take something away from."""
+    assert tiny.folder is not None
+    return Path(shutil.copytree(tiny.folder, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("harm", "pattern"),
+    [
+        ("weights", r"holds no weights in safetensors or GGUF format; download"),
+        ("pickle", r"pytorch_model\.bin, which can run code when read"),
+        ("tokenizer", r"holds no tokenizer \(looked for tokenizer\.json"),
+        ("template", r"has no chat template .* model\.chat_template=FILE"),
+        ("config", r"has weights but no config\.json"),
+        ("truncated", r"model\.safetensors should have \d+ bytes by its header and has \d+"),
+        ("bad config", r"config\.json is not valid JSON"),
+        ("not gguf", r"is not a GGUF file"),
+    ],
+)
+def test_an_incomplete_model_folder_says_what_is_missing(
+    harm: str, pattern: str, model_folder: Path, tmp_path: Path
+) -> None:
+    weights = model_folder / "model.safetensors"
+    if harm in ("weights", "pickle", "not gguf"):
+        weights.unlink()
+    if harm == "pickle":
+        (model_folder / "pytorch_model.bin").write_bytes(b"x")
+    if harm == "not gguf":
+        (model_folder / "model.gguf").write_bytes(b"something else")
+    if harm == "tokenizer":
+        (model_folder / "tokenizer.json").unlink()
+    if harm == "template":
+        (model_folder / "chat_template.jinja").unlink()
+    if harm == "config":
+        (model_folder / "config.json").unlink()
+    if harm == "bad config":
+        (model_folder / "config.json").write_text("{")
+    if harm == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    refused(pattern, f"model.path={model_folder}", cwd=tmp_path)
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    refused(r"taken", "hydra.run.dir=taken/run", cwd=tmp_path)
+
+
+def test_a_cache_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    refused(r"paths\.cache=.*taken.* cannot be written", f"paths.cache={tmp_path / 'taken'}", cwd=tmp_path)
+
+
+def test_a_failed_run_leaves_a_summary_that_says_why(tmp_path: Path) -> None:
+    done = run("evaluation.k=500", "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 2
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "evaluation.k=12" in summary["error"]
+
+
+def test_one_failing_job_of_a_multirun_does_not_end_the_others(tmp_path: Path) -> None:
+    """The middle one of three is impossible; the others finish, and the failure is listed at the end."""
+    done = run("-m", "+debug=quick", "evaluation.k=3,500,4", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    listed = done.stderr[done.stderr.rindex("error: ") :]
+    assert "1 of the jobs failed" in listed
+    assert re.search(r"job 1 \(.*evaluation\.k=500.*\): evaluation\.k=500 needs", listed)
+    states = [json.loads((tmp_path / "sweep" / str(n) / "summary.json").read_text())["status"] for n in range(3)]
+    assert states == ["ok", "failed", "ok"]
+
+
+def test_too_little_disk_is_said_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Runtime
+) -> None:
+    from mipo_exp import experiment
+    from mipo_exp.config import parse
+    from mipo_exp.errors import StorageError
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(experiment.shutil, "disk_usage", lambda path: usage._replace(free=2**20))
+    paths = (f"paths.output={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}")
+    config = parse(compose_raw("+debug=quick", *paths))
+    with pytest.raises(StorageError, match=r"has 0\.0 GiB free .* needs about .* set paths\.cache=DIR"):
+        experiment.prepare(config, tmp_path / "out")

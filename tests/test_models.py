@@ -1,0 +1,131 @@
+"""Finding, converting and loading models: hub layout, GGUF, random weights."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mipo_exp import models
+from mipo_exp.data.tasks import make_task
+from mipo_exp.errors import ModelError
+from mipo_exp.models import billions_in, load_model, load_tokenizer, locate
+from mipo_exp.runtime import Runtime
+from tests.conftest import Experiment, composed, make_runtime
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox"])
+def test_a_local_folder_of_any_architecture_runs(
+    kind: str, tmp_path: Path, experiment: Experiment
+) -> None:
+    sizes = [f"model.random.model_type={kind}"]
+    runtime = make_runtime(composed("+debug=quick", *sizes), tmp_path / "made")
+    assert runtime.folder is not None
+    folder = Path(shutil.copytree(runtime.folder, tmp_path / "My Model"))
+    summary, _ = experiment(f"model.path={folder}", "model.random=null", "trainer.max_steps=1")
+    assert summary["status"] == "ok"
+    assert "model" not in summary["stages"], "a safetensors folder is used where it is"
+
+
+def test_a_changed_weight_changes_the_fingerprint(tiny: Runtime, tmp_path: Path) -> None:
+    assert tiny.folder is not None
+    folder = Path(shutil.copytree(tiny.folder, tmp_path / "model"))
+    config = composed("+debug=quick", f"model.path={folder}").model
+    first = locate(config, tmp_path)
+    assert locate(config, tmp_path).fingerprint == first.fingerprint
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert locate(config, tmp_path).fingerprint != first.fingerprint
+
+
+def test_the_chat_template_is_part_of_the_fingerprint_and_can_be_replaced(tiny: Runtime, tmp_path: Path) -> None:
+    template = tmp_path / "plain.jinja"
+    template.write_text("{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}")
+    plain = composed("+debug=quick").model
+    replaced = composed("+debug=quick", f"model.chat_template={template}").model
+    assert locate(plain, tmp_path).fingerprint != locate(replaced, tmp_path).fingerprint
+    assert tiny.folder is not None
+    assert load_tokenizer(tiny.folder, replaced).chat_template == template.read_text()
+
+
+def test_random_weights_depend_on_their_seed_alone(tmp_path: Path) -> None:
+    made = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(made))
+        runtime = make_runtime(composed("+debug=quick", f"model.random.seed={seed}"), tmp_path / name)
+        made.append(runtime.fresh_model().state_dict())
+    assert all(torch.equal(tensor, made[1][name]) for name, tensor in made[0].items())
+    assert not all(torch.equal(tensor, made[2][name]) for name, tensor in made[0].items())
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(tiny: Runtime, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    assert tiny.folder is not None
+    folder = Path(shutil.copytree(tiny.folder, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    removed = next(name for name in tensors if "q_proj" in name)
+    save_file({name: t for name, t in tensors.items() if name != removed}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="1 tensors are missing"):
+        load_model(folder, composed("+debug=quick").model, "float32", "cpu")
+
+
+def test_a_converted_model_that_computes_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = models._load_folder
+
+    def disturbed(*arguments: Any) -> Any:
+        model, problems = load(*arguments)
+        with torch.no_grad():
+            next(model.parameters()).mul_(3)
+        return model, problems
+
+    monkeypatch.setattr(models, "_load_folder", disturbed)
+    with pytest.raises(ModelError, match="logits differ"):
+        make_runtime(composed("+debug=quick"), tmp_path)
+
+
+def test_no_code_from_a_model_repository_runs(tiny: Runtime, tmp_path: Path) -> None:
+    """A folder whose config.json asks for code of its own is refused unless the user turns it on."""
+    import json
+
+    assert tiny.folder is not None
+    folder = Path(shutil.copytree(tiny.folder, tmp_path / "model"))
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "stranger", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ModelError):
+        load_model(folder, composed("+debug=quick").model, "float32", "cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_hubs_local_cache_is_the_loading_path_for_hub_ids(
+    tiny: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    """A repository in the layout of the hub's cache is found offline under its id."""
+    import huggingface_hub.constants
+
+    assert tiny.folder is not None
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--someone--tiny-instruct"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(tiny.folder, repository / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = composed("model=qwen1.5b", "model.hub_id=someone/tiny-instruct").model
+    source = locate(config, tmp_path / "cache")
+    assert source.path == repository / "snapshots" / commit
+    assert source.description == "someone/tiny-instruct@0123456789ab"
+    runtime = Runtime(config, source, make_task(composed().task), "cpu")
+    assert runtime.fresh_model().config.model_type == "llama"
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("Qwen/Qwen2.5-1.5B-Instruct", 1.5e9), ("SmolLM2-135M-Instruct", 135e6), ("x", None)]
+)
+def test_parameters_named_by_a_model(name: str, count: float | None) -> None:
+    assert billions_in(name) == count

@@ -1,0 +1,247 @@
+"""The whole job on the tiny model: every config runs, the cache is used, an interruption changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mipo_exp import cli
+from mipo_exp.data.tasks import TASKS
+from mipo_exp.records import Example, Negative, Pair, Response, ScoredPair, by_id
+from mipo_exp.scoring.log_probs import Scorable, token_log_probs
+from mipo_exp.store import Artefact
+from tests.conftest import Experiment, composed, make_runtime
+
+DATA = Path(os.environ.get("MIPO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+STAGES = {
+    *("model", "examples", "chosen", "rejected", "pairs", "scored_pairs", "adapter", "before_responses"),
+    *("before_scores_base", "after_responses", "after_scores_base", "after_scores_policy"),
+}
+LOCAL = {
+    "gsm8k": [f"task.path={DATA / 'gsm8k'}"],
+    "arc": [f"task.path={DATA / 'arc'}"],
+    "lamp": [f"task.path={DATA / 'lamp3_extract'}", "task.overlap=split", "task.max_prompt_tokens=600"],
+}
+
+
+def artefact(summary: dict[str, Any], stage: str) -> Artefact:
+    """The artefact of a stage, as the summary names it."""
+    folder = {"before_responses": "responses", "after_responses": "responses"}.get(stage, stage)
+    folder = "scores" if "_scores_" in stage else folder
+    path = Path(summary["paths"]["cache"]) / folder / summary["stages"][stage]["key"]
+    return Artefact(path, json.loads((path / "manifest.json").read_text()))
+
+
+def yaml_names(group: str) -> list[str]:
+    return sorted(path.stem for path in (cli.CONFIG_DIR / group).glob("*.yaml"))
+
+
+def test_the_contract_of_the_summary(experiment: Experiment) -> None:
+    summary, output = experiment()
+    assert summary["schema"] == 1
+    assert (summary["status"], summary["error"]) == ("ok", None)
+    assert set(summary["stages"]) == STAGES
+    for phase in ("before", "after", "delta"):
+        for name in ("mi/base/nats", "mi/policy/nats_per_token", "accuracy", "response/tokens"):
+            entry = summary["metrics"][phase][name]
+            assert set(entry) == {"mean", "ci95", "n"}
+            assert entry["n"] == 6
+            assert entry["ci95"][0] <= entry["mean"] + 1e-9
+            assert entry["mean"] - 1e-9 <= entry["ci95"][1]
+    assert summary["metrics"]["before"]["mi/policy/nats"] == summary["metrics"]["before"]["mi/base/nats"]
+    for name in ("report.html", "metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
+        assert (output / name).is_file(), name
+    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps if "train/loss" in row] == [1, 2]
+
+
+def test_a_second_run_does_no_work_and_gives_the_same_metrics(experiment: Experiment, tmp_path: Path) -> None:
+    first, _ = experiment(cache=tmp_path / "cache")
+    second, output = experiment(cache=tmp_path / "cache")
+    assert not any(stage["cached"] for stage in first["stages"].values())
+    assert all(stage["cached"] for stage in second["stages"].values())
+    assert first["metrics"] == second["metrics"]
+    assert first["run_id"] == second["run_id"]
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2], "a cached training is replayed"
+
+
+def test_a_change_of_beta_trains_again_and_samples_no_pair(experiment: Experiment, tmp_path: Path) -> None:
+    experiment(cache=tmp_path / "cache")
+    summary, _ = experiment("method.beta=0.3", cache=tmp_path / "cache")
+    redone = {name for name, stage in summary["stages"].items() if not stage["cached"]}
+    assert redone == {"adapter", "after_responses", "after_scores_base", "after_scores_policy"}
+
+
+def test_another_strategy_shares_the_chosen_responses_and_before(experiment: Experiment, tmp_path: Path) -> None:
+    experiment(cache=tmp_path / "cache")
+    summary, _ = experiment("negatives=random_context", cache=tmp_path / "cache")
+    shared = {name for name, stage in summary["stages"].items() if stage["cached"]}
+    assert shared == {"model", "examples", "chosen", "before_responses", "before_scores_base"}
+    summary, _ = experiment("seed=2", cache=tmp_path / "cache")
+    shared = {name for name, stage in summary["stages"].items() if stage["cached"]}
+    assert shared == {"model", "examples", "before_responses", "before_scores_base"}
+
+
+def test_a_key_that_changes_no_result_changes_no_stage(experiment: Experiment, tmp_path: Path) -> None:
+    experiment(cache=tmp_path / "cache")
+    summary, _ = experiment("evaluation.bootstrap_samples=150", "objective=after/accuracy", cache=tmp_path / "cache")
+    assert all(stage["cached"] for stage in summary["stages"].values())
+
+
+def test_random_prompt_samples_nothing_twice(experiment: Experiment) -> None:
+    summary, _ = experiment("negatives=random_prompt")
+    assert summary["counts"]["reused_rejected"] + summary["counts"].get("dropped_identical", 0) == 8
+    chosen = by_id(artefact(summary, "chosen").table("responses", Response))
+    rejected = by_id(artefact(summary, "rejected").table("responses", Response))
+    for negative in artefact(summary, "rejected").table("negatives", Negative):
+        assert rejected[negative.id].token_ids == chosen[str(negative.source)].token_ids
+
+
+def test_pairs_are_trained_under_the_true_condition_with_its_log_probabilities(
+    experiment: Experiment, shared_cache: Path
+) -> None:
+    summary, _ = experiment("negatives.k=2", "pairs.min_pmi_margin=-1000")
+    runtime = make_runtime(composed("+debug=quick"), shared_cache)
+    model = runtime.fresh_model()
+    examples = by_id(artefact(summary, "examples").table("train", Example))
+    pairs = artefact(summary, "scored_pairs").table("pairs", ScoredPair)
+    assert len(pairs) == 16
+    for pair in pairs:
+        assert pair.prompt_ids == runtime.prompt_ids(examples[pair.example].condition)
+        sides = [
+            float(token_log_probs(model, [Scorable(tuple(prompt), tuple(side))], share_prefix=False)[0].sum())
+            for prompt in (pair.prompt_ids, pair.negative_ids)
+            for side in (pair.chosen_ids, pair.rejected_ids)
+        ]
+        assert [pair.ref_chosen_log_prob, pair.ref_rejected_log_prob] == pytest.approx(sides[:2], abs=1e-4)
+        assert pair.pmi_margin == pytest.approx((sides[0] - sides[2]) - (sides[1] - sides[3]), abs=1e-3)
+
+
+def test_the_pmi_filter_keeps_the_pairs_above_it(experiment: Experiment) -> None:
+    everything, _ = experiment("pairs.min_pmi_margin=-1000")
+    margins = [pair.pmi_margin or 0.0 for pair in artefact(everything, "scored_pairs").table("pairs", ScoredPair)]
+    middle = sorted(margins)[4]
+    summary, _ = experiment(f"pairs.min_pmi_margin={middle}")
+    kept = artefact(summary, "scored_pairs").table("pairs", ScoredPair)
+    assert sorted(pair.pmi_margin or 0.0 for pair in kept) == sorted(margins)[4:]
+    assert summary["counts"]["dropped_pmi_margin"] == 4
+
+
+@pytest.mark.parametrize("task", yaml_names("task"))
+@pytest.mark.parametrize("strategy", ["random_prompt", "no_context", "random_context"])
+def test_every_task_runs_with_every_strategy_that_it_can(task: str, strategy: str, experiment: Experiment) -> None:
+    overrides = [f"task={task}", *LOCAL.get(task, []), "task.train_examples=8", "task.eval_examples=6"]
+    if task in LOCAL and not DATA.is_dir():
+        pytest.skip("the public data is not here")
+    config = composed("+debug=quick", f"task={task}", "paths.output=x")
+    if strategy != "random_prompt" and config.task.family != "personalization":
+        pytest.skip("needs a user context")
+    if task == "lamp" and strategy == "random_context":
+        overrides.append("task.train_examples=null")
+    summary, _ = experiment(*overrides, f"negatives={strategy}", "trainer.max_steps=1")
+    assert summary["status"] == "ok"
+    assert summary["negatives"] == strategy
+
+
+def test_tasks_and_their_configs_are_the_same_list() -> None:
+    assert set(yaml_names("task")) == set(TASKS)
+
+
+@pytest.mark.parametrize("name", yaml_names("experiment"))
+def test_every_experiment_runs(name: str, experiment: Experiment) -> None:
+    task = composed(f"+experiment={name}", "paths.output=x").task.name
+    if task in LOCAL and not DATA.is_dir():
+        pytest.skip("the public data is not here")
+    # The experiment comes first and the debug sizes after it, as on the command line.
+    sizes = ["model=tiny", "task.train_examples=8", "task.eval_examples=6", "task.max_new_tokens=8"]
+    summary, _ = experiment(f"+experiment={name}", *LOCAL.get(task, []), *sizes, "trainer.max_steps=1")
+    assert summary["task"] == task
+
+
+@pytest.mark.parametrize("name", [name for name in yaml_names("model") if name != "tiny"])
+def test_every_model_config_is_complete(name: str) -> None:
+    model = composed(f"model={name}").model
+    assert model.name == name
+    assert model.hub_id is not None
+    assert model.hub_id.count("/") == 1
+    assert model.dtype.cuda == "bfloat16"
+
+
+@pytest.mark.parametrize("tracker", yaml_names("tracker"))
+@pytest.mark.parametrize("method", yaml_names("method"))
+@pytest.mark.parametrize("engine", yaml_names("engine"))
+def test_every_other_option_runs(tracker: str, method: str, engine: str, experiment: Experiment) -> None:
+    summary, output = experiment(f"tracker={tracker}", f"method={method}", f"engine={engine}", "tracker.mode=offline")
+    assert summary["method"] == method
+    assert bool(list(output.glob("wandb/offline-run-*"))) == (tracker == "wandb")
+
+
+def test_switches_run(experiment: Experiment) -> None:
+    summary, _ = experiment(
+        *("evaluation.policy_scoring=false", "scoring.share_prefix=false", "pairs.keep_cut_off=true"),
+        *("pairs.max_length_ratio=4", "trainer.reference=live", "trainer.max_length=64", "sampling.temperature=0.5"),
+        *("trainer.activation_checkpointing=true", "lora.use_rslora=true", "task.context_role=user"),
+        *("trainer.gradient_accumulation_steps=2", "evaluation.sampling.temperature=0", "model.attention=eager"),
+    )
+    assert "mi/policy/nats" not in summary["metrics"]["after"]
+
+
+def test_sharing_prefixes_changes_no_metric(experiment: Experiment) -> None:
+    shared, _ = experiment()
+    whole, _ = experiment("scoring.share_prefix=false")
+    for phase in ("before", "after"):
+        for name, entry in whole["metrics"][phase].items():
+            assert entry["mean"] == pytest.approx(shared["metrics"][phase][name]["mean"], abs=1e-4), name
+
+
+KILLED = ["+debug=quick", "task.train_examples=24", "trainer.max_steps=6", "trainer.save_steps=1", "engine.batch_rows=2"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mipo_exp", *KILLED, *arguments]
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_changes_neither_pairs_nor_metrics(tmp_path: Path) -> None:
+    """Killed again and again at growing delays until it gets through; then compared with an undisturbed run."""
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
+    whole = command(f"paths.cache={tmp_path / 'whole'}", f"hydra.run.dir={tmp_path / 'out_whole'}")
+    subprocess.run(whole, check=True, cwd=tmp_path, env=environment, capture_output=True)
+    broken = command(f"paths.cache={tmp_path / 'broken'}", f"hydra.run.dir={tmp_path / 'out_broken'}")
+    kills, delay = 0, 2.0
+    while True:
+        process = subprocess.Popen(
+            broken, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            assert process.wait(timeout=delay) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills, delay = kills + 1, delay + 0.7
+    assert kills >= 3
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("out_whole", "out_broken")]
+    assert summaries[0]["metrics"] == summaries[1]["metrics"]
+    for stage, table in (("pairs", "pairs"), ("scored_pairs", "pairs"), ("after_responses", "responses")):
+        contents = [(artefact(summary, stage).path / f"{table}.arrow").read_bytes() for summary in summaries]
+        assert contents[0] == contents[1], stage
+    assert artefact(summaries[0], "pairs").table("pairs", Pair)
+
+
+def test_the_manifest_says_where_an_artefact_comes_from(experiment: Experiment) -> None:
+    started = time.time()
+    summary, _ = experiment()
+    manifest = artefact(summary, "adapter").manifest
+    assert manifest["inputs"]["scored_pairs"] == summary["stages"]["scored_pairs"]["key"]
+    assert manifest["config"]["method"]["beta"] == 0.1
+    assert set(manifest["packages"]) >= {"torch", "transformers", "trl", "peft"}
+    assert manifest["seconds"] < time.time() - started + 60
