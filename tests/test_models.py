@@ -16,9 +16,7 @@ from tests.conftest import Experiment, composed, make_runtime
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox"])
-def test_a_local_folder_of_any_architecture_runs(
-    kind: str, tmp_path: Path, experiment: Experiment
-) -> None:
+def test_a_local_folder_of_any_architecture_runs(kind: str, tmp_path: Path, experiment: Experiment) -> None:
     sizes = [f"model.random.model_type={kind}"]
     runtime = make_runtime(composed("+debug=quick", *sizes), tmp_path / "made")
     assert runtime.folder is not None
@@ -67,7 +65,9 @@ def test_weights_that_do_not_fit_the_config_are_refused(tiny: Runtime, tmp_path:
     folder = Path(shutil.copytree(tiny.folder, tmp_path / "model"))
     tensors = load_file(folder / "model.safetensors")
     removed = next(name for name in tensors if "q_proj" in name)
-    save_file({name: t for name, t in tensors.items() if name != removed}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: t for name, t in tensors.items() if name != removed}, folder / "model.safetensors", {"format": "pt"}
+    )
     with pytest.raises(ModelError, match="1 tensors are missing"):
         load_model(folder, composed("+debug=quick").model, "float32", "cpu")
 

@@ -201,7 +201,13 @@ def test_sharing_prefixes_changes_no_metric(experiment: Experiment) -> None:
             assert entry["mean"] == pytest.approx(shared["metrics"][phase][name]["mean"], abs=1e-4), name
 
 
-KILLED = ["+debug=quick", "task.train_examples=24", "trainer.max_steps=6", "trainer.save_steps=1", "engine.batch_rows=2"]
+KILLED = [
+    "+debug=quick",
+    "task.train_examples=24",
+    "trainer.max_steps=6",
+    "trainer.save_steps=1",
+    "engine.batch_rows=2",
+]
 
 
 def command(*arguments: str) -> list[str]:

@@ -20,7 +20,9 @@ def ask(runtime: Runtime, text: str) -> list[int]:
     return runtime.renderer.prompt_ids([{"role": "user", "content": text}])
 
 
-def sample(runtime: Runtime, prompts: list[list[int]], sampling: SamplingConfig = PLAIN, seed: int = 0) -> list[list[int]]:
+def sample(
+    runtime: Runtime, prompts: list[list[int]], sampling: SamplingConfig = PLAIN, seed: int = 0
+) -> list[list[int]]:
     stops, pad = runtime.renderer.stop_ids, runtime.renderer.pad_id
     return [item.token_ids for item in sample_batch(runtime.model(), prompts, sampling, stops, pad, seed)]
 

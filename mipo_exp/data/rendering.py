@@ -4,6 +4,7 @@ Token ids, never template strings, travel from here through generation, scoring,
 all of them see the same prompt and the same response.
 """
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +18,7 @@ Message = dict[str, str]
 
 # Some templates (Llama 3) print today's date: every run sees this one, or cached results would age by the day.
 PINNED_DATE = datetime(2024, 7, 26)
+_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<form>.*?)(?P=quote)\s*\)""")
 _MARK = "\u2402response\u2403"
 
 
@@ -33,6 +35,8 @@ class Renderer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation: "GenerationConfig | None" = None) -> None:
         self.tokenizer = tokenizer
+        # transformers turns functions among a template's arguments into text, so the call itself is replaced.
+        self._template = _NOW.sub(_pinned, tokenizer.get_chat_template())
         self._system_role = self._can_render([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
         if not self._can_render([{"role": "user", "content": "u"}]):
             raise ModelError("the chat template cannot render a user message; give another: model.chat_template=FILE")
@@ -57,16 +61,13 @@ class Renderer:
         return [{"role": first["role"], "content": f"{head['content']}\n\n{first['content']}"}, *rest]
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        def pinned_now(form: str) -> str:
-            return PINNED_DATE.strftime(form)
-
         encoded: Any = self.tokenizer.apply_chat_template(
             list(messages),
             add_generation_prompt=add_generation_prompt,
             tokenize=True,
             return_dict=True,
+            chat_template=self._template,
             date_string=PINNED_DATE.strftime("%d %b %Y"),
-            strftime_now=pinned_now,
         )
         return list(encoded["input_ids"])
 
@@ -86,6 +87,7 @@ class Renderer:
             if value is not None:
                 found.update(value if isinstance(value, list) else [value])
         special = set(self.tokenizer.all_special_ids)
+        special |= {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": _MARK}]
         ids = self._render(turns, add_generation_prompt=False)
         # The shortest prefix of the ids that contains the whole response; the next special id closes the turn.
@@ -94,3 +96,8 @@ class Renderer:
         if not found:
             raise ModelError("neither the model nor its chat template says which token ends a response")
         return tuple(sorted(found))
+
+
+def _pinned(call: re.Match[str]) -> str:
+    """A template's `strftime_now(form)` as a literal of the pinned date."""
+    return repr(PINNED_DATE.strftime(call["form"]))
