@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import os
+import resource
 import shutil
 import sys
 import time
@@ -139,12 +141,13 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter")
     summary.update(
         metrics={phase: {name: item.as_json() for name, item in of.items()} for phase, of in estimates.items()},
-        mi={"k": config.evaluation.k, "log_k": _log_k(config.evaluation.k)},
+        mi={"k": config.evaluation.k, "log_k": math.log(config.evaluation.k)},
         counts=_counts(run),
         stages={
             name: {"key": item.stage.key, "cached": item.cached, "seconds": round(item.seconds, 3)}
             for name, item in run.finished.items()
         },
+        resources=_resources(runtime.device),
         paths={
             "output": str(output),
             "cache": str(prepared.store.root),
@@ -251,12 +254,6 @@ def _evaluated(run: Run, phase: str) -> Evaluated:
     return Evaluated(responses, scores)
 
 
-def _log_k(k: int) -> float:
-    import math
-
-    return math.log(k)
-
-
 def _counts(run: Run) -> dict[str, int]:
     counts: dict[str, int] = {}
     for stage, name in (("examples", "notes"), ("pairs", "counts"), ("scored_pairs", "counts")):
@@ -276,6 +273,16 @@ def _link_adapter(source: Path, link: Path) -> Path:
     except OSError:
         shutil.copytree(source, link)
     return link
+
+
+def _resources(device: str) -> dict[str, float]:
+    """Peak memory of this process so far, in GiB; a run whose stages are all cached has used next to none."""
+    found = {"peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
+    if device.startswith("cuda") and "torch" in sys.modules:
+        import torch
+
+        found["peak_gpu_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    return found
 
 
 def _samples(

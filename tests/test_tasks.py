@@ -195,7 +195,7 @@ def test_quiz_has_every_letter_equally_often_and_can_be_answered() -> None:
 
 
 def test_messages_by_context_role_and_instruction() -> None:
-    user = task("personas", instruction=None)
+    user = task("personas", context_role="user", instruction=None)
     assert user.messages("I sail.", "Hello?") == [{"role": "user", "content": "I sail.\n\nHello?"}]
     assert user.messages(None, "Hello?") == [{"role": "user", "content": "Hello?"}]
     assert user.messages("I sail.", "") == [{"role": "user", "content": "I sail."}]

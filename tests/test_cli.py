@@ -1,0 +1,132 @@
+"""The command line: help, plan, sweeps, an installed wheel."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+import pytest
+
+from mipo_exp import cli
+from tests.test_bad_input import run
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_help_is_there_at_once(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = run("--help", cwd=tmp_path)
+    assert time.monotonic() - started < 2.0
+    assert done.returncode == 0
+    for group in ("model: ", "task: ", "negatives: ", "smollm2", "personas"):
+        assert group in done.stdout
+
+
+def test_plan_says_what_would_run_and_runs_nothing(tmp_path: Path) -> None:
+    done = run("+debug=quick", "plan=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "beta: 0.1" in done.stdout
+    lines = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 1}
+    assert lines["chosen"] == lines["adapter"] == "missing"
+    assert "disk: about" in done.stdout
+    assert not (tmp_path / "cache" / "chosen").exists()
+    assert run("+debug=quick", cwd=tmp_path).returncode == 0
+    done = run("+debug=quick", "plan=true", "method.beta=0.2", cwd=tmp_path)
+    lines = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 1}
+    assert (lines["chosen"], lines["scored_pairs"], lines["adapter"]) == ("cached", "cached", "missing")
+    assert "memory: about" in done.stdout
+
+
+def test_plan_without_the_model_says_what_would_be_fetched(tmp_path: Path) -> None:
+    done = run("model=qwen1.5b", "plan=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "a run would fetch it first" in done.stdout
+    assert "Qwen/Qwen2.5-1.5B-Instruct" in done.stdout
+
+
+@pytest.mark.parametrize("sweep", sorted(path.stem for path in (cli.PROJECT_ROOT / "sweeps").glob("*.yaml")))
+def test_every_sweep_runs(sweep: str, tmp_path: Path) -> None:
+    import re
+
+    done = run("-m", f"+sweeps={sweep}", "+debug=quick", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (cli.PROJECT_ROOT / "sweeps" / f"{sweep}.yaml").read_text()
+    values = re.findall(r"^      \S+: (\S+)$", text, flags=re.MULTILINE)
+    jobs = 1
+    for value in values:
+        jobs *= len(value.split(","))
+    summaries = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/summary.json")]
+    assert len(summaries) == jobs > 1
+    assert {summary["status"] for summary in summaries} == {"ok"}
+    sampled = [s for s in summaries if not s["stages"]["chosen"]["cached"]]
+    assert len(sampled) == len({s["seed"] for s in summaries}), "chosen responses are sampled once a seed"
+
+
+def test_the_space_of_a_wandb_sweep_is_the_space_of_its_hydra_twin() -> None:
+    import yaml
+
+    for path in (cli.PROJECT_ROOT / "sweeps" / "wandb").glob("*.yaml"):
+        definition = yaml.safe_load(path.read_text())
+        twin = yaml.safe_load((path.parents[1] / path.name).read_text())["hydra"]["sweeper"]["params"]
+        ours = {key: [float(value) for value in values.split(",")] for key, values in twin.items()}
+        assert {key: value["values"] for key, value in definition["parameters"].items()} == ours
+
+
+def test_a_sweeper_gets_the_metric_that_the_objective_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mipo_exp.config import parse, resolve
+    from mipo_exp.experiment import run_experiment
+    from tests.conftest import compose_raw
+
+    raw = compose_raw(
+        "+debug=quick",
+        f"paths.output={tmp_path}",
+        f"paths.cache={tmp_path / 'cache'}",
+        "objective=after/response/tokens",
+    )
+    value = run_experiment(parse(raw), resolve(raw), tmp_path, "test")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert value == summary["metrics"]["after"]["response/tokens"]["mean"]
+
+
+def test_an_installed_wheel_finds_its_configs_and_sweeps_from_any_folder(tmp_path: Path) -> None:
+    """A virtual environment that sees our dependencies but not the checkout."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=False, system_site_packages=False)
+    (site,) = environment.glob("lib/python*/site-packages")
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--python",
+        str(environment / "bin" / "python"),
+    ]
+    subprocess.run([*install, "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
+    dependencies = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "dependencies.pth").write_text("\n".join(dependencies))
+    # The editable install of the checkout comes with those site-packages; the wheel's own copy is found before it.
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = environment / "bin" / "mipo_exp"
+    overrides = [
+        "-m",
+        "+sweeps=negatives",
+        "+debug=quick",
+        "hydra.sweeper.params.seed=1",
+        f"paths.cache={tmp_path / 'c'}",
+    ]
+    done = subprocess.run(
+        [str(program), *overrides], cwd=outside, env=clean, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(outside.glob("multirun/*/*/*/summary.json"))) == 3
+    where = [str(environment / "bin" / "python"), "-c", "import mipo_exp.cli as c; print(c.CONFIG_DIR)"]
+    found = subprocess.run(where, cwd=outside, env=clean, capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(found) == site / "mipo_exp" / "conf"
