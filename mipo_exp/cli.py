@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -146,10 +146,16 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 
 def _composition_error(error: Exception) -> str:
-    """A key that does not exist gets the nearest one that does; everything else its own first lines."""
+    """A key that does not exist gets the nearest one that does; everything else its own first line."""
     from mipo_exp.config import unknown_key
 
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override!r} ({text.splitlines()[0]}); quote it for the shell?"
+    if "No match in the defaults list" in text:
+        group = text.split("'", 2)[1]
+        argument = next((item for item in sys.argv[1:] if item.startswith(f"{group}=")), f"{group}=NAME")
+        return f"{group} is not chosen by default; add it: +{argument}"
     for mark in ("Could not override '", "Key '"):
         if mark in text:
             key = text.split(mark, 1)[1].split("'", 1)[0]

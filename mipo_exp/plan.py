@@ -89,7 +89,9 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     if not works:
         lines.append("(tokens are not known before the examples, whose budgets need the model's tokenizer)")
     lines.append("")
-    lines.append(_resources(config, runtime, source, converted=model is None or status["model"] == "cached"))
+    if model is not None and status["model"] == "cached":
+        runtime.folder = store.path(model) / "model"
+    lines.append(_resources(config, runtime))
     return "\n".join(lines)
 
 
@@ -126,10 +128,10 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
     }
 
 
-def _resources(config: Config, runtime: Runtime, source: ModelSource, converted: bool) -> str:
-    parameters: float | None = parameter_count(source.path) if source.kind == "folder" and source.path else None
+def _resources(config: Config, runtime: Runtime) -> str:
+    parameters: float | None = parameter_count(runtime.folder) if runtime.folder is not None else None
     parameters = parameters or billions_in(config.model.hub_id or config.model.name)
-    disk = f"disk: about {gib(disk_needed(source, converted))} at most in the cache"
+    disk = f"disk: about {gib(disk_needed(runtime.source, runtime.folder is not None))} at most in the cache"
     if parameters is None:
         return f"{disk}\nmemory: not known before the model is converted"
     weights = parameters * BYTES[runtime.dtype]
