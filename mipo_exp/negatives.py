@@ -119,9 +119,10 @@ def contrast_conditions(examples: Sequence[Example], k: int, seed: int) -> list[
             row = [Condition(None, rest[int(index)]) for index in chosen]
         if len(row) < k - 1:
             kind = "contexts of other users" if example.context is not None else "other prompts"
+            smaller = f"set evaluation.k={len(row) + 1} or " if row else ""
             raise ConfigError(
                 f"evaluation.k={k} needs {k - 1} {kind} for each evaluation example, and {example.id} has only "
-                f"{len(row)}; set evaluation.k={len(row) + 1} or load more evaluation data (task.eval_examples)"
+                f"{len(row)}; {smaller}load more evaluation data (task.eval_examples)"
             )
         rows.append([example.condition, *row])
     return rows

@@ -20,12 +20,15 @@ def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig, strategy:
     rejected = by_id(work.inputs["rejected"].table("responses", Response))
     counts: Counter[str] = Counter()
     kept = []
+    seen: set[tuple[str, tuple[int, ...]]] = set()
     for negative in work.inputs["rejected"].table("negatives", Negative):
         example = examples[negative.example]
         good, bad = chosen[example.id], rejected[negative.id]
         counts["cut_off_chosen"] += not good.finished
         counts["cut_off_rejected"] += not bad.finished
-        reason = why_dropped(good, bad, pairs)
+        side = (example.id, tuple(bad.token_ids))
+        reason = "repeated" if side in seen else why_dropped(good, bad, pairs)
+        seen.add(side)
         if reason is not None:
             counts[f"dropped_{reason}"] += 1
             continue

@@ -19,7 +19,6 @@ from mipo_exp.config import Config
 from mipo_exp.data.base import Task
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
 from mipo_exp.models import convert
-from mipo_exp.negatives import contrast_conditions, sample_negatives
 from mipo_exp.pairs import build_pairs
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime
@@ -30,7 +29,23 @@ from mipo_exp.training.dpo import train_adapter
 log = logging.getLogger(__name__)
 
 # What says where a task's data comes from or what its defaults are, and not what the examples are.
-NOT_IN_EXAMPLES = ("path", "hub_id", "revision", "base_url", "source", "license", "default_negatives", "max_new_tokens")
+NOT_IN_EXAMPLES = (
+    *("path", "hub_id", "revision", "base_url", "source", "license", "higher_is_better", "default_negatives"),
+    "max_new_tokens",
+)
+
+# Raised when a stage computes something else from the same config: what it made before is not used any more.
+VERSIONS = {
+    "model": 1,
+    "examples": 1,
+    "chosen": 1,
+    "rejected": 1,
+    "pairs": 1,
+    "scored_pairs": 1,
+    "adapter": 1,
+    "responses": 1,
+    "scores": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,9 @@ def declare_examples(config: Config, task: Task, data: str, runtime: Runtime | N
             raise ValueError(f"task={config.task.name} needs the model's tokenizer")
         shape["runtime"] = runtime.identity
         count_tokens = runtime.count_tokens
-    return Stage("examples", 1, {"task": shape, "data": data}, {}, partial(load_examples, task, count_tokens))
+    return Stage(
+        "examples", VERSIONS["examples"], {"task": shape, "data": data}, {}, partial(load_examples, task, count_tokens)
+    )
 
 
 def load_examples(task: Task, count_tokens: Callable[[str], int] | None, work: Workspace) -> None:
@@ -70,7 +87,7 @@ def declare_model(runtime: Runtime) -> Stage | None:
         return None
     return Stage(
         "model",
-        1,
+        VERSIONS["model"],
         {"source": runtime.source.fingerprint},
         {},
         lambda work: convert(runtime.source, runtime.config, work.path / "model"),
@@ -84,7 +101,11 @@ def declare(config: Config, runtime: Runtime, examples: Stage) -> dict[str, Stag
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""
         plain = {key: _plain(value) for key, value in slices.items()}
         return Stage(
-            name, 1, {"runtime": runtime.identity, **plain}, inputs, lambda work: build(work, runtime, **slices)
+            name,
+            VERSIONS[name],
+            {"runtime": runtime.identity, **plain},
+            inputs,
+            lambda work: build(work, runtime, **slices),
         )
 
     sampling, engine, scoring, seed = config.sampling, config.engine, config.scoring, config.seed
@@ -151,16 +172,6 @@ def declare(config: Config, runtime: Runtime, examples: Stage) -> dict[str, Stag
 def _plain(value: Any) -> Any:
     """A config slice as JSON-like data."""
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-
-
-def check_examples(config: Config, train: list[Example], evaluation: list[Example]) -> None:
-    """What can only be known from the examples and would otherwise fail after an hour of sampling.
-
-    Raises:
-        ConfigError: too few contexts or prompts for `negatives.k` or `evaluation.k`.
-    """
-    sample_negatives(train, config.negatives.strategy, config.negatives.k, config.seed)
-    contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
 
 
 class Run:

@@ -1,5 +1,6 @@
 """`plan=true`: what a run would do, without doing it."""
 
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -9,13 +10,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mipo_exp.checks import check_examples, check_extra
 from mipo_exp.config import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import UserError
 from mipo_exp.models import ModelSource, billions_in, locate, parameter_count
+from mipo_exp.negatives import sample_negatives
 from mipo_exp.pipeline import declare, declare_examples, declare_model
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime, choose_device
+from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES
 from mipo_exp.store import Store
 
 log = logging.getLogger(__name__)
@@ -26,8 +30,7 @@ OTHER_DISK_BYTES = GIB // 2
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 CHARACTERS_PER_TOKEN = 4.0
 TEMPLATE_TOKENS = 25
-# Of a training step per token and parameter: activations of one layer are small beside the logits, which dominate.
-VOCABULARY = 150_000
+LIBRARIES_BYTES = GIB  # torch, transformers and TRL, imported
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,10 @@ def gib(size: float) -> str:
 
 def disk_needed(source: ModelSource, converted: bool) -> int:
     """Bytes that a run may add to the cache. A GGUF file grows at most by the ratio of float32 to its 4 bits."""
-    if converted or source.path is None:
+    if converted or source.kind == "folder":
         return OTHER_DISK_BYTES
+    if source.path is None:
+        return OTHER_DISK_BYTES  # random weights: as many as the config asks for
     return OTHER_DISK_BYTES + 8 * source.path.stat().st_size
 
 
@@ -57,15 +62,20 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     store = Store(Path(config.paths.cache).expanduser())
     device = choose_device(config.device)
     task = make_task(config.task)
+    notes = []
+    data: str | None = None
     try:
         data = task.prepare(download=False)
+    except UserError as error:
+        notes.append(f"a run would fetch it first: {error}")
+    try:
         source = locate(config.model, store.root, download=False)
     except UserError as error:
-        lines.append(f"not on this machine yet, a run would fetch it first: {error}")
-        return "\n".join(lines)
+        notes.append(f"a run would fetch it first: {error}")
+        source = ModelSource("folder", None, "not here yet", f"{config.model.name}, not here yet")
     runtime = Runtime(config.model, source, task, device)
     model = declare_model(runtime)
-    examples_stage = declare_examples(config, task, data, runtime if task.needs_tokenizer else None)
+    examples_stage = declare_examples(config, task, data or "not here yet", runtime if task.needs_tokenizer else None)
     stages = {
         "examples": examples_stage,
         **({"model": model} if model else {}),
@@ -76,9 +86,12 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     examples: tuple[list[Example], list[Example]] | None = None
     if found is not None:
         examples = found.table("train", Example), found.table("eval", Example)
-    elif not task.needs_tokenizer:
+    elif data is not None and not task.needs_tokenizer:
         loaded = task.load(None)
         examples = loaded.train, loaded.eval
+    if examples is not None:
+        check_examples(config, task, *examples)
+    check_extra(config)
     works = estimate_work(config, *examples) if examples is not None else {}
     lines.append(f"cache: {store.root}\ndevice: {device}, {runtime.dtype}\nmodel: {source.description}\n")
     lines.append(f"{'stage':<22}{'status':<10}{'sampled':>10}{'scored':>10}{'trained':>10}  tokens")
@@ -87,11 +100,14 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
         cells = "".join(f"{value or '':>10}" for value in (work.sampled, work.scored, work.trained))
         lines.append(f"{name:<22}{status[name]:<10}{cells}")
     if not works:
-        lines.append("(tokens are not known before the examples, whose budgets need the model's tokenizer)")
-    lines.append("")
+        lines.append("(tokens are known once the data, and for token budgets the model's tokenizer, are here)")
+    lines += ["", *notes]
     if model is not None and status["model"] == "cached":
         runtime.folder = store.path(model) / "model"
-    lines.append(_resources(config, runtime))
+    longest = (
+        max((len(example.prompt + (example.context or "")) for example in examples[0]), default=0) if examples else 0
+    )
+    lines.append(_resources(config, runtime, math.ceil(longest / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS))
     return "\n".join(lines)
 
 
@@ -104,7 +120,8 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
 
     k, new = config.negatives.k, config.sampling.max_new_tokens
     limit = config.evaluation.sampling.max_new_tokens
-    reused = config.negatives.strategy == "random_prompt"
+    negatives = sample_negatives(train, config.negatives.strategy, k, config.seed)
+    missing = sum(negative.source is None for negative in negatives)
     pairs = len(train) * k
     true_prompts = sum(prompt(example) for example in train)
     passes = 1 if config.pairs.min_pmi_margin is None else 2
@@ -117,7 +134,7 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
     scored = len(evaluation) * (config.evaluation.k + 1) * limit + config.evaluation.k * held_out
     return {
         "chosen": Work(sampled=len(train) * new),
-        "rejected": Work(sampled=0 if reused else pairs * new),
+        "rejected": Work(sampled=missing * new),
         "scored_pairs": Work(scored=math.ceil(passes * sides)),
         "before_responses": Work(sampled=len(evaluation) * limit),
         "before_scores_base": Work(scored=math.ceil(scored)),
@@ -128,17 +145,31 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
     }
 
 
-def _resources(config: Config, runtime: Runtime) -> str:
+def _resources(config: Config, runtime: Runtime, prompt_tokens: int) -> str:
     parameters: float | None = parameter_count(runtime.folder) if runtime.folder is not None else None
     parameters = parameters or billions_in(config.model.hub_id or config.model.name)
     disk = f"disk: about {gib(disk_needed(runtime.source, runtime.folder is not None))} at most in the cache"
     if parameters is None:
         return f"{disk}\nmemory: not known before the model is converted"
-    weights = parameters * BYTES[runtime.dtype]
-    rows = 2 * config.trainer.per_device_train_batch_size
-    # Logits and their gradient in float32 for the response positions, and the working set of a batch.
-    logits = 3 * rows * config.sampling.max_new_tokens * VOCABULARY * 4
-    return (
-        f"{disk}\nmemory: about {gib(weights)} for the weights ({parameters / 1e9:.2f}B parameters), and up to about "
-        f"{gib(1.5 * GIB + logits + weights)} beside them while training"
+    size = BYTES[runtime.dtype]
+    tokens = 2 * config.trainer.per_device_train_batch_size * (prompt_tokens + config.sampling.max_new_tokens)
+    vocabulary, width, depth = _shape(runtime)
+    # Logits and their gradient in float32, and what the layers keep for the backward pass (some 30 widths a token).
+    training = tokens * (
+        2 * vocabulary * 4 + (30 * depth * width * size if not config.trainer.activation_checkpointing else 0)
     )
+    scoring = min(MAX_LOGITS_BYTES * 2, config.scoring.batch_tokens * vocabulary * 4)
+    return (
+        f"{disk}\nmemory: about {gib(parameters * size)} for the weights ({parameters / 1e9:.2f}B parameters), "
+        f"{gib(training)} beside them while training, {gib(scoring)} while scoring, {gib(LIBRARIES_BYTES)} for the "
+        "libraries"
+    )
+
+
+def _shape(runtime: Runtime) -> tuple[int, int, int]:
+    """Vocabulary, width and depth from config.json; those of a 1.5B model where it is not here yet."""
+    known: dict[str, Any] = {}
+    if runtime.folder is not None and (runtime.folder / "config.json").is_file():
+        known = json.loads((runtime.folder / "config.json").read_text(encoding="utf-8"))
+    vocabulary, width, depth = (known.get(key) for key in ("vocab_size", "hidden_size", "num_hidden_layers"))
+    return vocabulary or 151_936, width or 1536, depth or 28

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mipo_exp.config import ModelConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.rendering import Renderer
-from mipo_exp.errors import ConfigError
+from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.models import ModelSource, load_model, load_tokenizer
 from mipo_exp.records import Condition
 
@@ -54,6 +54,11 @@ class Runtime:
         """Everything that a result computed here depends on."""
         return {"model": self.source.fingerprint, "dtype": self.dtype, "attention": self.config.attention}
 
+    @property
+    def base_name(self) -> str:
+        """What an adapter names as its base: the folder or the repository. Not in a key: the weights are."""
+        return self.config.path or self.config.hub_id or self.config.name
+
     @cached_property
     def renderer(self) -> Renderer:
         """From messages to token ids."""
@@ -78,7 +83,12 @@ class Runtime:
         """The longest sequence that the model's positions allow."""
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self._folder(), trust_remote_code=self.config.trust_remote_code)
+        try:
+            config = AutoConfig.from_pretrained(self._folder(), trust_remote_code=self.config.trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{self._folder()}/config.json is not a model that transformers reads ({error})"
+            ) from error
         limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
         return limit
 
@@ -140,6 +150,7 @@ def choose_device(wanted: str) -> str:
     index = int(wanted.partition(":")[2] or 0)
     if index >= count:
         raise ConfigError(f"device={wanted}: torch sees {count} CUDA devices here; use device=auto or device=cpu")
+    torch.cuda.set_device(index)
     return wanted
 
 

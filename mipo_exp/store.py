@@ -115,9 +115,8 @@ class Artefact:
 class Workspace:
     """Where a stage builds its artefact: `path` is renamed into place when the build returns."""
 
-    def __init__(self, path: Path, stage: Stage, inputs: Mapping[str, Artefact]) -> None:
+    def __init__(self, path: Path, inputs: Mapping[str, Artefact]) -> None:
         self.path = path
-        self.stage = stage
         self.inputs = inputs
         self.rows: dict[str, int] = {}
 
@@ -228,7 +227,7 @@ class Store:
             shutil.rmtree(path)
         partial.mkdir(exist_ok=True)
         started = time.perf_counter()
-        workspace = Workspace(partial, stage, inputs)
+        workspace = Workspace(partial, inputs)
         stage.build(workspace)
         files = {
             str(file.relative_to(partial)): _describe(file)

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from mipo_exp.config import TrackerConfig
@@ -174,10 +174,11 @@ class WandbTracker:
         import wandb
 
         artifact = wandb.Artifact(f"adapter-{self._run_id}", type="model")
-        # immutable: uploaded from where it lies; otherwise every run copies its adapter into W&B's own folder first
+        # immutable: uploaded from where it lies. An offline run is uploaded later, when the cache may be gone: a copy.
+        policy: Literal["immutable", "mutable"] = "mutable" if self._run.offline else "immutable"
         for file in sorted(item for item in adapter.rglob("*") if item.is_file()):
             name = file.relative_to(adapter).as_posix()
-            artifact.add_file(str(file), name, policy="immutable", skip_cache=True)
+            artifact.add_file(str(file), name, policy=policy, skip_cache=True)
         self._run.log_artifact(artifact)
 
 

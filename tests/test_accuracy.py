@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from mipo_exp.evaluation.accuracy import LOWER_IS_BETTER, SCORERS, macro_f1_score, measure
+from mipo_exp.evaluation.accuracy import SCORERS, macro_f1_score, measure
 
 
 def refs(*values: dict[str, object]) -> list[str]:
@@ -110,7 +110,3 @@ def test_no_responses_give_no_crash_and_different_counts_an_error(scorer: str) -
 def test_unknown_scorer_is_named() -> None:
     with pytest.raises(ValueError, match="'nubmer' is not a scorer"):
         measure("nubmer", [], [])
-
-
-def test_error_metrics_are_marked_as_lower_is_better() -> None:
-    assert {"mae", "rmse", "answer/unparsed_rate"} == LOWER_IS_BETTER

@@ -187,7 +187,7 @@ def test_switches_run(experiment: Experiment) -> None:
     summary, _ = experiment(
         *("evaluation.policy_scoring=false", "scoring.share_prefix=false", "pairs.keep_cut_off=true"),
         *("pairs.max_length_ratio=4", "trainer.reference=live", "trainer.max_length=64", "sampling.temperature=0.5"),
-        *("trainer.activation_checkpointing=true", "lora.use_rslora=true", "task.context_role=user"),
+        *("trainer.activation_checkpointing=true", "lora.use_rslora=true", "task.context_role=system"),
         *("trainer.gradient_accumulation_steps=2", "evaluation.sampling.temperature=0", "model.attention=eager"),
     )
     assert "mi/policy/nats" not in summary["metrics"]["after"]

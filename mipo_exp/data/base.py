@@ -66,6 +66,19 @@ class Task(ABC):
             return [{"role": "system", "content": context}, {"role": "user", "content": text}]
         return [{"role": "user", "content": f"{context}\n\n{text}" if text else context}]
 
+    def refuse_source(self) -> None:
+        """For a task that is built in.
+
+        Raises:
+            DataError: the config names a source, which would be ignored.
+        """
+        for key in ("path", "hub_id"):
+            if getattr(self.config, key) is not None:
+                raise DataError(
+                    f"task.{key}={getattr(self.config, key)}: task={self.config.name} is built in and reads nothing "
+                    f"else; set task.{key}=null"
+                )
+
     def instruct(self, prompt: str) -> str:
         """The prompt with `task.instruction`: in its place where the instruction says `{prompt}`, else before it.
 

@@ -91,6 +91,21 @@ def read_text(path: Path) -> str:
     return text
 
 
+def check_not_cut(path: Path, way_out: str) -> None:
+    """Look at the end of a JSON file, which takes no time however large it is.
+
+    Raises:
+        DataError: the file is empty or does not end like JSON.
+    """
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - 4096))
+        end = handle.read().rstrip()
+    if not end.endswith((b"]", b"}")):
+        with path.open("rb") as handle:
+            lines = sum(block.count(b"\n") for block in iter(lambda: handle.read(2**20), b"")) + 1
+        raise DataError(f"{path}, line {lines}: the file ends in the middle, it is truncated; {way_out}")
+
+
 def looks_like_html(start: str) -> bool:
     """Whether a file that begins with `start` is an HTML page: some servers send one, with status 200, for a missing
     file."""

@@ -18,6 +18,7 @@ from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.files import (
     WAY_OUT,
     Record,
+    check_not_cut,
     check_unique,
     data_folder,
     download_json,
@@ -73,6 +74,7 @@ class Lamp(Task):
                 start = handle.read(1000).decode("utf-8", errors="replace")
             if looks_like_html(start):
                 raise DataError(f"{path} is an HTML page (line 1: {start.lstrip()[:40]!r}), not JSON; {WAY_OUT}")
+            check_not_cut(path, WAY_OUT)
         return fingerprint(paths)
 
     def load(self, count_tokens: Callable[[str], int] | None) -> Examples:

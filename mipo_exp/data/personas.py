@@ -1,6 +1,6 @@
 """Personas: short user profiles crossed with everyday requests; a good response brings in what the user cares about.
 
-    context  "About me: I love sailing boats."
+    context  "I am Marta and I love sailing boats."
     prompt   "Suggest a gift for my best friend."
     checked  does the response contain a word on the user's topic (sail, boat, wind, …)?
 
@@ -30,6 +30,7 @@ class Personas(Task):
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""
+        self.refuse_source()
         return fingerprint([resource(RESOURCE)])
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:

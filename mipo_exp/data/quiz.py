@@ -25,6 +25,7 @@ class Quiz(Task):
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""
+        self.refuse_source()
         return fingerprint([resource(RESOURCE)])
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:

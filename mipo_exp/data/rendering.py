@@ -37,9 +37,13 @@ class Renderer:
         self.tokenizer = tokenizer
         # transformers turns functions among a template's arguments into text, so the call itself is replaced.
         self._template = _NOW.sub(_pinned, tokenizer.get_chat_template())
-        self._system_role = self._can_render([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
-        if not self._can_render([{"role": "user", "content": "u"}]):
-            raise ModelError("the chat template cannot render a user message; give another: model.chat_template=FILE")
+        problem = self._problem([{"role": "user", "content": "u"}])
+        if problem is not None:
+            raise ModelError(
+                f"the chat template cannot render a user message ({problem}); give another: model.chat_template=FILE"
+            )
+        system = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+        self._system_role = self._problem(system) is None
         self.stop_ids = self._find_stop_ids(generation)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
 
@@ -71,14 +75,16 @@ class Renderer:
         )
         return list(encoded["input_ids"])
 
-    def _can_render(self, messages: Sequence[Message]) -> bool:
+    def _problem(self, messages: Sequence[Message]) -> str | None:
+        """Why the template cannot render these messages; None where it can."""
         from jinja2.exceptions import TemplateError
 
         try:
             self._render(messages, add_generation_prompt=True)
-        except (TemplateError, ValueError, TypeError):
-            return False
-        return True
+        except (TemplateError, ValueError, TypeError) as error:
+            line = getattr(error, "lineno", None)
+            return f"line {line}: {error}" if line is not None else str(error)
+        return None
 
     def _find_stop_ids(self, generation: "GenerationConfig | None") -> tuple[int, ...]:
         """Every id that ends a turn: the model's, the tokenizer's, and the one the template closes a turn with."""

@@ -26,6 +26,7 @@ class WordProblems(Task):
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`: a hash of the problems themselves, since no file holds them."""
+        self.refuse_source()
         return digest([[row.prompt, row.reference] for side in self._sides() for row in side])
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:

@@ -14,8 +14,6 @@ import numpy as np
 
 from mipo_exp.evaluation.answers import clean_number, flexible_number, has_keyword, read_letter, strict_number
 
-LOWER_IS_BETTER = frozenset({"mae", "rmse", "answer/unparsed_rate"})
-
 
 @dataclass(frozen=True)
 class Measure:

@@ -141,6 +141,13 @@ def _whole(option: str) -> str:
     return rf"(?<!\w){words}(?!\w)"
 
 
+# A short stem begins too many unrelated words (ski: skill, tea: team); it may only be inflected.
+SHORT_STEM = 5
+_ENDINGS = r"(?:s|es|d|ed|r|er|ers|ing|y)?(?!\w)"
+
+
 def has_keyword(text: str, stems: Sequence[str]) -> bool:
-    """Whether a word in the text starts with one of the stems, whatever its case."""
-    return any(re.search(rf"\b(?:{re.escape(stem)})", text, re.IGNORECASE) for stem in stems)
+    """Whether one of the stems occurs, whatever its case: at the beginning of a word, or, if it has fewer than
+    `SHORT_STEM` letters, as a whole word with at most an ending (-s, -ed, -ing …)."""
+    patterns = (rf"\b{re.escape(stem)}{_ENDINGS if len(stem) < SHORT_STEM else ''}" for stem in stems)
+    return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)

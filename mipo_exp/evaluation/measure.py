@@ -12,6 +12,8 @@ from mipo_exp.evaluation.statistics import Estimate, Values, estimate, paired_di
 from mipo_exp.records import Example, Response, Scores
 from mipo_exp.scoring.mutual_information import identified, infonce_pmi, own_marginal_pmi
 
+PHASES = ("before", "after", "delta")
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -19,6 +21,15 @@ class Evaluated:
 
     responses: Sequence[Response]
     scores: Mapping[str, Sequence[Scores]]
+
+
+def metric_names(scorer: str, examples: Sequence[Example], config: EvaluationConfig) -> list[str]:
+    """The metrics that an evaluation of these examples will have."""
+    some = examples[:1]
+    response = [Response(example.id, [0], "", True) for example in some]
+    scores = [Scores(example.id, 1, [0.0] * config.k, 0.0) for example in some]
+    models = ("base", "policy") if config.policy_scoring else ("base",)
+    return sorted(measures(Evaluated(response, dict.fromkeys(models, scores)), some, scorer, config))
 
 
 def measures(

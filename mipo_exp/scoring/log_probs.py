@@ -71,9 +71,16 @@ def token_log_probs(
     if any(not item.prompt_ids or not item.response_ids for item in items):
         raise ValueError("a scored prompt and its response need at least one token each")
     with torch.inference_mode():
-        if share_prefix:
+        if share_prefix and keeps_keys_and_values(model):
             return _with_shared_prefixes(model, items)
         return _with_whole_sequences(model, items, padding_side)
+
+
+def keeps_keys_and_values(model: "PreTrainedModel") -> bool:
+    """Whether all layers are attention: the state of a recurrent layer cannot be shared by rows of other lengths."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    recurrent = getattr(model, "_is_stateful", False)
+    return not recurrent and all("attention" in kind and "linear" not in kind for kind in kinds)
 
 
 def _with_whole_sequences(

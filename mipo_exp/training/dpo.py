@@ -28,17 +28,19 @@ log = logging.getLogger(__name__)
 
 CHECKED_PAIRS = 4
 COMPLETE = "complete.json"
-# Set by this module from other groups; `trainer.extra` may not name them.
-MANAGED = (
-    *("output_dir", "seed", "data_seed", "bf16", "fp16", "use_cpu", "report_to", "save_strategy", "save_total_limit"),
-    *("logging_strategy", "disable_tqdm", "precompute_ref_log_probs", "resume_from_checkpoint", "push_to_hub"),
-)
+# What would go around this framework; `trainer.extra` may not name it, nor anything that is set elsewhere.
+REFUSED = ("precompute_ref_log_probs", "resume_from_checkpoint", "push_to_hub", "eval_strategy", "do_eval")
 # Keys of the trainer group that are ours, not TRL's.
 OWN_KEYS = ("reference", "extra")
 
 
 def train_adapter(
-    work: Workspace, runtime: Runtime, method: MethodConfig, lora: LoraConfig, trainer: TrainerConfig, seed: int
+    work: Workspace,
+    runtime: Runtime,
+    method: MethodConfig,
+    lora: LoraConfig,
+    trainer: TrainerConfig,
+    seed: int,
 ) -> None:
     """Train the adapter and write `adapter/` (PEFT's format), `history.json` (TRL's log rows) and `training.json`.
 
@@ -50,6 +52,7 @@ def train_adapter(
     from transformers import set_seed
 
     pairs = work.inputs["scored_pairs"].table("pairs", ScoredPair)
+    _check_room_for_responses(pairs, trainer.max_length)
     checkpoints = work.path / "checkpoints"
     resume = _latest_complete(checkpoints)
     runtime.release()
@@ -64,7 +67,8 @@ def train_adapter(
         if resume is not None:
             _restore_token_count(dpo, resume)
         dpo.train(resume_from_checkpoint=str(resume) if resume is not None else None)
-    dpo.model.peft_config["default"].base_model_name_or_path = runtime.config.hub_id or runtime.config.name
+    _check_finite(dpo.model)
+    dpo.model.peft_config["default"].base_model_name_or_path = runtime.base_name
     dpo.model.save_pretrained(work.path / "adapter", save_embedding_layers=False)
     # PEFT writes a model card without content, which would only look like documentation.
     (work.path / "adapter" / "README.md").unlink(missing_ok=True)
@@ -91,8 +95,25 @@ def training_arguments(
     from trl import DPOConfig
 
     known = {item.name for item in dataclasses.fields(DPOConfig)}
+    managed: dict[str, Any] = {
+        **_fields(trainer, OWN_KEYS),
+        **_fields(method, ("name",)),
+        "output_dir": str(output),
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": device == "cpu",
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "steps",
+        "save_total_limit": 2,
+        "logging_strategy": "steps",
+        # The collator needs columns that are no arguments of the model's forward.
+        "remove_unused_columns": False,
+    }
     for key in trainer.extra:
-        if key in MANAGED or key in {item.name for item in dataclasses.fields(TrainerConfig)}:
+        if key in managed or key in REFUSED:
             raise ConfigError(f"trainer.extra.{key} is set elsewhere in the config; remove it from trainer.extra")
         if key not in known:
             import difflib
@@ -100,23 +121,13 @@ def training_arguments(
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"trainer.extra.{key} is not an argument of TRL's DPOConfig{hint}")
-    passed = {**_fields(trainer, OWN_KEYS), **_fields(method, ("name",)), **trainer.extra}
-    return DPOConfig(
-        output_dir=str(output),
-        seed=seed,
-        data_seed=seed,
-        use_cpu=device == "cpu",
-        bf16=dtype == "bfloat16",
-        fp16=dtype == "float16",
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="steps",
-        save_total_limit=2,
-        logging_strategy="steps",
-        # All processes of a run see whole pairs: a column that the collator needs must not be dropped.
-        remove_unused_columns=False,
-        **passed,
-    )
+    try:
+        arguments = DPOConfig(**managed, **trainer.extra)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"TRL refuses the trainer and method groups: {error}") from error
+    # One process trains on one device, the one that was asked for; the Trainer would spread over all that it sees.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _fields(config: Any, without: Sequence[str]) -> dict[str, Any]:
@@ -208,37 +219,41 @@ def first_loss(method: MethodConfig) -> float | None:
 
 
 def check_first_loss(dpo: "DPOTrainer", method: MethodConfig, reference: str) -> None:
-    """Check margins and loss on a few pairs before the first step.
+    """Check the rewards and the loss of a few pairs, one by one, before the first step.
 
     With stored reference log-probabilities this compares them with a fresh forward pass: a difference in truncation,
     precision, template or padding shows here and not as a slightly wrong result.
 
     Raises:
-        ConfigError: margins are not 0, or the loss is not what it must be.
+        ConfigError: a reward is not 0, or the loss is not what it must be.
     """
     import torch
 
     count = min(CHECKED_PAIRS, len(dpo.train_dataset))
-    batch = dpo.data_collator([dpo.train_dataset[i] for i in range(count)])
     model = dpo.model
     model.eval()
     devices = [] if dpo.args.device.type == "cpu" else [dpo.args.device]
+    losses, gaps = [], []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        loss = float(dpo.compute_loss(model, dpo._prepare_inputs(batch)))
-    margin = abs(float(dpo._metrics["eval"]["rewards/margins"][-1]))
+        for i in range(count):
+            batch = dpo._prepare_inputs(dpo.data_collator([dpo.train_dataset[i]]))
+            losses.append(float(dpo.compute_loss(model, batch)))
+            seen = dpo._metrics["eval"]
+            gaps += [abs(float(seen[f"rewards/{side}"][-1])) / method.beta for side in ("chosen", "rejected")]
     dpo._metrics["eval"].clear()
     dpo._total_train_tokens = 0
     model.train()
-    # Reduced precision rounds log-probabilities of hundreds of nats to a few hundredths.
+    # In 16 bits each token's log-probability is rounded by some hundredths of a nat, and a response sums many.
     half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
-    allowed = method.beta * (2.0 if half else 2e-3)
-    expected = first_loss(method)
-    if not margin <= allowed:
+    allowed = 2.0 if half else 5e-3
+    gap, loss, expected = max(gaps), sum(losses) / count, first_loss(method)
+    if not gap <= allowed:
         raise ConfigError(
-            f"before the first step the mean reward margin is {margin:.3g} instead of 0: the stored reference "
-            f"log-probabilities differ from what this model computes; use trainer.reference=live, and report it"
+            f"before the first step a pair's log-probability under the policy differs by {gap:.3g} nats from its "
+            f"reference instead of 0: what was scored is not what this model computes; use trainer.reference=live, and "
+            "report it"
         )
-    slope = max(1.0, 1.0 / method.beta)
+    slope = max(method.beta, 1.0, 1.0 / method.beta)
     if expected is not None and not abs(loss - expected) <= allowed * slope + 1e-3 * expected:
         raise ConfigError(
             f"before the first step the loss is {loss:.6g} instead of {expected:.6g} (loss_type="
@@ -247,7 +262,27 @@ def check_first_loss(dpo: "DPOTrainer", method: MethodConfig, reference: str) ->
     described = (
         "the base model's stored log-probabilities" if reference == "scored" else "the model with its adapter off"
     )
-    log.info("reference: %s; first loss %.4f, margin %.1g on %d pairs", described, loss, margin, count)
+    log.info("reference: %s; first loss %.4f, within %.1g nats on %d pairs", described, loss, gap, count)
+
+
+def _check_room_for_responses(pairs: Sequence[ScoredPair], max_length: int | None) -> None:
+    if max_length is None:
+        return
+    full = sum(len(pair.prompt_ids) >= max_length for pair in pairs)
+    if full:
+        longest = max(len(pair.prompt_ids) for pair in pairs)
+        raise ConfigError(
+            f"trainer.max_length={max_length} cuts away the whole response of {full} of {len(pairs)} pairs; the "
+            f"longest prompt has {longest} tokens, so give more, or null"
+        )
+
+
+def _check_finite(model: Any) -> None:
+    bad = [name for name, weight in model.named_parameters() if weight.requires_grad and not weight.isfinite().all()]
+    if bad:
+        raise ConfigError(
+            f"the training diverged: {len(bad)} of the adapter's tensors are not finite; lower trainer.learning_rate"
+        )
 
 
 def _restore_token_count(dpo: "DPOTrainer", checkpoint: Path) -> None:
@@ -303,7 +338,8 @@ def _progress_callback(runtime: Runtime) -> Any:
             self.progress.__enter__()
             self.progress.advance(state.global_step, 0)
             for row in state.log_history:
-                runtime.on_training_log(row)
+                if "loss" in row:
+                    runtime.on_training_log(row)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if self.progress is not None:
@@ -311,8 +347,10 @@ def _progress_callback(runtime: Runtime) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             row = {**(logs or {}), "step": state.global_step}
+            if "loss" not in row:  # the Trainer's own summary at the end
+                return
             runtime.on_training_log(row)
-            if "loss" in row and not math.isfinite(float(row["loss"])):
+            if not math.isfinite(float(row["loss"])):
                 raise UserError(
                     f"the loss is {row['loss']} at step {state.global_step}; lower trainer.learning_rate or "
                     "method.beta, or use float32"

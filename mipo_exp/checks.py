@@ -1,0 +1,39 @@
+"""Checks that need the examples or a library: what would otherwise fail after an hour of sampling."""
+
+import difflib
+from pathlib import Path
+
+from mipo_exp.config import Config
+from mipo_exp.data.base import Task
+from mipo_exp.errors import ConfigError
+from mipo_exp.evaluation.measure import PHASES, metric_names
+from mipo_exp.negatives import contrast_conditions, sample_negatives
+from mipo_exp.records import Example
+
+
+def check_examples(config: Config, task: Task, train: list[Example], evaluation: list[Example]) -> None:
+    """Raise `ConfigError` for too few contexts or prompts, and for an objective that this task does not have."""
+    sample_negatives(train, config.negatives.strategy, config.negatives.k, config.seed)
+    contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
+    phase, _, name = config.objective.partition("/")
+    if phase not in PHASES or not name:
+        raise ConfigError(
+            f"objective={config.objective!r} is not of the form PHASE/METRIC with PHASE one of {', '.join(PHASES)}, "
+            "for example delta/mi/base/nats"
+        )
+    known = metric_names(task.scorer, evaluation, config.evaluation)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {phase}/{near[0]}? " if near else ""
+        raise ConfigError(
+            f"objective={config.objective!r}: task={config.task.name} has no metric {name!r}; {hint}It has "
+            f"{', '.join(known)}"
+        )
+
+
+def check_extra(config: Config) -> None:
+    """Raise `ConfigError` for a wrong `trainer.extra`. Only then is TRL asked, which takes seconds to import."""
+    if config.trainer.extra:
+        from mipo_exp.training.dpo import training_arguments
+
+        training_arguments(config.method, config.trainer, config.seed, Path("unused"), "cpu", "float32")
