@@ -68,7 +68,11 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["experiment=gsm8k_cpu"], r"\+experiment=gsm8k_cpu"),
         (["method.beta=0"], r"method\.beta=0\.0 is out of range; it must be greater than 0"),
         (["method.beta=-1"], r"method\.beta=-1\.0 is out of range"),
-        (["method.beta=nan"], r"method\.beta=nan is out of range"),
+        (["method.beta=nan"], r"method\.beta=nan is out of range; it must be a finite number"),
+        (["sampling.temperature=inf"], r"sampling\.temperature=inf is out of range"),
+        (["evaluation.seed=-1"], r"evaluation\.seed=-1 is out of range"),
+        (["seed=99999999999"], r"seed=99999999999 is out of range; it must be at most 4\.29497e\+09"),
+        (["seed=1,2"], r"Ambiguous value"),
         (["method.beta=high"], r"method\.beta: .*high"),
         (["method.beta=null"], r"method\.beta"),
         (["seed=1.5"], r"seed: .*1\.5"),
@@ -83,7 +87,16 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["trainer.lr_scheduler_type=liner"], r"did you mean 'linear'"),
         (["trainer.max_length=100"], r"set trainer\.max_length=null or trainer\.reference=live"),
         (["objective=accuracy"], r"objective='accuracy' is not of the form PHASE/METRIC"),
+        (["objective=delta/mi/base/natz"], r"has no metric 'mi/base/natz'; did you mean delta/mi/base/nats\?"),
+        (["objective=after/mi/policy/nats", "evaluation.policy_scoring=false"], r"no metric 'mi/policy/nats'"),
         (["device=gpu"], r"device='gpu' is not an option"),
+        (["device=cuda0"], r"device='cuda0' is not an option"),
+        (["lora.target_modules=5"], r"lora\.target_modules=5 is neither"),
+        (["lora.target_modules=[]"], r"lora\.target_modules=\[\] is neither"),
+        (["method.loss_weights=[0]"], r"method\.loss_weights=\[0\.0\]: .* above 0"),
+        (["model.attention=flash_attention_2"], r"needs the package flash-attn"),
+        (["task.path=/tmp"], r"task\.path=/tmp: task=personas is built in"),
+        (["task.eval_examples=1", "evaluation.k=2"], r"evaluation\.k=2 needs 1 .* load more evaluation data"),
         (["device=cuda:7"], r"device=cuda:7: torch sees \d+ CUDA devices"),
         (["task=gsm8k", "task.path=nowhere"], r"task\.path=nowhere does not exist"),
         (["model.path=nowhere"], r"model\.path=nowhere does not exist"),
@@ -169,6 +182,26 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_cache_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     refused(r"paths\.cache=.*taken.* cannot be written", f"paths.cache={tmp_path / 'taken'}", cwd=tmp_path)
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    refused(r"/proc/run cannot be written .* set hydra\.run\.dir=DIR", "hydra.run.dir=/proc/run", cwd=tmp_path)
+
+
+def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    refused(r"is an adapter and not a model", f"model.path={tmp_path / 'adapter'}", cwd=tmp_path)
+
+
+def test_a_truncated_lamp_file_is_seen_before_a_model_is_loaded(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        folder = tmp_path / "LaMP_3" / split
+        folder.mkdir(parents=True)
+        (folder / f"{split}_questions.json").write_text('[{"id": "1",\n "input": "x", "prof')
+        (folder / f"{split}_outputs.json").write_text('{"task": "LaMP_3", "golds": []}')
+    refused(r"questions\.json, line 2: .* truncated", "task=lamp", f"task.path={tmp_path}", cwd=tmp_path)
 
 
 def test_a_failed_run_leaves_a_summary_that_says_why(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES, Scorable, plan_batches, token_log_probs
 from tests.conftest import composed, make_runtime
 
-LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-
 
 def one_token_at_a_time(model: torch.nn.Module, item: Scorable) -> list[float]:
     """The slow way: a fresh forward pass over the unpadded prefix for each response token."""
@@ -53,6 +51,17 @@ def test_every_batch_size_and_padding_agrees_with_a_loop_over_tokens(
     for item, row in zip(items, scores, strict=True):
         expected = one_token_at_a_time(model, item)
         assert row.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_model_with_a_recurrent_state_is_scored_right_too() -> None:
+    """Its state cannot be shared by prefixes, so it must not be."""
+    import transformers
+
+    sizes = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+    recurrent = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).eval()
+    items = some_items(3, 250)
+    for item, row in zip(items, token_log_probs(recurrent, items, share_prefix=True), strict=True):
+        assert row.tolist() == pytest.approx(one_token_at_a_time(recurrent, item), abs=1e-4)
 
 
 def test_log_probability_changes_with_the_prompt(model: torch.nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Finding, converting and loading models: hub layout, GGUF, random weights."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,6 @@ def test_a_converted_model_that_computes_something_else_is_refused(
 
 def test_no_code_from_a_model_repository_runs(tiny: Runtime, tmp_path: Path) -> None:
     """A folder whose config.json asks for code of its own is refused unless the user turns it on."""
-    import json
-
     assert tiny.folder is not None
     folder = Path(shutil.copytree(tiny.folder, tmp_path / "model"))
     settings = json.loads((folder / "config.json").read_text())
@@ -122,6 +121,40 @@ def test_the_hubs_local_cache_is_the_loading_path_for_hub_ids(
     assert source.description == "someone/tiny-instruct@0123456789ab"
     runtime = Runtime(config, source, make_task(composed().task), "cpu")
     assert runtime.fresh_model().config.model_type == "llama"
+
+
+def test_a_hub_id_of_the_users_own_is_not_answered_with_the_packaged_model(tmp_path: Path, no_network: None) -> None:
+    config = composed("model.hub_id=Qwen/Qwen2.5-0.5B-Instruct").model
+    with pytest.raises(ModelError, match=r"Qwen/Qwen2\.5-0\.5B-Instruct is neither"):
+        locate(config, tmp_path)
+
+
+def test_half_a_download_in_the_hubs_cache_is_not_a_model(
+    tiny: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    import huggingface_hub.constants
+
+    assert tiny.folder is not None
+    repository = tmp_path / "hub" / "models--someone--half"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    snapshot = Path(shutil.copytree(tiny.folder, repository / "snapshots" / ("a" * 40)))
+    (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
+    names = {"x": "model-00001-of-00002.safetensors", "y": "model-00002-of-00002.safetensors"}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ModelError, match="neither in the hub's local cache nor reachable"):
+        locate(composed("model=qwen1.5b", "model.hub_id=someone/half").model, tmp_path / "cache")
+
+
+def test_the_adapter_and_the_summary_name_the_folder_that_was_trained(
+    tiny: Runtime, tmp_path: Path, experiment: Experiment
+) -> None:
+    folder = Path(shutil.copytree(str(tiny.folder), tmp_path / "mine"))
+    summary, output = experiment(f"model.path={folder}", cache=tmp_path / "cache")
+    assert summary["model_source"]["source"] == str(folder)
+    adapter = json.loads((output / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(folder)
 
 
 @pytest.mark.parametrize(

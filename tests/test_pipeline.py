@@ -95,6 +95,31 @@ def test_a_key_that_changes_no_result_changes_no_stage(experiment: Experiment, t
     assert all(stage["cached"] for stage in summary["stages"].values())
 
 
+def test_before_is_the_base_model_and_after_the_trained_one(experiment: Experiment) -> None:
+    """A large step changes the responses; each side must be measured on its own."""
+    summary, _ = experiment("trainer.learning_rate=0.5", "trainer.max_steps=4", "objective=delta/mi/policy/nats")
+    untrained, _ = experiment("trainer.max_steps=1", "trainer.learning_rate=1e-9")
+    metrics = summary["metrics"]
+    assert metrics["before"] == untrained["metrics"]["before"]
+    assert metrics["after"]["mi/policy/own_marginal_nats"] != metrics["before"]["mi/policy/own_marginal_nats"]
+    for name, entry in metrics["delta"].items():
+        expected = metrics["after"][name]["mean"] - metrics["before"][name]["mean"]
+        assert entry["mean"] == pytest.approx(expected, abs=1e-9), name
+    texts = [
+        [row.token_ids for row in artefact(summary, f"{phase}_responses").table("responses", Response)]
+        for phase in ("before", "after")
+    ]
+    assert texts[0] != texts[1]
+
+
+def test_greedy_repetitions_of_a_pair_are_dropped_and_counted(experiment: Experiment) -> None:
+    summary, _ = experiment("sampling.temperature=0", "negatives.k=3")
+    counts = summary["counts"]
+    pairs = artefact(summary, "pairs").table("pairs", Pair)
+    assert len({(pair.example, tuple(pair.rejected_ids)) for pair in pairs}) == len(pairs) == counts["pairs"]
+    assert counts["dropped_repeated"] == 16
+
+
 def test_random_prompt_samples_nothing_twice(experiment: Experiment) -> None:
     summary, _ = experiment("negatives=random_prompt")
     assert summary["counts"]["reused_rejected"] + summary["counts"].get("dropped_identical", 0) == 8
@@ -185,7 +210,7 @@ def test_every_other_option_runs(tracker: str, method: str, engine: str, experim
 
 def test_switches_run(experiment: Experiment) -> None:
     summary, _ = experiment(
-        *("evaluation.policy_scoring=false", "scoring.share_prefix=false", "pairs.keep_cut_off=true"),
+        *("evaluation.policy_scoring=false", "scoring.share_prefix=false", "pairs.keep_cut_off=false"),
         *("pairs.max_length_ratio=4", "trainer.reference=live", "trainer.max_length=64", "sampling.temperature=0.5"),
         *("trainer.activation_checkpointing=true", "lora.use_rslora=true", "task.context_role=system"),
         *("trainer.gradient_accumulation_steps=2", "evaluation.sampling.temperature=0", "model.attention=eager"),

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mipo_exp.config import LOSS_TYPES, Config
-from mipo_exp.errors import ConfigError
+from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
@@ -88,8 +88,38 @@ def test_wrong_reference_log_probabilities_stop_the_training(
 ) -> None:
     """What a change of template, truncation or precision between scoring and training would look like."""
     shifted = [dataclasses.replace(pair, ref_chosen_log_prob=pair.ref_chosen_log_prob - 0.5) for pair in pairs]
-    with pytest.raises(ConfigError, match="mean reward margin is 0.05 instead of 0"):
+    with pytest.raises(ConfigError, match=r"differs by 0\.5 nats from its reference instead of 0"):
         train(tiny, shifted, composed("+debug=quick"), Store(tmp_path))
+
+
+def test_a_reference_that_is_wrong_by_the_same_on_both_sides_stops_it_too(
+    tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path
+) -> None:
+    """The margin, and with it the sigmoid loss, would not show this."""
+    both = [
+        dataclasses.replace(
+            pair,
+            ref_chosen_log_prob=pair.ref_chosen_log_prob + 0.2,
+            ref_rejected_log_prob=pair.ref_rejected_log_prob + 0.2,
+        )
+        for pair in pairs
+    ]
+    with pytest.raises(ConfigError, match=r"differs by 0\.2 nats"):
+        train(tiny, both, composed("+debug=quick"), Store(tmp_path))
+
+
+def test_a_length_limit_that_leaves_no_response_is_refused(
+    tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path
+) -> None:
+    config = composed("+debug=quick", "trainer.reference=live", "trainer.max_length=8")
+    with pytest.raises(ConfigError, match=r"max_length=8 cuts away the whole response of 3 of 8 pairs"):
+        train(tiny, pairs, config, Store(tmp_path))
+
+
+def test_a_training_that_diverges_gives_no_adapter(tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path) -> None:
+    config = composed("+debug=quick", "trainer.learning_rate=1e30", "trainer.max_grad_norm=0", "trainer.max_steps=3")
+    with pytest.raises(UserError, match=r"lower trainer\.learning_rate"):
+        train(tiny, pairs, config, Store(tmp_path))
 
 
 def test_stored_and_live_references_train_the_same_adapter(
@@ -167,6 +197,9 @@ def test_every_key_of_the_config_that_goes_to_trl_is_a_field_of_its_config(tmp_p
         ("adam_beta=0.9", r"trainer\.extra\.adam_beta is not .* did you mean 'adam_beta[12]'"),
         ("seed=3", r"trainer\.extra\.seed is set elsewhere"),
         ("learning_rate=0.1", r"trainer\.extra\.learning_rate is set elsewhere"),
+        ("beta=5", r"trainer\.extra\.beta is set elsewhere"),
+        ("remove_unused_columns=true", r"trainer\.extra\.remove_unused_columns is set elsewhere"),
+        ("warmup_ratio=x", r"trainer\.extra\.warmup_ratio is not an argument"),
     ],
 )
 def test_extra_arguments_are_checked(tmp_path: Path, extra: str, message: str) -> None:
@@ -188,4 +221,7 @@ def test_the_adapter_loads_in_peft_and_says_its_base(tiny: Runtime, pairs: list[
     settings = peft.PeftConfig.from_pretrained(str(artefact.path / "adapter"))
     assert settings.base_model_name_or_path == "tiny"
     policy = peft.PeftModel.from_pretrained(tiny.fresh_model(), str(artefact.path / "adapter"))
-    assert policy.get_nb_trainable_parameters() is not None
+    items = [Scorable(tuple(pair.prompt_ids), tuple(pair.chosen_ids)) for pair in pairs]
+    scores = token_log_probs(policy.eval(), items)
+    moved = [abs(float(row.sum()) - pair.ref_chosen_log_prob) for row, pair in zip(scores, pairs, strict=True)]
+    assert max(moved) > 1e-4, "the adapter changes nothing"

@@ -1,0 +1,57 @@
+"""The configs themselves: comments, and every leaf known to the schema."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mipo_exp import cli
+from mipo_exp.evaluation.answers import has_keyword
+from tests.conftest import composed
+
+YAMLS = sorted([*cli.CONFIG_DIR.rglob("*.yaml"), *(cli.PROJECT_ROOT / "sweeps").rglob("*.yaml")])
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(cli.PROJECT_ROOT)))
+def test_every_key_has_a_comment(path: Path) -> None:
+    """On its line or on the one before."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    bare = []
+    for number, line in enumerate(lines):
+        if not re.match(r"\s*[\w.]+:( |$)", line) or line.startswith("defaults:") or line.startswith("  - "):
+            continue
+        before = lines[number - 1].strip() if number else ""
+        if "# " not in line and not before.startswith("# "):
+            bare.append(line.strip())
+    assert not bare
+
+
+def test_keywords_are_words_on_the_topic_and_not_parts_of_others() -> None:
+    assert has_keyword("We went skiing.", ["ski"])
+    assert has_keyword("A new teapot", ["teapot"])
+    assert has_keyword("Astronomers", ["astronom"])
+    for text, stem in (("a new skill", "ski"), ("the team", "tea"), ("this season", "sea"), ("a window", "wind")):
+        assert not has_keyword(text, [stem]), text
+
+
+def test_no_request_of_personas_meets_a_users_preference_by_itself() -> None:
+    import json
+
+    from mipo_exp.data.files import resource
+
+    content = json.loads(resource("personas.json").read_text(encoding="utf-8"))
+    assert len(content["users"]) >= 48
+    assert len(content["requests"]) == 40
+    for request in content["requests"]:
+        met = [user["id"] for user in content["users"] if has_keyword(request, user["keywords"])]
+        assert not met, request
+
+
+def test_the_default_experiment_evaluates_on_other_users_and_requests() -> None:
+    from mipo_exp.data.tasks import make_task
+
+    examples = make_task(composed().task).load(None)
+    assert not {e.user for e in examples.train} & {e.user for e in examples.eval}
+    assert not {e.prompt for e in examples.train} & {e.prompt for e in examples.eval}
+    assert len({e.user for e in examples.train}) == 48
+    assert len({e.user for e in examples.eval}) == 12
