@@ -82,7 +82,7 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 def _hydra_main(raw: DictConfig) -> float | None:
-    from mipo_exp.config import parse, resolve
+    from mipo_exp.parsing import parse, resolve
 
     settings = HydraConfig.get()
     output = Path(settings.runtime.output_dir)
@@ -153,7 +153,7 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 def _composition_error(error: Exception) -> str:
     """A key that does not exist gets the nearest one that does; everything else its own first line."""
-    from mipo_exp.config import unknown_key
+    from mipo_exp.parsing import unknown_key
 
     text = str(error)
     if isinstance(error, OverrideParseException):

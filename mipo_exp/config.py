@@ -1,24 +1,11 @@
-"""The typed schema of every config group, and the checks that need no data and no model.
+"""The typed schema of every config group.
 
 The YAML files in `conf/` hold the values and say what each key means; the dataclasses here hold the types and the
-bounds, without defaults, so that no value stands in two places. `parse` turns Hydra's config into these dataclasses
-and raises `ConfigError` with the key, the value and the way out.
+bounds, without defaults, so that no value stands in two places. `parsing` turns Hydra's config into them.
 """
 
-import dataclasses
-import difflib
-import math
-import operator
-import re
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar, cast
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-from mipo_exp.errors import ConfigError
+from typing import Any
 
 LOSS_TYPES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
@@ -34,12 +21,6 @@ SCHEDULES = (
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop")
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
 STRATEGIES = ("random_prompt", "no_context", "random_context")
-COMPARISONS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
-    "above": (operator.gt, "greater than"),
-    "at_least": (operator.ge, "at least"),
-    "below": (operator.lt, "less than"),
-    "at_most": (operator.le, "at most"),
-}
 FAMILIES = ("personalization", "math", "mcq")
 
 
@@ -264,168 +245,3 @@ TASK_CONFIGS: dict[str, type[TaskConfig]] = {
     "arc": ArcConfig,
     "quiz": TaskConfig,
 }
-
-T = TypeVar("T")
-
-
-def parse(raw: DictConfig) -> Config:
-    """Turn Hydra's composed config into a checked `Config`.
-
-    Raises:
-        ConfigError: a key that does not exist, a value of the wrong type or out of bounds, or keys that exclude
-            each other. The message names the key, the value and the way out.
-    """
-    plain = resolve(raw)
-    task_name = (plain.get("task") or {}).get("name")
-    if task_name not in TASK_CONFIGS:
-        raise ConfigError(f"task.name={task_name!r} is not a task; choose one of {', '.join(TASK_CONFIGS)}")
-    values: dict[str, Any] = {}
-    for item in dataclasses.fields(Config):
-        if item.name not in plain:
-            raise ConfigError(f"the config has no key {item.name!r}; start from conf/config.yaml")
-        schema = TASK_CONFIGS[task_name] if item.name == "task" else item.type
-        values[item.name] = _convert(schema, plain[item.name], item.name)
-    unknown = sorted(set(plain) - set(values))
-    if unknown:
-        raise unknown_key(unknown[0], list(values))
-    config = Config(**values)
-    for key, value, bounds in _walk(config):
-        check_bounds(key, value, bounds)
-    check_together(config)
-    return config
-
-
-def resolve(raw: DictConfig) -> dict[str, Any]:
-    """The composed config as plain Python, interpolations resolved."""
-    try:
-        return cast(dict[str, Any], OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} has no value; set it on the command line: {error.full_key}=…") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-
-
-def unknown_key(key: str, known: list[str]) -> ConfigError:
-    """The error for a key that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:
-        leaves = {name.rsplit(".", 1)[-1]: name for name in known}
-        found = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), n=1, cutoff=0.6)
-        near = [leaves[name] for name in found]
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-    return ConfigError(f"unknown config key {key!r}; {hint}")
-
-
-def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` where `value` is outside the bounds that the schema gives for `key`."""
-    if value is None:
-        return
-    if "choices" in bounds and value not in bounds["choices"]:
-        near = difflib.get_close_matches(str(value), bounds["choices"], n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? It takes one of " if near else "it takes one of "
-        raise ConfigError(f"{key}={value!r} is not an option; {hint}{', '.join(bounds['choices'])}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key}={value} is out of range; it must be a finite number")
-    for name, (holds, words) in COMPARISONS.items():
-        if name in bounds and not holds(value, bounds[name]):
-            raise ConfigError(f"{key}={value} is out of range; it must be {words} {bounds[name]:g}")
-
-
-def check_together(config: Config) -> None:
-    """Raise `ConfigError` for values that are fine alone and impossible together."""
-    task, method = config.task, config.method
-    if task.family != "personalization" and config.negatives.strategy != "random_prompt":
-        raise ConfigError(
-            f"negatives={config.negatives.strategy} needs a user context, and task={task.name} has none; "
-            "use negatives=random_prompt"
-        )
-    for loss in method.loss_type:
-        check_bounds("method.loss_type", loss, {"choices": LOSS_TYPES})
-    if not method.loss_type:
-        raise ConfigError(f"method.loss_type is empty; name at least one of {', '.join(LOSS_TYPES)}")
-    if method.loss_weights is not None and len(method.loss_weights) != len(method.loss_type):
-        raise ConfigError(
-            f"method.loss_weights has {len(method.loss_weights)} entries for {len(method.loss_type)} losses in "
-            "method.loss_type; give one weight a loss, or null for equal weights"
-        )
-    if method.loss_weights is not None and not (min(method.loss_weights) >= 0 and max(method.loss_weights) > 0):
-        raise ConfigError(f"method.loss_weights={method.loss_weights}: none may be negative, and one must be above 0")
-    if "exo_pair" in method.loss_type and method.label_smoothing == 0:
-        raise ConfigError("method.loss_type=exo_pair needs method.label_smoothing > 0 (its paper recommends 1e-3)")
-    if "robust" in method.loss_type and not method.label_smoothing < 0.5:
-        raise ConfigError(
-            f"method.label_smoothing={method.label_smoothing} with loss_type=robust; it must be less than 0.5"
-        )
-    if method.f_divergence_type != "reverse_kl" and not set(method.loss_type) <= set(F_DIVERGENCE_LOSSES):
-        raise ConfigError(
-            f"method.f_divergence_type={method.f_divergence_type} is defined only for the losses "
-            f"{', '.join(F_DIVERGENCE_LOSSES)}; use reverse_kl with {', '.join(method.loss_type)}"
-        )
-    if method.use_weighting and {"aot", "aot_unpaired"} & set(method.loss_type):
-        raise ConfigError("method.use_weighting=true cannot be combined with loss_type aot or aot_unpaired (they sort)")
-    if method.ld_alpha is not None and config.trainer.reference == "scored":
-        raise ConfigError(
-            "method.ld_alpha reweights tokens, which stored reference sums cannot do; set trainer.reference=live"
-        )
-    if config.trainer.max_length is not None and config.trainer.reference == "scored":
-        raise ConfigError(
-            "trainer.max_length cuts the sequences, and the stored reference log-probabilities are of whole ones; "
-            "set trainer.max_length=null or trainer.reference=live"
-        )
-    if config.trainer.max_steps == 0:
-        raise ConfigError("trainer.max_steps=0 trains nothing; use -1 for whole epochs, or a positive number of steps")
-    if config.trainer.save_steps % config.trainer.logging_steps:
-        raise ConfigError(
-            f"trainer.save_steps={config.trainer.save_steps} is not a multiple of trainer.logging_steps="
-            f"{config.trainer.logging_steps}; a training that goes on from a checkpoint would log other averages"
-        )
-    if task.path is not None and not Path(task.path).expanduser().exists():
-        raise ConfigError(
-            f"task.path={task.path} does not exist; download the data there (docs/tasks.md lists the files), or set "
-            "task.path=null to load it from its public source"
-        )
-    targets = config.lora.target_modules
-    named = isinstance(targets, list) and bool(targets) and all(isinstance(name, str) for name in targets)
-    if not named and not (isinstance(targets, str) and targets):
-        raise ConfigError(
-            f"lora.target_modules={targets!r} is neither all-linear (or a pattern) nor a list of layer names"
-        )
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        raise ConfigError(f"device={config.device!r} is not an option; it takes auto, cpu, cuda or cuda:N")
-
-
-def _build(schema: type[T], values: Any, prefix: str) -> T:
-    """One dataclass of the schema from plain values, with OmegaConf's type conversion and our messages."""
-    items = dataclasses.fields(cast(Any, schema))
-    known = [item.name for item in items]
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix}={values!r} should be a group with the keys {', '.join(known)}")
-    unknown = [str(name) for name in values if name not in known]
-    if unknown:
-        raise unknown_key(f"{prefix}.{unknown[0]}", [f"{prefix}.{name}" for name in known])
-    missing = [name for name in known if name not in values]
-    if missing:
-        raise ConfigError(f"{prefix}.{missing[0]} has no value; set it on the command line: {prefix}.{missing[0]}=…")
-    build = cast(Callable[..., T], schema)
-    return build(**{item.name: _convert(item.type, values[item.name], f"{prefix}.{item.name}") for item in items})
-
-
-def _convert(kind: Any, value: Any, key: str) -> Any:
-    """A value as its schema's type has it."""
-    if dataclasses.is_dataclass(kind):
-        return _build(cast(type, kind), value, key)
-    try:
-        holder = OmegaConf.structured(dataclasses.make_dataclass("Holder", [("value", kind)]))
-        return OmegaConf.to_object(OmegaConf.merge(holder, {"value": value})).value  # type: ignore[union-attr]
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
-
-
-def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Every (dotted key, value, bounds) below a dataclass."""
-    for item in dataclasses.fields(node):
-        key, value = f"{prefix}{item.name}", getattr(node, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from _walk(value, f"{key}.")
-        else:
-            yield key, value, item.metadata

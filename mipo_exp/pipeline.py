@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp.config import Config
+from mipo_exp.conversion import convert
 from mipo_exp.data.base import Task
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
-from mipo_exp.models import convert
 from mipo_exp.pairs import build_pairs
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime

@@ -14,10 +14,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from mipo_exp import cli
-from mipo_exp.config import Config, parse, resolve
+from mipo_exp.config import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.experiment import run_experiment
 from mipo_exp.models import locate
+from mipo_exp.parsing import parse, resolve
 from mipo_exp.pipeline import declare_model
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store

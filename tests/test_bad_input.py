@@ -227,8 +227,8 @@ def test_too_little_disk_is_said_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Runtime
 ) -> None:
     from mipo_exp import experiment
-    from mipo_exp.config import parse
     from mipo_exp.errors import StorageError
+    from mipo_exp.parsing import parse
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(experiment.shutil, "disk_usage", lambda path: usage._replace(free=2**20))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_exp import models
+from mipo_exp import conversion
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ModelError
 from mipo_exp.models import billions_in, load_model, load_tokenizer, locate
@@ -76,7 +76,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(tiny: Runtime, tmp_path:
 def test_a_converted_model_that_computes_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = models._load_folder
+    load = conversion.load_folder
 
     def disturbed(*arguments: Any) -> Any:
         model, problems = load(*arguments)
@@ -84,7 +84,7 @@ def test_a_converted_model_that_computes_something_else_is_refused(
             next(model.parameters()).mul_(3)
         return model, problems
 
-    monkeypatch.setattr(models, "_load_folder", disturbed)
+    monkeypatch.setattr(conversion, "load_folder", disturbed)
     with pytest.raises(ModelError, match="logits differ"):
         make_runtime(composed("+debug=quick"), tmp_path)
 

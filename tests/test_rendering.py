@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mipo_exp.conversion import byte_tokenizer
 from mipo_exp.data.rendering import Renderer
 from mipo_exp.errors import ModelError
-from mipo_exp.models import byte_tokenizer
 from mipo_exp.runtime import Runtime
 
 LLAMA3_LIKE = (

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mipo_exp.errors import DataError
+from mipo_exp.hub import hub_endpoint, hub_reachable
 from mipo_exp.store import ALWAYS_HASHED_BYTES, KEY_LENGTH, digest, file_sha256
 
 # What to do about a damaged file; every reader ends its messages with it unless the caller knows something better.
@@ -275,8 +276,6 @@ def hub_snapshot(hub_id: str | None, revision: str, patterns: Sequence[str], tas
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    from mipo_exp.models import hub_endpoint, hub_reachable
 
     if hub_id is None:
         raise DataError(f"task={task} has neither task.path nor task.hub_id; set task.path=DIR")
