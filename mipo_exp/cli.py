@@ -38,15 +38,12 @@ _errors: list[Exception] = []  # of the single run
 _failures: list[tuple[str, bool]] = []  # of a multirun: one line for each failed job, and whether its input was bad
 
 
-def user_cache() -> str:
-    """The user's cache folder for this project (`$XDG_CACHE_HOME`, else ~/.cache)."""
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mipo_exp")
-
-
 def register_resolvers() -> None:
     """The two values in conf/config.yaml that only the program knows."""
-    for name, resolver in (("user_cache", user_cache), ("project_root", lambda: str(PROJECT_ROOT))):
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    from mipo_exp.store import default_cache
+
+    for name, value in (("default_cache", default_cache), ("project_root", lambda: PROJECT_ROOT)):
+        OmegaConf.register_new_resolver(name, lambda value=value: str(value()), replace=True)
 
 
 def main() -> None:

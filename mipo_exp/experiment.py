@@ -28,7 +28,7 @@ from mipo_exp.plan import disk_needed, gib
 from mipo_exp.records import Example, Response, Scores
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.runtime import Runtime, choose_device
-from mipo_exp.store import Stage, Store, digest, git_commit, package_versions
+from mipo_exp.store import Stage, Store, digest, git_commit, package_versions, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -173,9 +173,7 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json` at once: a reader never sees half of it."""
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_atomically(path, (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _summary_head(config: Config, command: str) -> dict[str, Any]:

@@ -6,12 +6,10 @@ what it found without importing torch. GGUF and random models are converted once
 artefact of the `model` stage; from there on every model is such a folder.
 """
 
-import hashlib
 import importlib.util
 import json
 import logging
 import mmap
-import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mipo_exp.config import ModelConfig
 from mipo_exp.errors import ModelError
 from mipo_exp.hub import hub_endpoint, hub_reachable
-from mipo_exp.store import KEY_LENGTH, digest, file_sha256
+from mipo_exp.store import digest, remembered_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -216,7 +214,7 @@ def _gguf_source(path: Path, cache: Path, description: str, has_template: bool) 
                     f"{path} carries no chat template: MIPO needs an instruct model; use one, or give a template with "
                     "model.chat_template=FILE"
                 )
-    return ModelSource("gguf", path, _remembered_sha256(path, cache), description)
+    return ModelSource("gguf", path, remembered_sha256(path, cache), description)
 
 
 def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bool) -> ModelSource:
@@ -273,24 +271,7 @@ def _is_complete(snapshot: Path) -> bool:
 
 def _folder_fingerprint(path: Path, cache: Path) -> str:
     names = sorted({file for pattern in IDENTITY_PATTERNS for file in path.glob(pattern) if file.is_file()})
-    return digest({file.name: _remembered_sha256(file, cache) for file in names})
-
-
-def _remembered_sha256(path: Path, cache: Path) -> str:
-    """SHA-256 of a file, remembered by its path, size and modification time: hashing 15 GB takes half a minute."""
-    status = path.stat()
-    identity = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-    note = cache / "fingerprints" / hashlib.sha256(identity.encode()).hexdigest()[:KEY_LENGTH]
-    if note.is_file():
-        known = note.read_text()
-        if len(known) == 64:
-            return known
-    value = file_sha256(path)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    draft = note.with_name(f"{note.name}.{os.getpid()}.tmp")
-    draft.write_text(value)
-    draft.replace(note)
-    return value
+    return digest({file.name: remembered_sha256(file, cache) for file in names})
 
 
 def quiet_libraries() -> None:

@@ -51,6 +51,36 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def remembered_sha256(path: Path, cache: Path) -> str:
+    """A file's SHA-256; that of a large one is remembered in `cache` by path, size and modification time, because
+    hashing 15 GB at every start takes half a minute."""
+    status = path.stat()
+    if status.st_size <= ALWAYS_HASHED_BYTES:
+        return file_sha256(path)
+    note = cache / "fingerprints" / digest([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    if note.is_file() and len(known := note.read_text(encoding="utf-8")) == 64:
+        return known
+    value = file_sha256(path)
+    with contextlib.suppress(OSError):  # a read-only cache only costs the time to hash again
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, value.encode())
+    return value
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def default_cache() -> Path:
+    """The user's cache folder for this project: `$MIPO_CACHE`, else mipo_exp in `$XDG_CACHE_HOME` or ~/.cache."""
+    if os.environ.get("MIPO_CACHE"):
+        return Path(os.environ["MIPO_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mipo_exp"
+
+
 @cache
 def git_commit() -> str | None:
     """The commit of the source tree that is running, None outside a checkout; `-dirty` marks local changes."""
@@ -247,9 +277,7 @@ class Store:
             "rows": workspace.rows,
             "files": files,
         }
-        draft = partial / f"{MANIFEST}.tmp"
-        draft.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-        draft.replace(partial / MANIFEST)
+        write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
         partial.replace(path)
         return Artefact(path, manifest)
 

@@ -1,7 +1,6 @@
 """Reading data files, so that whatever is wrong with one is reported with its name, the line and the way out."""
 
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from mipo_exp.errors import DataError
 from mipo_exp.hub import hub_endpoint, hub_reachable
-from mipo_exp.store import ALWAYS_HASHED_BYTES, KEY_LENGTH, digest, file_sha256
+from mipo_exp.store import default_cache, digest, remembered_sha256, write_atomically
 
 # What to do about a damaged file; every reader ends its messages with it unless the caller knows something better.
 WAY_OUT = "download the file again, or give another folder with task.path=DIR (docs/tasks.md lists the files)"
@@ -211,39 +210,13 @@ def resource(name: str) -> Path:
 
 
 def data_folder() -> Path:
-    """Where downloads go: `$MIPO_CACHE/data`, by default `mipo_exp/data` in the user's cache folder."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("MIPO_CACHE") or f"{user_cache}/mipo_exp").expanduser() / "data"
+    """Where downloads go."""
+    return default_cache() / "data"
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
     """A hash of the bytes of the files, in this order; their names and folders do not count."""
-    return digest([_sha256(path) for path in paths])
-
-
-def _sha256(path: Path) -> str:
-    """The file's SHA-256, remembered by path, size and time where hashing it at every start would take long."""
-    status = path.stat()
-    if status.st_size <= ALWAYS_HASHED_BYTES:
-        return file_sha256(path)
-    identity = digest([str(path.resolve()), status.st_size, status.st_mtime_ns])
-    note = data_folder() / "fingerprints" / identity[:KEY_LENGTH]
-    if note.is_file():
-        return note.read_text(encoding="utf-8")
-    value = file_sha256(path)
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(note, value.encode())
-    except OSError:  # a read-only cache only costs the time to hash again
-        pass
-    return value
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_bytes(content)
-    draft.replace(path)
+    return digest([remembered_sha256(path, data_folder()) for path in paths])
 
 
 def download_json(url: str, path: Path) -> None:

@@ -18,7 +18,7 @@ from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.progress import Progress
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
-from mipo_exp.store import Workspace, file_sha256
+from mipo_exp.store import Workspace, file_sha256, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -314,9 +314,7 @@ def _is_complete(path: Path) -> bool:
 
 def _mark_complete(path: Path) -> None:
     sums = {str(file.relative_to(path)): file_sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
-    draft = path / f"{COMPLETE}.tmp"
-    draft.write_text(json.dumps(sums), encoding="utf-8")
-    draft.replace(path / COMPLETE)
+    write_atomically(path / COMPLETE, json.dumps(sums).encode())
 
 
 def _progress_callback(runtime: Runtime) -> Any:
