@@ -79,8 +79,8 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["negatives.k=0"], r"negatives\.k=0 is out of range; it must be at least 1"),
         (["negatives.strategy=no_contxt"], r"did you mean 'no_context'"),
         (["evaluation.k=1"], r"evaluation\.k=1 is out of range; it must be at least 2"),
-        (["evaluation.k=500"], r"evaluation\.k=500 needs 499 contexts .* set evaluation\.k=12"),
-        (["negatives=random_context", "negatives.k=100"], r"negatives\.k=100 .* there are 47"),
+        (["evaluation.k=500"], r"evaluation\.k=500 needs 499 contexts .* set evaluation\.k=20"),
+        (["negatives=random_context", "negatives.k=100"], r"negatives\.k=100 .* there are 39"),
         (["task=quiz", "negatives=no_context"], r"task=quiz has none; use negatives=random_prompt"),
         (["method.loss_type=[sigmod]"], r"did you mean 'sigmoid'"),
         (["method.loss_type=[sigmoid]", "method.loss_weights=[1,2]"], r"has 2 entries for 1 losses"),
@@ -209,7 +209,7 @@ def test_a_failed_run_leaves_a_summary_that_says_why(tmp_path: Path) -> None:
     assert done.returncode == 2
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["status"] == "failed"
-    assert "evaluation.k=12" in summary["error"]
+    assert "evaluation.k=20" in summary["error"]
 
 
 def test_one_failing_job_of_a_multirun_does_not_end_the_others(tmp_path: Path) -> None:

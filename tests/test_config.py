@@ -53,5 +53,5 @@ def test_the_default_experiment_evaluates_on_other_users_and_requests() -> None:
     examples = make_task(composed().task).load(None)
     assert not {e.user for e in examples.train} & {e.user for e in examples.eval}
     assert not {e.prompt for e in examples.train} & {e.prompt for e in examples.eval}
-    assert len({e.user for e in examples.train}) == 48
-    assert len({e.user for e in examples.eval}) == 12
+    assert len({e.user for e in examples.train}) == 40
+    assert len({e.user for e in examples.eval}) == 20
