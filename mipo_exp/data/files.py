@@ -100,10 +100,12 @@ def check_not_cut(path: Path, way_out: str) -> None:
     with path.open("rb") as handle:
         handle.seek(max(0, path.stat().st_size - 4096))
         end = handle.read().rstrip()
+    if not end:
+        raise DataError(f"{path} is empty; {way_out}")
     if not end.endswith((b"]", b"}")):
         with path.open("rb") as handle:
             lines = sum(block.count(b"\n") for block in iter(lambda: handle.read(2**20), b"")) + 1
-        raise DataError(f"{path}, line {lines}: the file ends in the middle, it is truncated; {way_out}")
+        raise DataError(f"{path}, line {lines}: not valid JSON (truncated: the file ends in the middle); {way_out}")
 
 
 def looks_like_html(start: str) -> bool:
