@@ -201,7 +201,7 @@ def test_a_truncated_lamp_file_is_seen_before_a_model_is_loaded(tmp_path: Path) 
         folder.mkdir(parents=True)
         (folder / f"{split}_questions.json").write_text('[{"id": "1",\n "input": "x", "prof')
         (folder / f"{split}_outputs.json").write_text('{"task": "LaMP_3", "golds": []}')
-    refused(r"questions\.json, line 2: .* truncated", "task=lamp", f"task.path={tmp_path}", cwd=tmp_path)
+    refused(r"questions\.json, line 2: not valid JSON \(truncated", "task=lamp", f"task.path={tmp_path}", cwd=tmp_path)
 
 
 def test_a_failed_run_leaves_a_summary_that_says_why(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mipo_exp import cli
 from tests.test_bad_input import children_seconds, run
@@ -51,11 +51,11 @@ def test_plan_without_the_model_says_what_would_be_fetched(tmp_path: Path) -> No
 def test_every_sweep_runs(sweep: str, tmp_path: Path) -> None:
     done = run("-m", f"+sweeps={sweep}", "+debug=quick", "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    text = (cli.PROJECT_ROOT / "sweeps" / f"{sweep}.yaml").read_text()
-    values = re.findall(r"^      \S+: (\S+)$", text, flags=re.MULTILINE)
+    definition = yaml.safe_load((cli.PROJECT_ROOT / "sweeps" / f"{sweep}.yaml").read_text())
+    values = definition["hydra"]["sweeper"]["params"].values()
     jobs = 1
     for value in values:
-        jobs *= len(value.split(","))
+        jobs *= len(str(value).split(","))
     summaries = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/summary.json")]
     assert len(summaries) == jobs > 1
     assert {summary["status"] for summary in summaries} == {"ok"}
@@ -64,8 +64,6 @@ def test_every_sweep_runs(sweep: str, tmp_path: Path) -> None:
 
 
 def test_the_space_of_a_wandb_sweep_is_the_space_of_its_hydra_twin() -> None:
-    import yaml
-
     for path in (cli.PROJECT_ROOT / "sweeps" / "wandb").glob("*.yaml"):
         definition = yaml.safe_load(path.read_text())
         twin = yaml.safe_load((path.parents[1] / path.name).read_text())["hydra"]["sweeper"]["params"]
