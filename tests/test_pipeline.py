@@ -120,6 +120,20 @@ def test_greedy_repetitions_of_a_pair_are_dropped_and_counted(experiment: Experi
     assert counts["dropped_repeated"] == 16
 
 
+def test_pairs_that_cannot_teach_are_dropped_with_the_reason() -> None:
+    from mipo_exp.config import PairsConfig
+    from mipo_exp.pairs import why_dropped
+
+    good, cut = Response("a", [1, 2, 3, 9], "fine", True), Response("b", [4, 5], "cut", False)
+    strict = PairsConfig(keep_cut_off=False, min_pmi_margin=None, max_length_ratio=1.5)
+    loose = PairsConfig(keep_cut_off=True, min_pmi_margin=None, max_length_ratio=None)
+    assert why_dropped(good, Response("c", [9], "", True), loose) == "empty"
+    assert why_dropped(good, Response("c", [1, 2, 3, 9], "fine", True), loose) == "identical"
+    assert why_dropped(good, cut, strict) == "cut_off"
+    assert why_dropped(good, Response("c", [1, 9], "other", True), strict) == "length_ratio"
+    assert why_dropped(good, cut, loose) is None
+
+
 def test_random_prompt_samples_nothing_twice(experiment: Experiment) -> None:
     summary, _ = experiment("negatives=random_prompt")
     assert summary["counts"]["reused_rejected"] + summary["counts"].get("dropped_identical", 0) == 8
@@ -186,6 +200,9 @@ def test_every_experiment_runs(name: str, experiment: Experiment) -> None:
         pytest.skip("the public data is not here")
     # The experiment comes first and the debug sizes after it, as on the command line.
     sizes = ["model=tiny", "task.train_examples=8", "task.eval_examples=6", "task.max_new_tokens=8"]
+    if name == "qwen1.5b_shape":  # its architecture, at the size of the tiny model
+        small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        sizes += [f"model.random.{key}={value}" for key, value in {**small, "vocab_size": 300}.items()]
     summary, _ = experiment(f"+experiment={name}", *LOCAL.get(task, []), *sizes, "trainer.max_steps=1")
     assert summary["task"] == task
 
@@ -210,7 +227,7 @@ def test_every_other_option_runs(tracker: str, method: str, engine: str, experim
 
 def test_switches_run(experiment: Experiment) -> None:
     summary, _ = experiment(
-        *("evaluation.policy_scoring=false", "scoring.share_prefix=false", "pairs.keep_cut_off=false"),
+        *("evaluation.policy_scoring=false", "scoring.share_prefix=false"),
         *("pairs.max_length_ratio=4", "trainer.reference=live", "trainer.max_length=64", "sampling.temperature=0.5"),
         *("trainer.activation_checkpointing=true", "lora.use_rslora=true", "task.context_role=system"),
         *("trainer.gradient_accumulation_steps=2", "evaluation.sampling.temperature=0", "model.attention=eager"),
