@@ -228,7 +228,7 @@ def test_every_other_option_runs(tracker: str, method: str, engine: str, experim
 def test_switches_run(experiment: Experiment) -> None:
     summary, _ = experiment(
         *("evaluation.policy_scoring=false", "scoring.share_prefix=false"),
-        *("pairs.max_length_ratio=4", "trainer.reference=live", "trainer.max_length=64", "sampling.temperature=0.5"),
+        *("pairs.max_length_ratio=4", "trainer.reference=live", "trainer.max_length=160", "sampling.temperature=0.5"),
         *("trainer.activation_checkpointing=true", "lora.use_rslora=true", "task.context_role=system"),
         *("trainer.gradient_accumulation_steps=2", "evaluation.sampling.temperature=0", "model.attention=eager"),
     )
