@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -206,9 +207,7 @@ def _summary_head(config: Config, command: str) -> dict[str, Any]:
 def _check_writable(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        probe = output / f".write-test-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        tempfile.TemporaryFile(dir=output).close()
     except OSError as error:
         raise StorageError(
             f"paths.output={output} cannot be written ({error.strerror}); set hydra.run.dir=DIR to a folder that can"
