@@ -118,14 +118,14 @@ def test_loading_is_deterministic_and_a_smaller_draw_is_a_beginning_of_a_larger_
 def test_personas_take_turns() -> None:
     found = task("personas").load(None)
     assert (len(found.train), len(found.eval)) == (160, 80)
-    for rows, users, requests in ((found.train, 48, 30), (found.eval, 12, 10)):
+    for rows, users, requests in ((found.train, 40, 30), (found.eval, 20, 10)):
         for field, count in (("user", users), ("question", requests)):
             seen = Counter(getattr(row, field) for row in rows)
             assert len(seen) == count
             assert max(seen.values()) - min(seen.values()) <= 1
         assert len({(row.user, row.question) for row in rows}) == len(rows)
     everything = task("personas", train_examples=None).load(None).train
-    assert len({(row.user, row.question) for row in everything}) == len(everything) == 48 * 30
+    assert len({(row.user, row.question) for row in everything}) == len(everything) == 40 * 30
 
 
 def test_persona_requests_give_no_keyword_away() -> None:
