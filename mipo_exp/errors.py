@@ -19,3 +19,8 @@ class ModelError(UserError):
 
 class StorageError(UserError):
     """A folder that cannot be written, or a disk that is too small."""
+
+
+def gib(size: float) -> str:
+    """A number of bytes as messages write it, in GiB."""
+    return f"{size / 2**30:.1f} GiB"

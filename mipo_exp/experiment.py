@@ -19,13 +19,13 @@ from mipo_exp.checks import check_examples, check_extra
 from mipo_exp.config import Config
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
-from mipo_exp.errors import StorageError, UserError
+from mipo_exp.errors import StorageError, UserError, gib
 from mipo_exp.evaluation.accuracy import Measure
 from mipo_exp.evaluation.measure import PHASES, Evaluated, compare, measures
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.models import ModelSource, locate
 from mipo_exp.pipeline import Run, declare, declare_examples, declare_model
-from mipo_exp.plan import disk_needed, gib
+from mipo_exp.plan import disk_needed
 from mipo_exp.records import Example, Response, Scores
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.runtime import Runtime, choose_device
@@ -62,7 +62,7 @@ def prepare(config: Config, output: Path) -> Prepared:
     store = Store(Path(config.paths.cache).expanduser())
     run = Run(store)
     device = choose_device(config.device)
-    task = make_task(config.task)
+    task = make_task(config.task, store.root)
     data = task.prepare()
     if not task.needs_tokenizer:
         examples = declare_examples(config, task, data, None)
@@ -216,7 +216,7 @@ def _check_writable(output: Path) -> None:
 
 def _check_disk(store: Store, source: ModelSource, runtime: Runtime) -> None:
     model = declare_model(runtime)
-    needed = disk_needed(source, converted=model is None or store.status(model) == "cached")
+    needed = disk_needed(source, runtime.config, converted=model is None or store.status(model) == "cached")
     free = shutil.disk_usage(store.root).free
     if free < needed:
         raise StorageError(

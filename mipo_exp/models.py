@@ -11,6 +11,7 @@ import json
 import logging
 import mmap
 import re
+import shutil
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mipo_exp.config import ModelConfig
-from mipo_exp.errors import ModelError
+from mipo_exp.errors import ModelError, StorageError, gib
 from mipo_exp.hub import hub_endpoint, hub_reachable
 from mipo_exp.store import digest, remembered_sha256
 
@@ -244,6 +245,7 @@ def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bo
                 f"({hub_endpoint()} does not answer); {remedy}"
             )
         try:
+            _check_room(config, patterns)
             local = snapshot_download(hub_id, revision=config.revision, allow_patterns=patterns)
         except GatedRepoError as error:
             raise ModelError(
@@ -259,6 +261,22 @@ def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bo
     _check_folder(folder, has_template)
     # The folder of a snapshot is named by its commit, which identifies the content.
     return ModelSource("folder", folder, f"{hub_id}@{folder.name}", f"{hub_id}@{folder.name[:12]}")
+
+
+def _check_room(config: ModelConfig, patterns: list[str]) -> None:
+    """Raise `StorageError` where the hub's cache has no room for what is still to be downloaded."""
+    from huggingface_hub import constants, snapshot_download
+
+    files = snapshot_download(cast(str, config.hub_id), revision=config.revision, allow_patterns=patterns, dry_run=True)
+    missing = sum(file.file_size or 0 for file in files if file.will_download)
+    folder = Path(constants.HF_HUB_CACHE)
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < missing:
+        raise StorageError(
+            f"{folder} has {gib(free)} free and {config.hub_id} takes {gib(missing)}; free some space, set HF_HOME to "
+            "a larger disk, or use a smaller model"
+        )
 
 
 def _is_complete(snapshot: Path) -> bool:

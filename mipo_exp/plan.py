@@ -11,9 +11,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mipo_exp.checks import check_examples, check_extra
-from mipo_exp.config import Config
+from mipo_exp.config import Config, ModelConfig
 from mipo_exp.data.tasks import make_task
-from mipo_exp.errors import UserError
+from mipo_exp.errors import UserError, gib
 from mipo_exp.models import ModelSource, billions_in, locate, parameter_count
 from mipo_exp.negatives import sample_negatives
 from mipo_exp.pipeline import declare, declare_examples, declare_model
@@ -24,13 +24,12 @@ from mipo_exp.store import Store
 
 log = logging.getLogger(__name__)
 
-GIB = 2**30
 # What tables, checkpoints of the adapter and the report take beside the model itself; generous.
-OTHER_DISK_BYTES = GIB // 2
+OTHER_DISK_BYTES = 2**29
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 CHARACTERS_PER_TOKEN = 4.0
 TEMPLATE_TOKENS = 25
-LIBRARIES_BYTES = GIB  # torch, transformers and TRL, imported
+LIBRARIES_BYTES = 2**30  # torch, transformers and TRL, imported
 
 
 @dataclass(frozen=True)
@@ -42,18 +41,22 @@ class Work:
     trained: int = 0
 
 
-def gib(size: float) -> str:
-    """A number of bytes in GiB."""
-    return f"{size / GIB:.1f} GiB"
-
-
-def disk_needed(source: ModelSource, converted: bool) -> int:
+def disk_needed(source: ModelSource, config: ModelConfig, converted: bool) -> int:
     """Bytes that a run may add to the cache. A GGUF file grows at most by the ratio of float32 to its 4 bits."""
     if converted or source.kind == "folder":
         return OTHER_DISK_BYTES
     if source.path is None:
-        return OTHER_DISK_BYTES  # random weights: as many as the config asks for
+        return OTHER_DISK_BYTES + BYTES["float32"] * random_parameters(config.random or {})
     return OTHER_DISK_BYTES + 8 * source.path.stat().st_size
+
+
+def random_parameters(shape: Mapping[str, Any]) -> int:
+    """About how many parameters a decoder of this shape has, at most; 0 where the shape does not say."""
+    sizes = {name: value for name, value in shape.items() if isinstance(value, int)}
+    width, depth = sizes.get("hidden_size", 0), sizes.get("num_hidden_layers", 0)
+    inner = sizes.get("intermediate_size", 4 * width)
+    embeddings = (1 if sizes.get("tie_word_embeddings") else 2) * sizes.get("vocab_size", 0) * width
+    return embeddings + depth * (4 * width * width + 3 * width * inner)
 
 
 def describe(config: Config, resolved: Mapping[str, Any]) -> str:
@@ -61,7 +64,7 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     lines = [OmegaConf.to_yaml(OmegaConf.create(dict(resolved)))]
     store = Store(Path(config.paths.cache).expanduser())
     device = choose_device(config.device)
-    task = make_task(config.task)
+    task = make_task(config.task, store.root)
     notes = []
     data: str | None = None
     try:
@@ -147,8 +150,11 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
 
 def _resources(config: Config, runtime: Runtime, prompt_tokens: int) -> str:
     parameters: float | None = parameter_count(runtime.folder) if runtime.folder is not None else None
+    parameters = parameters or random_parameters(config.model.random or {})
     parameters = parameters or billions_in(config.model.hub_id or config.model.name)
-    disk = f"disk: about {gib(disk_needed(runtime.source, runtime.folder is not None))} at most in the cache"
+    disk = (
+        f"disk: about {gib(disk_needed(runtime.source, config.model, runtime.folder is not None))} at most in the cache"
+    )
     if parameters is None:
         return f"{disk}\nmemory: not known before the model is converted"
     size = BYTES[runtime.dtype]

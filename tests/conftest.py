@@ -98,7 +98,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 def make_runtime(config: Config, cache: Path) -> Runtime:
     """A runtime whose model stage is done."""
     store = Store(cache)
-    runtime = Runtime(config.model, locate(config.model, cache), make_task(config.task), "cpu")
+    runtime = Runtime(config.model, locate(config.model, cache), make_task(config.task, cache), "cpu")
     stage = declare_model(runtime)
     if stage is not None:
         runtime.folder = store.fetch(stage, {})[0].path / "model"

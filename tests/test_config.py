@@ -50,7 +50,7 @@ def test_no_request_of_personas_meets_a_users_preference_by_itself() -> None:
 def test_the_default_experiment_evaluates_on_other_users_and_requests() -> None:
     from mipo_exp.data.tasks import make_task
 
-    examples = make_task(composed().task).load(None)
+    examples = make_task(composed().task, Path("unused")).load(None)
     assert not {e.user for e in examples.train} & {e.user for e in examples.eval}
     assert not {e.prompt for e in examples.train} & {e.prompt for e in examples.eval}
     assert len({e.user for e in examples.train}) == 40

@@ -27,9 +27,9 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def task(**changes: Any) -> Lamp:
+def task(cache: Path = Path("no-cache"), **changes: Any) -> Lamp:
     values = yaml.safe_load((ROOT / "conf" / "task" / "lamp.yaml").read_text(encoding="utf-8"))
-    return Lamp(LampConfig(**{**values, **changes}))
+    return Lamp(LampConfig(**{**values, **changes}), cache)
 
 
 def prepare_and_load(lamp_task: Lamp) -> Examples:
@@ -331,7 +331,6 @@ def test_time_split_has_its_own_folder(tmp_path: Path) -> None:
 
 
 def test_downloads_follow_the_servers_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MIPO_CACHE", str(tmp_path))
     asked: list[str] = []
     local = write_files(tmp_path / "server", 3, rating_rows("t"), rating_rows("d"))
 
@@ -347,15 +346,16 @@ def test_downloads_follow_the_servers_layout(tmp_path: Path, monkeypatch: pytest
         (5, "time", "time/LaMP_5"),
     ):
         asked.clear()
-        task(number=number, split=split, base_url="https://host/LaMP/").prepare()
+        task(tmp_path, number=number, split=split, base_url="https://host/LaMP/").prepare()
         assert asked[0] == f"https://host/LaMP/{folder}/train/train_questions.json"
         assert asked[3] == f"https://host/LaMP/{folder}/dev/dev_outputs.json"
-    here = task()
+    here = task(tmp_path)
     with pytest.raises(DataError, match=r"train_questions\.json of LaMP_3 is not on this machine yet"):
         here.prepare(download=False)
     here.prepare()
     assert here.prepare(download=False) == task(path=str(local)).prepare(download=False)
     assert len(here.load(words).train) == 2
+    assert (tmp_path / "data" / "lamp" / "LaMP_3" / "dev" / "dev_outputs.json").is_file()
 
 
 def _drop(key: str) -> Callable[[dict[str, Any]], None]:

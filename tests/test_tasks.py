@@ -30,6 +30,8 @@ from mipo_exp.records import Example
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("MIPO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+# These tasks download through the hub's client or not at all.
+NO_CACHE = Path("no-cache")
 EMBEDDED = ("personas", "word_problems", "quiz")
 
 
@@ -39,7 +41,7 @@ def config(name: str, **changes: Any) -> TaskConfig:
 
 
 def task(name: str, **changes: Any) -> Task:
-    return make_task(config(name, **changes))
+    return make_task(config(name, **changes), NO_CACHE)
 
 
 def prepare_and_load(one: Task) -> Examples:
@@ -78,7 +80,7 @@ def test_every_task_has_a_class_a_schema_and_a_yaml_with_exactly_its_keys() -> N
 
 def test_unknown_task_is_named() -> None:
     with pytest.raises(ConfigError, match="'gsm9k' is not a task"):
-        make_task(dataclasses.replace(config("gsm8k"), name="gsm9k"))
+        make_task(dataclasses.replace(config("gsm8k"), name="gsm9k"), NO_CACHE)
 
 
 def test_importing_the_tasks_loads_nothing_heavy() -> None:
@@ -325,10 +327,7 @@ def test_json_lines_may_hold_unicode_line_separators(tmp_path: Path) -> None:
     assert [record.values for record in read_jsonl(path)] == [{"a": "one\u2028line"}]
 
 
-def test_data_that_is_not_on_this_machine_is_not_fetched_unasked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MIPO_CACHE", str(tmp_path))
+def test_data_that_is_not_on_this_machine_is_not_fetched_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     missing = "openai/no-such-data-set-on-this-machine"
     with pytest.raises(DataError, match=r"is not on this machine yet; download it .*task\.path=DIR"):

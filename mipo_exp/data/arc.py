@@ -16,7 +16,6 @@ from mipo_exp.data.files import (
     WAY_OUT,
     Record,
     check_unique,
-    fingerprint,
     hub_snapshot,
     read_jsonl,
     read_parquet,
@@ -39,7 +38,7 @@ class Arc(Task):
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""
-        return fingerprint([path for paths in self._files(download).values() for path in paths])
+        return self.fingerprint([path for paths in self._files(download).values() for path in paths])
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""

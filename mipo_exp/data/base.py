@@ -5,6 +5,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mipo_exp.config import TaskConfig
@@ -12,6 +13,7 @@ from mipo_exp.data.overlap import separate
 from mipo_exp.data.rendering import Message
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
+from mipo_exp.store import digest, remembered_sha256
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,19 @@ class Examples:
 
 
 class Task(ABC):
-    """One task. A subclass reads its source in `load`; `scorer` names the function that checks responses."""
+    """One task. A subclass reads its source in `load`; `scorer` names the function that checks responses.
+
+    Args:
+        config: the task group.
+        cache: the cache's folder: downloads that no library keeps for us go to its `data/`.
+    """
 
     scorer: str
     needs_tokenizer: ClassVar[bool] = False
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: TaskConfig, cache: Path) -> None:
         self.config = config
+        self.cache = cache
 
     @abstractmethod
     def prepare(self, download: bool = True) -> str:
@@ -65,6 +73,10 @@ class Task(ABC):
         if self.config.context_role == "system":
             return [{"role": "system", "content": context}, {"role": "user", "content": text}]
         return [{"role": "user", "content": f"{context}\n\n{text}" if text else context}]
+
+    def fingerprint(self, paths: Sequence[Path]) -> str:
+        """A hash of the bytes of the files, in this order; their names and folders do not count."""
+        return digest([remembered_sha256(path, self.cache) for path in paths])
 
     def refuse_source(self) -> None:
         """For a task that is built in.

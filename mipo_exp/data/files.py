@@ -1,6 +1,7 @@
 """Reading data files, so that whatever is wrong with one is reported with its name, the line and the way out."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mipo_exp.errors import DataError
-from mipo_exp.hub import hub_endpoint, hub_reachable
-from mipo_exp.store import default_cache, digest, remembered_sha256, write_atomically
+from mipo_exp.hub import hub_endpoint, hub_reachable, reachable
+from mipo_exp.store import write_atomically
 
 # What to do about a damaged file; every reader ends its messages with it unless the caller knows something better.
 WAY_OUT = "download the file again, or give another folder with task.path=DIR (docs/tasks.md lists the files)"
@@ -211,16 +212,6 @@ def resource(name: str) -> Path:
     return cast(Path, resources.files("mipo_exp.data") / "resources" / name)
 
 
-def data_folder() -> Path:
-    """Where downloads go."""
-    return default_cache() / "data"
-
-
-def fingerprint(paths: Sequence[Path]) -> str:
-    """A hash of the bytes of the files, in this order; their names and folders do not count."""
-    return digest([remembered_sha256(path, data_folder()) for path in paths])
-
-
 def download_json(url: str, path: Path) -> None:
     """Download a JSON file to `path`, complete and checked or not at all.
 
@@ -228,6 +219,8 @@ def download_json(url: str, path: Path) -> None:
         DataError: the server cannot be reached, refuses, or sends something that is not JSON.
     """
     remedy = f"download {url} elsewhere and set task.path=DIR (docs/tasks.md shows the layout)"
+    if not reachable(url):
+        raise DataError(f"{url} cannot be downloaded (its server does not answer); {remedy}")
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
             content: bytes = answer.read()
@@ -241,6 +234,12 @@ def download_json(url: str, path: Path) -> None:
         raise DataError(f"{url} sent no complete JSON ({error}); run the same command again, or {remedy}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
+
+
+def _has_all_shards(paths: Sequence[Path]) -> bool:
+    """Whether the files `…-00000-of-00002.parquet` … of one split are all there; an interrupted download has some."""
+    counts = {int(found[1]) for path in paths if (found := re.search(r"-of-(\d+)\.", path.name))}
+    return bool(paths) and all(len(paths) >= count for count in counts)
 
 
 def hub_snapshot(hub_id: str | None, revision: str, patterns: Sequence[str], task: str, download: bool) -> Path:
@@ -270,7 +269,7 @@ def hub_snapshot(hub_id: str | None, revision: str, patterns: Sequence[str], tas
 
     try:
         folder = fetch(local_only=True)
-        if all(any(folder.glob(pattern)) for pattern in patterns):
+        if all(_has_all_shards(list(folder.glob(pattern))) for pattern in patterns):
             return folder
     except LocalEntryNotFoundError:
         pass

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.data.files import WAY_OUT, Record, fingerprint, hub_snapshot, read_jsonl, read_parquet
+from mipo_exp.data.files import WAY_OUT, Record, hub_snapshot, read_jsonl, read_parquet
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
@@ -28,7 +28,7 @@ class Gsm8k(Task):
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""
-        return fingerprint([path for paths in self._files(download).values() for path in paths])
+        return self.fingerprint([path for paths in self._files(download).values() for path in paths])
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""

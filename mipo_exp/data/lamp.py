@@ -20,9 +20,7 @@ from mipo_exp.data.files import (
     Record,
     check_not_cut,
     check_unique,
-    data_folder,
     download_json,
-    fingerprint,
     looks_like_html,
     read_json,
     read_json_rows,
@@ -61,8 +59,8 @@ class Lamp(Task):
     config: LampConfig
     needs_tokenizer = True
 
-    def __init__(self, config: LampConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: LampConfig, cache: Path) -> None:
+        super().__init__(config, cache)
         self.form = FORMS[config.number]
         self.scorer = SCORERS.get(config.number, "lamp_text")
 
@@ -75,7 +73,7 @@ class Lamp(Task):
             if looks_like_html(start):
                 raise DataError(f"{path} is an HTML page (line 1: {start.lstrip()[:40]!r}), not JSON; {WAY_OUT}")
             check_not_cut(path, WAY_OUT)
-        return fingerprint(paths)
+        return self.fingerprint(paths)
 
     def load(self, count_tokens: Callable[[str], int] | None) -> Examples:
         """See `Task.load`.
@@ -160,7 +158,7 @@ class Lamp(Task):
         names = {(split, part): f"{split}/{split}_{part}.json" for split in SPLITS for part in PARTS}
         if config.path is not None:
             return _local_files(Path(config.path).expanduser(), inner, names)
-        root = data_folder().joinpath("lamp", *inner)
+        root = self.cache.joinpath("data", "lamp", *inner)
         files = {key: root / file for key, file in names.items()}
         for key, path in files.items():
             if path.is_file():

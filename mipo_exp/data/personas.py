@@ -15,7 +15,7 @@ from typing import Any
 
 from mipo_exp.config import PersonasConfig
 from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.data.files import Record, check_unique, fingerprint, read_json, read_json_rows, resource
+from mipo_exp.data.files import Record, check_unique, read_json, read_json_rows, resource
 from mipo_exp.errors import ConfigError
 from mipo_exp.records import Example
 
@@ -31,7 +31,7 @@ class Personas(Task):
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""
         self.refuse_source()
-        return fingerprint([resource(RESOURCE)])
+        return self.fingerprint([resource(RESOURCE)])
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`.

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 
 from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.data.files import Record, check_unique, fingerprint, read_jsonl, resource
+from mipo_exp.data.files import Record, check_unique, read_jsonl, resource
 from mipo_exp.data.options import letters, question_text
 from mipo_exp.records import Example
 
@@ -26,7 +26,7 @@ class Quiz(Task):
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""
         self.refuse_source()
-        return fingerprint([resource(RESOURCE)])
+        return self.fingerprint([resource(RESOURCE)])
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""

@@ -1,5 +1,7 @@
 """The list of tasks. A task is a module with a `Task` class, one line here, and one YAML file in `conf/task/`."""
 
+from pathlib import Path
+
 from mipo_exp.config import TaskConfig
 from mipo_exp.data.arc import Arc
 from mipo_exp.data.base import Task
@@ -20,12 +22,12 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
-def make_task(config: TaskConfig) -> Task:
-    """The task that the config names.
+def make_task(config: TaskConfig, cache: Path) -> Task:
+    """The task that the config names; `cache` is where it may keep what it downloads.
 
     Raises:
         ConfigError: there is no such task.
     """
     if config.name not in TASKS:
         raise ConfigError(f"task.name={config.name!r} is not a task; choose one of {', '.join(TASKS)}")
-    return TASKS[config.name](config)
+    return TASKS[config.name](config, cache)
