@@ -183,6 +183,7 @@ class TrainerConfig:
     logging_steps: int = bounded(at_least=1)
     save_steps: int = bounded(at_least=1)
     reference: str = bounded(choices=("scored", "live"))
+    share_prompt: bool
     extra: dict[str, Any]
 
 

@@ -358,6 +358,11 @@ def load_folder(
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if "attn_implementation" in str(error) and config.attention != "eager":
+            raise ModelError(
+                f"the model in {folder} cannot compute attention with model.attention={config.attention}; use "
+                "model.attention=eager"
+            ) from error
         raise ModelError(f"the model in {folder} cannot be loaded ({error})") from error
     absent = sorted(info.get("missing_keys") or [])
     problems = f"{len(absent)} tensors are missing, {absent[0]} among them" if absent else None

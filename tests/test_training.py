@@ -210,7 +210,7 @@ def test_extra_arguments_are_checked(tmp_path: Path, extra: str, message: str) -
 
 def test_target_modules_that_match_nothing_are_named(tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path) -> None:
     config = composed("+debug=quick", "lora.target_modules=[nowhere]")
-    with pytest.raises(ConfigError, match=r"lora\.target_modules=\['nowhere'\] matches no layer"):
+    with pytest.raises(ConfigError, match=r"lora\.target_modules=\['nowhere'\] does not fit this model"):
         train(tiny, pairs, config, Store(tmp_path))
 
 

@@ -19,6 +19,7 @@ from mipo_exp.progress import Progress
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace, file_sha256, write_atomically
+from mipo_exp.training.shared_prompt import can_share, share_prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,7 +32,7 @@ COMPLETE = "complete.json"
 # What would go around this framework; `trainer.extra` may not name it, nor anything that is set elsewhere.
 REFUSED = ("precompute_ref_log_probs", "resume_from_checkpoint", "push_to_hub", "eval_strategy", "do_eval")
 # Keys of the trainer group that are ours, not TRL's.
-OWN_KEYS = ("reference", "extra")
+OWN_KEYS = ("reference", "share_prompt", "extra")
 
 
 def train_adapter(
@@ -62,6 +63,8 @@ def train_adapter(
         trainable, total = dpo.model.get_nb_trainable_parameters()
         if not trainable:
             raise ConfigError(f"lora.target_modules={lora.target_modules} leaves nothing to train")
+        if trainer.share_prompt:
+            _share_prompts(dpo, pairs)
         log.info("training %s of %s parameters on %d pairs", f"{trainable:,}", f"{total:,}", len(pairs))
         check_first_loss(dpo, method, trainer.reference)
         if resume is not None:
@@ -170,8 +173,8 @@ def _build_trainer(
     except ValueError as error:
         if "target modules" in str(error).lower() or "target_modules" in str(error):
             raise ConfigError(
-                f"lora.target_modules={lora.target_modules} matches no layer of this model ({error}); use "
-                "all-linear or names of its linear layers"
+                f"lora.target_modules={lora.target_modules} does not fit this model ({error}); use all-linear or names "
+                "of its linear layers"
             ) from error
         raise
     dpo.remove_callback(PrinterCallback)
@@ -179,6 +182,19 @@ def _build_trainer(
     # instead would hash the whole model first, to name a cache file that is not used here.
     dpo.precompute_ref_logps = trainer.reference == "scored"
     return dpo
+
+
+def _share_prompts(dpo: "DPOTrainer", pairs: Sequence[ScoredPair]) -> None:
+    """Compute each prompt once, where the longest pair shows that this architecture allows it."""
+    longest = max(range(len(pairs)), key=lambda i: len(pairs[i].prompt_ids) + len(pairs[i].chosen_ids))
+    base = dpo.accelerator.unwrap_model(dpo.model).get_base_model()
+    dpo.model.eval()
+    possible = can_share(base, dpo._prepare_inputs(dpo.data_collator([dpo.train_dataset[longest]])))
+    dpo.model.train()
+    if possible:
+        share_prompts(base)
+    else:
+        log.info("this architecture cannot share a prompt between responses: each gets its own")
 
 
 def _dataset(pairs: Sequence[ScoredPair], reference: str) -> "Dataset":

@@ -1,0 +1,163 @@
+"""Sharing a pair's prompt in training: the same losses, metrics and gradients as TRL's own way, or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mipo_exp.config import LOSS_TYPES
+from mipo_exp.records import ScoredPair
+from mipo_exp.runtime import Runtime
+from mipo_exp.training import dpo as training
+from mipo_exp.training.shared_prompt import IGNORED, arrange, can_share, share_prompts
+from tests.conftest import composed, make_runtime
+
+
+def pair(prompt: int, chosen: int, rejected: int, start: int = 5) -> ScoredPair:
+    """A pair with sides of these lengths; no two neighbouring tokens are equal."""
+    ids = [start + (7 * i) % 240 for i in range(prompt + chosen + rejected)]
+    sides = ids[:prompt], ids[prompt : prompt + chosen], ids[prompt + chosen :]
+    return ScoredPair(
+        "e", 0, "no_context", False, sides[0], sides[0][:1], sides[1], sides[2], "c", "r", -9.0, -8.0, None
+    )
+
+
+PADDED = [pair(3, 4, 2), pair(9, 1, 6, 11), pair(5, 7, 1, 17)]
+UNPADDED = [pair(5, 4, 4), pair(5, 4, 4, 11), pair(5, 4, 4, 17)]
+
+
+def batch_of(pairs: list[ScoredPair]) -> dict[str, torch.Tensor]:
+    """As TRL's collator makes it."""
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    rows = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
+    return dict(DataCollatorForPreference(pad_token_id=0)(rows))
+
+
+def runtime_of(kind: str, tmp_path: Path, *overrides: str) -> Runtime:
+    return make_runtime(composed("+debug=quick", f"model.random.model_type={kind}", *overrides), tmp_path / kind)
+
+
+def step(runtime: Runtime, pairs: list[ScoredPair], tmp_path: Path, shared: bool, *overrides: str) -> Any:
+    """Loss, metrics and the adapter's gradients of one batch, with an adapter that is not at its start."""
+    config = composed("+debug=quick", f"trainer.per_device_train_batch_size={len(pairs)}", *overrides)
+    dpo = training._build_trainer(runtime, pairs, config.method, config.lora, config.trainer, 0, tmp_path, _callback())
+    torch.manual_seed(1)
+    for name, weight in dpo.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight.data, std=0.05)
+    base = dpo.model.get_base_model()
+    batch = dpo._prepare_inputs(dpo.data_collator(list(dpo.train_dataset)))
+    if shared:
+        dpo.model.eval()
+        assert can_share(base, batch)
+        dpo.model.train()
+        share_prompts(base)
+    loss = dpo.compute_loss(dpo.model, batch)
+    loss.backward()
+    metrics = {name: values[-1] for name, values in dpo._metrics["train"].items()}
+    gradients = {name: weight.grad for name, weight in dpo.model.named_parameters() if weight.requires_grad}
+    return float(loss.detach()), metrics, gradients
+
+
+def _callback() -> Any:
+    from transformers import TrainerCallback
+
+    return TrainerCallback()
+
+
+def assert_equal(plain: Any, shared: Any) -> None:
+    assert shared[0] == pytest.approx(plain[0], abs=1e-4)
+    assert shared[1] == pytest.approx(plain[1], abs=1e-4, rel=1e-4)
+    assert any(float(gradient.abs().max()) > 1e-3 for gradient in plain[2].values()), "nothing to compare"
+    for name, gradient in plain[2].items():
+        assert torch.allclose(shared[2][name], gradient, atol=1e-4, rtol=1e-3), name
+
+
+@pytest.mark.parametrize("pairs", [PADDED, UNPADDED, PADDED[:1]], ids=["padded", "unpadded", "single"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox"])
+def test_loss_metrics_and_gradients_equal_trls(kind: str, pairs: list[ScoredPair], tmp_path: Path) -> None:
+    runtime = runtime_of(kind, tmp_path)
+    assert_equal(step(runtime, pairs, tmp_path, False), step(runtime, pairs, tmp_path, True))
+
+
+@pytest.mark.parametrize("loss", LOSS_TYPES)
+def test_every_loss_equals_trls(loss: str, tiny: Runtime, tmp_path: Path) -> None:
+    smoothing = {"exo_pair": 0.1, "robust": 0.1}.get(loss, 0.0)
+    overrides = (f"method.loss_type=[{loss}]", f"method.label_smoothing={smoothing}")
+    assert_equal(step(tiny, PADDED, tmp_path, False, *overrides), step(tiny, PADDED, tmp_path, True, *overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("trainer.reference=live",),
+        ("trainer.activation_checkpointing=true",),
+        ("method.ld_alpha=0.5", "trainer.reference=live"),
+        ("method.use_weighting=true",),
+        ("lora.use_dora=true",),
+        ("trainer.max_length=8", "trainer.reference=live"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_every_way_to_train_equals_trls(overrides: tuple[str, ...], tiny: Runtime, tmp_path: Path) -> None:
+    pairs = [pair(3, 9, 2), pair(5, 6, 6, 11)]
+    assert_equal(step(tiny, pairs, tmp_path, False, *overrides), step(tiny, pairs, tmp_path, True, *overrides))
+
+
+def test_the_layout_of_a_batch_is_what_its_docstring_says() -> None:
+    batch = batch_of([pair(2, 3, 2), pair(4, 1, 3, 11)])
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
+    layout = arrange(batch["input_ids"], batch["attention_mask"], labels)
+    assert layout is not None
+    first, second = pair(2, 3, 2), pair(4, 1, 3, 11)
+    assert layout.input_ids.tolist() == [
+        [0, 0, *first.prompt_ids, *first.chosen_ids[:2], first.rejected_ids[0], 0],
+        [*second.prompt_ids, 0, 0, *second.rejected_ids[:2]],
+    ]
+    assert layout.position_ids[0, 2:7].tolist() == [0, 1, 2, 3, 2]
+    assert layout.position_ids[1, [0, 1, 2, 3, 6, 7]].tolist() == [0, 1, 2, 3, 4, 5]
+    seen = layout.visible[0, 0]
+    assert seen[6].nonzero()[:, 0].tolist() == [2, 3, 6], "the rejected side sees its prompt and not the chosen side"
+    assert seen[5].nonzero()[:, 0].tolist() == [2, 3, 4, 5]
+    expected = [*first.chosen_ids, *second.chosen_ids, *first.rejected_ids, *second.rejected_ids]
+    assert layout.targets.tolist() == expected
+    assert layout.rows.tolist() == [0, 0, 0, 1, 0, 0, 1, 1, 1]
+    assert layout.columns.tolist() == [3, 4, 5, 3, 3, 6, 3, 6, 7]
+
+
+def test_prompts_that_were_cut_differently_are_not_shared() -> None:
+    batch = batch_of([pair(4, 2, 2)])
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
+    other = batch["input_ids"].clone()
+    other[1, 0] += 1
+    assert arrange(other, batch["attention_mask"], labels) is None
+    labels[1] = IGNORED
+    assert arrange(batch["input_ids"], batch["attention_mask"], labels) is None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (
+            "model.random.model_type=mamba",
+            "+model.random.state_size=4",
+            "model.attention=eager",
+            "lora.target_modules=[in_proj]",
+        ),
+        ("model.random.model_type=mistral", "+model.random.sliding_window=4"),
+    ],
+    ids=["recurrent", "sliding window"],
+)
+def test_an_architecture_that_cannot_share_is_found_out_and_trains(
+    overrides: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mipo_exp.store import Store
+    from tests.test_training import train
+
+    config = composed("+debug=quick", *overrides, "trainer.max_steps=1", "trainer.reference=live")
+    runtime = make_runtime(config, tmp_path / "model")
+    with caplog.at_level("INFO"):
+        train(runtime, [pair(9, 4, 5), pair(9, 5, 4, 11)], config, Store(tmp_path / "store"))
+    assert "cannot share a prompt" in caplog.text
