@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import logging
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -163,11 +164,11 @@ def _composition_error(error: Exception) -> str:
         group = text.split("'", 2)[1]
         argument = next((item for item in sys.argv[1:] if item.startswith(f"{group}=")), f"{group}=NAME")
         return f"{group} is not chosen by default; add it: +{argument}"
-    for mark in ("Could not override '", "Key '"):
-        if mark in text:
-            key = text.split(mark, 1)[1].split("'", 1)[0]
+    # In this order: the first names the whole key, the last only its end.
+    for pattern in (r"full_key: (\S+)", "Could not override '([^']*)'", "Key '([^']*)'"):
+        if found := re.search(pattern, f"{text}\n{error.__cause__}"):
             with contextlib.suppress(HydraException, OmegaConfBaseException, ConfigError):
-                return str(unknown_key(key, _known_keys()))
+                return str(unknown_key(found[1], _known_keys()))
     return " ".join(text.split())
 
 

@@ -20,7 +20,11 @@ SCHEDULES = (
 )
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop")
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
-STRATEGIES = ("random_prompt", "no_context", "random_context")
+STRATEGIES = (
+    *("random_prompt", "no_context", "random_context", "empty_prompt", "hard_context", "hard_prompt", "mixture"),
+)
+# Those whose negative condition keeps the prompt and changes the user context.
+CONTEXT_STRATEGIES = ("no_context", "random_context", "hard_context")
 FAMILIES = ("personalization", "math", "mcq")
 
 
@@ -112,6 +116,8 @@ class ArcConfig(TaskConfig):
 class NegativesConfig:
     strategy: str = bounded(choices=STRATEGIES)
     k: int = bounded(at_least=1)
+    weights: dict[str, float] | None
+    embedding_model: str | None
 
 
 @dataclass(frozen=True)

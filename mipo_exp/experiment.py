@@ -29,6 +29,7 @@ from mipo_exp.plan import disk_needed
 from mipo_exp.records import Example, Response, Scores
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.runtime import Runtime, choose_device
+from mipo_exp.similarity import locate_encoder
 from mipo_exp.store import Stage, Store, digest, git_commit, package_versions, write_atomically
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ def prepare(config: Config, output: Path) -> Prepared:
     check_extra(config)
     store = Store(Path(config.paths.cache).expanduser())
     run = Run(store)
+    model = config.negatives.embedding_model
+    encoder = None if model is None else locate_encoder(model, store.root)
     device = choose_device(config.device)
     task = make_task(config.task, store.root)
     data = task.prepare()
@@ -74,7 +77,7 @@ def prepare(config: Config, output: Path) -> Prepared:
         _fetch_model(run, runtime)
         examples = declare_examples(config, task, data, runtime)
         _fetch_examples(run, examples, config, task)
-    return Prepared(config, output, store, run, task, runtime, examples, declare(config, runtime, examples))
+    return Prepared(config, output, store, run, task, runtime, examples, declare(config, runtime, examples, encoder))
 
 
 def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, command: str) -> float | None:

@@ -1,69 +1,93 @@
 """Negative-sampling strategies: which condition a rejected response is sampled under.
 
-A strategy is a pure function of the examples, `k` and a seed. To add one: write it here, register it in `STRATEGIES`,
-name it in `config.STRATEGIES` and describe it in `conf/negatives/NAME.yaml`.
+A strategy is a pure function of the examples, its config and a random generator. To add one: write it here, register
+it in `STRATEGIES`, name it in `config.STRATEGIES` and describe it in `conf/negatives/NAME.yaml`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 
+from mipo_exp.config import NegativesConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.records import Condition, Example, Negative
+from mipo_exp.similarity import Similarity, bm25
 
-Strategy = Callable[[Sequence[Example], int, np.random.Generator], list[Negative]]
+
+@dataclass(frozen=True)
+class Draw:
+    """What a strategy works with: how many negatives an example gets, and where its randomness and its sense of
+    nearness come from. `weights` are those of `mixture`."""
+
+    k: int
+    rng: np.random.Generator
+    similarity: Similarity
+    weights: Mapping[str, float]
 
 
-def sample_negatives(examples: Sequence[Example], strategy: str, k: int, seed: int) -> list[Negative]:
+Strategy = Callable[[Sequence[Example], Draw], list[Negative]]
+
+
+def sample_negatives(
+    examples: Sequence[Example], config: NegativesConfig, seed: int, similarity: Similarity = bm25
+) -> list[Negative]:
     """The `k` negative conditions of every example, in the examples' order.
+
+    Args:
+        examples: of the training side.
+        config: the negatives group.
+        seed: decides everything that is random.
+        similarity: what `hard_context` and `hard_prompt` call near.
 
     Raises:
         ConfigError: there are too few other prompts or contexts for `k` different negatives.
     """
-    return STRATEGIES[strategy](examples, k, np.random.default_rng(seed))
+    draw = Draw(config.k, np.random.default_rng(seed), similarity, config.weights or {})
+    return STRATEGIES[config.strategy](examples, draw)
 
 
-def random_prompt(examples: Sequence[Example], k: int, rng: np.random.Generator) -> list[Negative]:
+def random_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """An unrelated prompt x′ with its own context: k derangements of the examples, so that each response serves
     exactly k times as a negative. No example gets a prompt equal to its own, nor the same one twice."""
     count = len(examples)
     prompts = [example.prompt for example in examples]
     donors: list[list[int]] = [[] for _ in examples]
-    for _ in range(k):
+    for _ in range(draw.k):
         taken = [{prompts[donor] for donor in row} | {prompts[i]} for i, row in enumerate(donors)]
-        order = rng.permutation(count)
+        order = draw.rng.permutation(count)
         for i in range(count):
             if prompts[order[i]] not in taken[i]:
                 continue
-            for j in rng.permutation(count):
+            for j in draw.rng.permutation(count):
                 if prompts[order[j]] not in taken[i] and prompts[order[i]] not in taken[j]:
                     order[i], order[j] = order[j], order[i]
                     break
             else:
                 raise ConfigError(
-                    f"negatives.k={k} needs more different prompts than the {len(set(prompts))} of the "
+                    f"negatives.k={draw.k} needs more different prompts than the {len(set(prompts))} of the "
                     f"{count} training examples allow; lower negatives.k or raise task.train_examples"
                 )
         for i in range(count):
             donors[i].append(int(order[i]))
     return [
-        Negative(example.id, j, examples[donor].context, examples[donor].prompt, source=examples[donor].id)
+        Negative(example.id, j, "random_prompt", examples[donor].context, examples[donor].prompt, examples[donor].id)
         for example, row in zip(examples, donors, strict=True)
         for j, donor in enumerate(row)
     ]
 
 
-def no_context(examples: Sequence[Example], k: int, rng: np.random.Generator) -> list[Negative]:
+def no_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The same prompt with its context left out: k independent samples of the model's own marginal."""
     return [
-        Negative(example.id, j, context=None, prompt=example.prompt, source=None)
+        Negative(example.id, j, "no_context", context=None, prompt=example.prompt, source=None)
         for example in examples
-        for j in range(k)
+        for j in range(draw.k)
     ]
 
 
-def random_context(examples: Sequence[Example], k: int, rng: np.random.Generator) -> list[Negative]:
+def random_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The same prompt under the contexts of k other users, drawn uniformly over users and then over their contexts.
 
     Where (c′, x) is itself an example, its sampled response is reused.
@@ -74,17 +98,92 @@ def random_context(examples: Sequence[Example], k: int, rng: np.random.Generator
     negatives = []
     for example in examples:
         others = [user for user in users if user != example.user and contexts[user] != [example.context]]
-        if len(others) < k:
-            raise ConfigError(
-                f"negatives.k={k} with random_context needs {k} other users for each example, and there are "
-                f"{len(others)}; lower negatives.k or load more users"
-            )
-        for j, index in enumerate(rng.choice(len(others), size=k, replace=False)):
+        _need_users(draw.k, len(others))
+        for j, index in enumerate(draw.rng.choice(len(others), size=draw.k, replace=False)):
             own = [context for context in contexts[others[index]] if context != example.context]
-            context = own[int(rng.integers(len(own)))]
+            context = own[int(draw.rng.integers(len(own)))]
             source = by_condition.get((context, example.prompt))
-            negatives.append(Negative(example.id, j, context, example.prompt, source))
+            negatives.append(Negative(example.id, j, "random_context", context, example.prompt, source))
     return negatives
+
+
+def empty_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
+    """Neither prompt nor context: k independent samples of the model's unconditional marginal."""
+    return [
+        Negative(example.id, j, "empty_prompt", context=None, prompt="", source=None)
+        for example in examples
+        for j in range(draw.k)
+    ]
+
+
+def hard_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
+    """The same prompt under the nearest contexts of k other users: of each user the nearest, of these the k nearest.
+
+    Where (c′, x) is itself an example, its sampled response is reused.
+    """
+    by_condition = {(example.context, example.prompt): example.id for example in examples}
+    owners = [(user, context) for user, own in contexts_by_user(examples).items() for context in own]
+    texts = list(dict.fromkeys(context for _, context in owners))
+    place = {context: i for i, context in enumerate(texts)}
+    scores_of = draw.similarity(texts)
+    negatives = []
+    for example in examples:
+        scores = scores_of(place[example.context or ""]) if texts else np.zeros(0)
+        nearest: dict[str | None, str] = {}
+        ranked = sorted(owners, key=lambda owner: -scores[place[owner[1]]])  # stable: equal ones in their order
+        for user, context in ranked:
+            if user != example.user and context != example.context and context not in nearest.values():
+                nearest.setdefault(user, context)
+        _need_users(draw.k, len(nearest))
+        for j, context in enumerate(list(nearest.values())[: draw.k]):
+            source = by_condition.get((context, example.prompt))
+            negatives.append(Negative(example.id, j, "hard_context", context, example.prompt, source))
+    return negatives
+
+
+def hard_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
+    """The k nearest other prompts, each with the context of one of its examples, drawn at random.
+
+    Their responses are reused. One that is near to many prompts serves for many examples, unlike in `random_prompt`.
+    """
+    askers: dict[str, list[Example]] = {}
+    for example in examples:
+        askers.setdefault(example.prompt, []).append(example)
+    prompts = list(askers)
+    if len(prompts) <= draw.k:
+        raise ConfigError(
+            f"negatives.k={draw.k} with hard_prompt needs {draw.k} other prompts, and the training examples have "
+            f"{len(prompts)} different ones; lower negatives.k or raise task.train_examples"
+        )
+    scores_of = draw.similarity(prompts)
+    nearest = {}
+    for i, prompt in enumerate(prompts):
+        order = np.argsort(-scores_of(i), kind="stable")
+        nearest[prompt] = [prompts[int(other)] for other in order if other != i][: draw.k]
+    negatives = []
+    for example in examples:
+        for j, prompt in enumerate(nearest[example.prompt]):
+            donor = askers[prompt][int(draw.rng.integers(len(askers[prompt])))]
+            negatives.append(Negative(example.id, j, "hard_prompt", donor.context, donor.prompt, donor.id))
+    return negatives
+
+
+def mixture(examples: Sequence[Example], draw: Draw) -> list[Negative]:
+    """Each negative from one of several strategies, drawn with `weights`."""
+    names = sorted(name for name, weight in draw.weights.items() if weight > 0)
+    shares = np.array([draw.weights[name] for name in names])
+    components = [STRATEGIES[name](examples, draw) for name in names]
+    chosen = draw.rng.choice(len(names), size=len(examples) * draw.k, p=shares / shares.sum())
+    # Every component has the same examples and indices in the same order.
+    return [components[int(component)][i] for i, component in enumerate(chosen)]
+
+
+def _need_users(k: int, others: int) -> None:
+    if others < k:
+        raise ConfigError(
+            f"negatives.k={k} needs {k} other users for each example, and there are {others}; lower negatives.k or "
+            "load more users"
+        )
 
 
 def contexts_by_user(examples: Sequence[Example]) -> dict[str | None, list[str]]:
@@ -144,5 +243,13 @@ def _spread_over_users(
 
 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
-    {"random_prompt": random_prompt, "no_context": no_context, "random_context": random_context}
+    {
+        "random_prompt": random_prompt,
+        "no_context": no_context,
+        "random_context": random_context,
+        "empty_prompt": empty_prompt,
+        "hard_context": hard_context,
+        "hard_prompt": hard_prompt,
+        "mixture": mixture,
+    }
 )

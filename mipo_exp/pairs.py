@@ -9,7 +9,7 @@ from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace
 
 
-def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig, strategy: str) -> None:
+def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig) -> None:
     """Pair each example's chosen response with each of its rejected ones, under the example's true condition.
 
     Raises:
@@ -37,7 +37,7 @@ def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig, strategy:
             Pair(
                 example=example.id,
                 negative=negative.index,
-                strategy=strategy,
+                strategy=negative.strategy,
                 reused=negative.source is not None,
                 prompt_ids=runtime.prompt_ids(example.condition),
                 negative_ids=runtime.prompt_ids(negative.condition),

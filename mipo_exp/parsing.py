@@ -16,7 +16,16 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mipo_exp.config import F_DIVERGENCE_LOSSES, LOSS_TYPES, TASK_CONFIGS, Config
+from mipo_exp.config import (
+    CONTEXT_STRATEGIES,
+    F_DIVERGENCE_LOSSES,
+    LOSS_TYPES,
+    STRATEGIES,
+    TASK_CONFIGS,
+    Config,
+    NegativesConfig,
+    TaskConfig,
+)
 from mipo_exp.errors import ConfigError
 
 COMPARISONS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
@@ -95,11 +104,7 @@ def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
 def check_together(config: Config) -> None:
     """Raise `ConfigError` for values that are fine alone and impossible together."""
     task, method = config.task, config.method
-    if task.family != "personalization" and config.negatives.strategy != "random_prompt":
-        raise ConfigError(
-            f"negatives={config.negatives.strategy} needs a user context, and task={task.name} has none; "
-            "use negatives=random_prompt"
-        )
+    _check_negatives(config.negatives, task)
     for loss in method.loss_type:
         check_bounds("method.loss_type", loss, {"choices": LOSS_TYPES})
     if not method.loss_type:
@@ -153,6 +158,34 @@ def check_together(config: Config) -> None:
         )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         raise ConfigError(f"device={config.device!r} is not an option; it takes auto, cpu, cuda or cuda:N")
+
+
+def _check_negatives(negatives: NegativesConfig, task: TaskConfig) -> None:
+    strategy, weights = negatives.strategy, negatives.weights
+    names = [strategy]
+    if strategy == "mixture":
+        names = [name for name, weight in (weights or {}).items() if weight > 0]
+        for name in weights or {}:
+            check_bounds("negatives.weights", name, {"choices": tuple(s for s in STRATEGIES if s != "mixture")})
+        if not names or min((weights or {}).values()) < 0:
+            raise ConfigError(
+                f"negatives.weights={weights}: mixture needs weights of strategies, none negative and one above 0"
+            )
+    elif weights is not None:
+        raise ConfigError(
+            f"negatives.weights is given and negatives={strategy} has none; use negatives=mixture, or null"
+        )
+    needing = [name for name in names if name in CONTEXT_STRATEGIES]
+    if task.family != "personalization" and needing:
+        others = ", ".join(name for name in STRATEGIES if name not in CONTEXT_STRATEGIES)
+        raise ConfigError(
+            f"negatives={needing[0]} needs a user context, and task={task.name} has none; use one of {others}"
+        )
+    if negatives.embedding_model is not None and not {"hard_context", "hard_prompt"} & set(names):
+        raise ConfigError(
+            f"negatives.embedding_model={negatives.embedding_model} is given and {', '.join(names)} looks for nothing "
+            "near; use negatives=hard_context or hard_prompt, or set it to null"
+        )
 
 
 def _build(schema: type[T], values: Any, prefix: str) -> T:

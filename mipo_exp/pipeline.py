@@ -23,6 +23,7 @@ from mipo_exp.pairs import build_pairs
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.score import score_conditions, score_pairs
+from mipo_exp.similarity import Encoder
 from mipo_exp.store import Artefact, Stage, Store, Workspace
 from mipo_exp.training.dpo import train_adapter
 
@@ -39,8 +40,8 @@ VERSIONS = {
     "model": 1,
     "examples": 1,
     "chosen": 1,
-    "rejected": 1,
-    "pairs": 1,
+    "rejected": 2,
+    "pairs": 2,
     "scored_pairs": 1,
     "adapter": 1,
     "responses": 1,
@@ -94,8 +95,8 @@ def declare_model(runtime: Runtime) -> Stage | None:
     )
 
 
-def declare(config: Config, runtime: Runtime, examples: Stage) -> dict[str, Stage]:
-    """All stages after the examples, in an order in which they can be built."""
+def declare(config: Config, runtime: Runtime, examples: Stage, encoder: Encoder | None = None) -> dict[str, Stage]:
+    """All stages after the examples, in an order in which they can be built. `encoder` finds near negatives."""
 
     def stage(name: str, build: Callable[..., None], inputs: Mapping[str, Stage], **slices: Any) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""
@@ -116,7 +117,8 @@ def declare(config: Config, runtime: Runtime, examples: Stage) -> dict[str, Stag
         "rejected",
         sample_rejected,
         {"examples": examples, "chosen": chosen},
-        negatives=config.negatives,
+        negatives=dataclasses.replace(config.negatives, embedding_model=None),  # the encoder's files count
+        encoder=encoder,
         sampling=sampling,
         engine=engine,
         seed=seed,
@@ -127,7 +129,6 @@ def declare(config: Config, runtime: Runtime, examples: Stage) -> dict[str, Stag
         build_pairs,
         {"examples": examples, "chosen": chosen, "rejected": rejected},
         pairs=filters,
-        strategy=config.negatives.strategy,
     )
     scored_pairs = stage(
         "scored_pairs", score_pairs, {"pairs": pairs}, scoring=scoring, min_pmi_margin=config.pairs.min_pmi_margin
@@ -171,6 +172,8 @@ def declare(config: Config, runtime: Runtime, examples: Stage) -> dict[str, Stag
 
 def _plain(value: Any) -> Any:
     """A config slice as JSON-like data."""
+    if isinstance(value, Encoder):
+        return value.fingerprint
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 

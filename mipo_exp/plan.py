@@ -20,6 +20,7 @@ from mipo_exp.pipeline import declare, declare_examples, declare_model
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime, choose_device
 from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES
+from mipo_exp.similarity import Encoder, in_order, locate_encoder
 from mipo_exp.store import Store
 
 log = logging.getLogger(__name__)
@@ -76,13 +77,20 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     except UserError as error:
         notes.append(f"a run would fetch it first: {error}")
         source = ModelSource("folder", None, "not here yet", f"{config.model.name}, not here yet")
+    encoder: Encoder | None = None
+    if config.negatives.embedding_model is not None:
+        try:
+            encoder = locate_encoder(config.negatives.embedding_model, store.root, download=False)
+        except UserError as error:
+            notes.append(f"a run would fetch it first: {error}")
+            encoder = Encoder(Path(), "not here yet")
     runtime = Runtime(config.model, source, task, device)
     model = declare_model(runtime)
     examples_stage = declare_examples(config, task, data or "not here yet", runtime if task.needs_tokenizer else None)
     stages = {
         "examples": examples_stage,
         **({"model": model} if model else {}),
-        **declare(config, runtime, examples_stage),
+        **declare(config, runtime, examples_stage, encoder),
     }
     status = {name: store.status(stage) for name, stage in stages.items()}
     found = store.find(examples_stage)
@@ -123,7 +131,7 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
 
     k, new = config.negatives.k, config.sampling.max_new_tokens
     limit = config.evaluation.sampling.max_new_tokens
-    negatives = sample_negatives(train, config.negatives.strategy, k, config.seed)
+    negatives = sample_negatives(train, config.negatives, config.seed, in_order)
     missing = sum(negative.source is None for negative in negatives)
     pairs = len(train) * k
     true_prompts = sum(prompt(example) for example in train)

@@ -47,13 +47,14 @@ class Condition:
 
 @dataclass(frozen=True)
 class Negative:
-    """The condition of an example's `index`-th rejected response.
+    """The condition of an example's `index`-th rejected response, and the strategy that chose it.
 
     `source` is the example whose true condition this is, where there is one: its sampled response can be reused.
     """
 
     example: str
     index: int
+    strategy: str
     context: str | None
     prompt: str
     source: str | None

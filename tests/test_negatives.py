@@ -1,13 +1,16 @@
 """Negative strategies and the conditions that mutual information is measured over."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from mipo_exp.config import STRATEGIES as NAMED
+from mipo_exp.config import NegativesConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.negatives import STRATEGIES, contrast_conditions, sample_negatives
-from mipo_exp.records import Example
+from mipo_exp.records import Example, Negative
+from mipo_exp.similarity import locate_encoder
 
 
 def grid(users: int, prompts: int) -> list[Example]:
@@ -24,6 +27,14 @@ def questions(count: int) -> list[Example]:
     return [Example(f"q{i}", None, f"q{i}", None, f"question {i}", "{}") for i in range(count)]
 
 
+def sample(
+    examples: list[Example], strategy: str, k: int, seed: int, weights: dict[str, float] | None = None
+) -> list[Negative]:
+    if strategy == "mixture" and weights is None:
+        weights = {"no_context": 1, "random_context": 2, "random_prompt": 1}
+    return sample_negatives(examples, NegativesConfig(strategy, k, weights, None), seed)
+
+
 def test_the_schema_names_the_strategies_that_there_are() -> None:
     assert set(NAMED) == set(STRATEGIES)
 
@@ -31,7 +42,7 @@ def test_the_schema_names_the_strategies_that_there_are() -> None:
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("examples", [grid(6, 8), questions(20)], ids=["users", "questions"])
 def test_random_prompt_uses_each_response_k_times_and_never_for_its_own_prompt(examples: list[Example], k: int) -> None:
-    negatives = sample_negatives(examples, "random_prompt", k, seed=3)
+    negatives = sample(examples, "random_prompt", k, 3)
     assert Counter(negative.source for negative in negatives) == {example.id: k for example in examples}
     by_id = {example.id: example for example in examples}
     seen: dict[str, set[str]] = {}
@@ -44,12 +55,12 @@ def test_random_prompt_uses_each_response_k_times_and_never_for_its_own_prompt(e
 
 def test_random_prompt_says_so_where_there_are_too_few_prompts() -> None:
     with pytest.raises(ConfigError, match=r"negatives\.k=3 needs more different prompts"):
-        sample_negatives(grid(4, 2), "random_prompt", 3, seed=0)
+        sample(grid(4, 2), "random_prompt", 3, 0)
 
 
 def test_no_context_keeps_the_prompt_and_samples_anew() -> None:
     examples = grid(3, 2)
-    negatives = sample_negatives(examples, "no_context", 2, seed=0)
+    negatives = sample(examples, "no_context", 2, 0)
     assert [(n.example, n.index) for n in negatives] == [(e.id, j) for e in examples for j in range(2)]
     assert all(n.context is None and n.source is None for n in negatives)
     assert {n.prompt for n in negatives} == {"prompt 0", "prompt 1"}
@@ -58,7 +69,7 @@ def test_no_context_keeps_the_prompt_and_samples_anew() -> None:
 def test_random_context_takes_other_users_and_reuses_what_is_sampled_already() -> None:
     examples = grid(5, 4)
     by_id = {example.id: example for example in examples}
-    negatives = sample_negatives(examples, "random_context", 3, seed=0)
+    negatives = sample(examples, "random_context", 3, 0)
     for negative in negatives:
         own = by_id[negative.example]
         assert negative.context != own.context
@@ -67,20 +78,103 @@ def test_random_context_takes_other_users_and_reuses_what_is_sampled_already() -
         assert (source.context, source.prompt) == (negative.context, negative.prompt)
     assert len({(n.example, n.context) for n in negatives}) == len(negatives)
     sparse = [example for example in examples if example.id != "u0/p0"]
-    missing = [n for n in sample_negatives(sparse, "random_context", 4, seed=0) if n.source is None]
+    missing = [n for n in sample(sparse, "random_context", 4, 0) if n.source is None]
     assert {(n.context, n.prompt) for n in missing} == {("context of u0", "prompt 0")}
 
 
 def test_random_context_draws_every_other_user_equally_often() -> None:
-    drawn = Counter(n.context for n in sample_negatives(grid(5, 400), "random_context", 1, seed=0))
+    drawn = Counter(n.context for n in sample(grid(5, 400), "random_context", 1, 0))
     assert min(drawn.values()) > 0.85 * max(drawn.values())
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_a_seed_decides_everything(strategy: str) -> None:
-    first, again, other = (sample_negatives(grid(6, 6), strategy, 2, seed) for seed in (1, 1, 2))
+    first, again, other = (sample(grid(6, 6), strategy, 2, seed) for seed in (1, 1, 2))
     assert first == again
-    assert strategy == "no_context" or first != other
+    assert strategy in ("no_context", "empty_prompt", "hard_context") or first != other
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("k", [1, 3])
+def test_every_strategy_gives_every_example_k_negatives_in_order(strategy: str, k: int) -> None:
+    examples = grid(6, 6)
+    negatives = sample(examples, strategy, k, 0)
+    assert [(n.example, n.index) for n in negatives] == [(e.id, j) for e in examples for j in range(k)]
+    by_id = {example.id: example for example in examples}
+    assert all(n.condition != by_id[n.example].condition for n in negatives)
+    for negative in negatives:
+        if negative.source is not None:
+            assert by_id[negative.source].condition == negative.condition
+
+
+def test_empty_prompt_asks_nothing() -> None:
+    assert {(n.context, n.prompt, n.source) for n in sample(grid(2, 2), "empty_prompt", 2, 0)} == {(None, "", None)}
+
+
+def profiles(*texts: str) -> list[Example]:
+    """One user each, all with the same two prompts."""
+    return [Example(f"u{u}/{p}", f"u{u}", p, text, p, "{}") for u, text in enumerate(texts) for p in ("ask", "tell")]
+
+
+def test_hard_context_takes_the_nearest_other_users() -> None:
+    examples = profiles(
+        "I love red sailing boats", "I love sailing", "I love cheese and wine", "cheese and wine please"
+    )
+    first = {n.example: n for n in sample(examples, "hard_context", 1, 0)}
+    assert first["u0/ask"].source == "u1/ask"
+    assert first["u2/tell"].source == "u3/tell"
+    assert first["u3/ask"].source == "u2/ask"
+    two = [n.source for n in sample(examples, "hard_context", 2, 0) if n.example == "u0/ask"]
+    assert two == ["u1/ask", "u2/ask"], "I love … comes next"
+
+
+def test_hard_prompt_takes_the_nearest_other_prompts() -> None:
+    texts = ["How far is the moon?", "How far is the sun from the moon?", "Bake a cake", "Bake a cake with nuts"]
+    examples = [Example(f"q{i}", None, f"q{i}", None, text, "{}") for i, text in enumerate(texts)]
+    assert [n.source for n in sample(examples, "hard_prompt", 1, 0)] == ["q1", "q0", "q3", "q2"]
+    with pytest.raises(ConfigError, match=r"negatives\.k=4 with hard_prompt needs 4 other prompts"):
+        sample(examples, "hard_prompt", 4, 0)
+
+
+def test_a_sentence_embedding_model_decides_what_is_near(tmp_path: Path) -> None:
+    """A bag-of-words model: one vector a word, so that nearness can be worked out by hand."""
+    folder = word_vectors(tmp_path, {"moon": (1, 0), "sun": (0.9, 0.1), "cake": (0, 1), "tart": (0.1, 0.9)})
+    encoder = locate_encoder(str(folder), tmp_path)
+    examples = [Example(w, None, w, None, w, "{}") for w in ("moon", "cake", "tart", "sun")]
+    config = NegativesConfig("hard_prompt", 1, None, str(folder))
+    assert [n.source for n in sample_negatives(examples, config, 0, encoder)] == ["sun", "tart", "cake", "moon"]
+    # Bag-of-words BM25 sees no word in common and takes the first.
+    assert [n.source for n in sample_negatives(examples, config, 0)] == ["cake", "moon", "moon", "moon"]
+    again = word_vectors(tmp_path / "other", {"moon": (1, 0), "sun": (0, 1), "cake": (0, 1), "tart": (1, 0)})
+    assert locate_encoder(str(again), tmp_path).fingerprint != encoder.fingerprint
+
+
+def word_vectors(folder: Path, vectors: dict[str, tuple[float, float]]) -> Path:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, WordEmbeddings
+    from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
+
+    tokenizer = WhitespaceTokenizer(vocab=list(vectors), stop_words=set(), do_lower_case=True)
+    words = WordEmbeddings(tokenizer, torch.tensor(list(vectors.values()), dtype=torch.float32))
+    SentenceTransformer(modules=[words, Pooling(2)]).save(str(folder / "encoder"))
+    return folder / "encoder"
+
+
+def test_an_embedding_model_that_is_not_there_says_what_to_do(tmp_path: Path, no_network: None) -> None:
+    with pytest.raises(ConfigError, match=r"negatives\.embedding_model=some/encoder is no folder, .* null for BM25"):
+        locate_encoder("some/encoder", tmp_path)
+    with pytest.raises(ConfigError, match="has no safetensors weights"):
+        locate_encoder(str(tmp_path), tmp_path)
+
+
+def test_a_mixture_follows_its_weights_whatever_their_order() -> None:
+    examples = grid(20, 20)
+    negatives = sample(examples, "mixture", 2, 0, {"no_context": 3, "random_context": 1, "empty_prompt": 0})
+    counts = Counter(n.strategy for n in negatives)
+    assert set(counts) == {"no_context", "random_context"}
+    assert counts["no_context"] / len(negatives) == pytest.approx(0.75, abs=0.05)
+    assert sample(examples, "mixture", 2, 0, {"random_context": 1, "no_context": 3}) == negatives
 
 
 def test_mutual_information_contrasts_with_different_other_users() -> None:

@@ -174,6 +174,15 @@ def test_the_pmi_filter_keeps_the_pairs_above_it(experiment: Experiment) -> None
 
 
 @pytest.mark.parametrize("task", yaml_names("task"))
+@pytest.mark.parametrize("name", [name for name in yaml_names("negatives") if name != "default"])
+def test_every_strategy_of_the_configs_runs(name: str, experiment: Experiment) -> None:
+    summary, _ = experiment(f"negatives={name}", "negatives.k=2", "trainer.max_steps=1")
+    assert summary["negatives"] == name
+    pairs = artefact(summary, "pairs").table("pairs", Pair)
+    assert {pair.strategy for pair in pairs} == ({"no_context", "random_context"} if name == "mixture" else {name})
+
+
+@pytest.mark.parametrize("task", yaml_names("task"))
 @pytest.mark.parametrize("strategy", ["random_prompt", "no_context", "random_context"])
 def test_every_task_runs_with_every_strategy_that_it_can(task: str, strategy: str, experiment: Experiment) -> None:
     overrides = [f"task={task}", *LOCAL.get(task, []), "task.train_examples=8", "task.eval_examples=6"]

@@ -9,6 +9,7 @@ from mipo_exp.negatives import sample_negatives
 from mipo_exp.progress import Progress
 from mipo_exp.records import Condition, Example, Negative, Response, by_id
 from mipo_exp.runtime import Runtime
+from mipo_exp.similarity import Encoder, bm25
 from mipo_exp.store import Workspace
 
 
@@ -27,6 +28,7 @@ def sample_rejected(
     sampling: SamplingConfig,
     engine: EngineConfig,
     seed: int,
+    encoder: Encoder | None,
 ) -> None:
     """y⁻ ~ π_ref(· | negative condition): k for every training example.
 
@@ -35,7 +37,7 @@ def sample_rejected(
     """
     examples = work.inputs["examples"].table("train", Example)
     chosen = by_id(work.inputs["chosen"].table("responses", Response))
-    conditions = sample_negatives(examples, negatives.strategy, negatives.k, seed)
+    conditions = sample_negatives(examples, negatives, seed, encoder or bm25)
     missing = [(negative.id, negative.condition) for negative in conditions if negative.source is None]
     sampled = by_id(sample_responses(work, runtime, missing, sampling, engine, seed, "rejected"))
     responses = []
