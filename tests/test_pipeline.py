@@ -173,7 +173,6 @@ def test_the_pmi_filter_keeps_the_pairs_above_it(experiment: Experiment) -> None
     assert summary["counts"]["dropped_pmi_margin"] == 4
 
 
-@pytest.mark.parametrize("task", yaml_names("task"))
 @pytest.mark.parametrize("name", [name for name in yaml_names("negatives") if name != "default"])
 def test_every_strategy_of_the_configs_runs(name: str, experiment: Experiment) -> None:
     summary, _ = experiment(f"negatives={name}", "negatives.k=2", "trainer.max_steps=1")
