@@ -35,6 +35,6 @@ def check_examples(config: Config, task: Task, train: list[Example], evaluation:
 def check_extra(config: Config) -> None:
     """Raise `ConfigError` for a wrong `trainer.extra`. Only then is TRL asked, which takes seconds to import."""
     if config.trainer.extra:
-        from mipo_exp.training.dpo import training_arguments
+        from mipo_exp.training.job import training_arguments
 
         training_arguments(config.method, config.trainer, config.seed, Path("unused"), "cpu", "float32")

@@ -5,7 +5,7 @@ bounds, without defaults, so that no value stands in two places. `parsing` turns
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 LOSS_TYPES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
@@ -150,7 +150,15 @@ class PairsConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    name: str = bounded(choices=("mipo",))
+    """What every method has; each extends it. `trains_on` is the stage that it learns from: pairs, or chosen."""
+
+    trains_on: ClassVar[str] = "pairs"
+    across_batch: ClassVar[bool] = False  # whether the responses of a batch are each other's contrasts
+    name: str
+
+
+@dataclass(frozen=True)
+class MipoConfig(MethodConfig):
     beta: float = bounded(above=0)
     loss_type: list[str]
     loss_weights: list[float] | None
@@ -160,6 +168,30 @@ class MethodConfig:
     discopop_tau: float = bounded(above=0)
     ld_alpha: float | None = bounded(at_least=0, at_most=1)
     use_weighting: bool
+
+
+@dataclass(frozen=True)
+class SoftmaxDpoConfig(MethodConfig):
+    beta: float = bounded(above=0)
+
+
+@dataclass(frozen=True)
+class SftConfig(MethodConfig):
+    trains_on: ClassVar[str] = "chosen"
+
+
+@dataclass(frozen=True)
+class InfonceConfig(MethodConfig):
+    trains_on: ClassVar[str] = "chosen"
+    across_batch: ClassVar[bool] = True
+    beta: float = bounded(above=0)
+    temperature: float = bounded(above=0)
+
+
+@dataclass(frozen=True)
+class SamiConfig(MethodConfig):
+    trains_on: ClassVar[str] = "chosen"
+    across_batch: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -242,6 +274,15 @@ class Config:
     evaluation: EvaluationConfig
     tracker: TrackerConfig
 
+
+# The schema of each method.
+METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
+    "mipo": MipoConfig,
+    "softmax_dpo": SoftmaxDpoConfig,
+    "sft": SftConfig,
+    "infonce": InfonceConfig,
+    "sami": SamiConfig,
+}
 
 # The schema of each task: a task whose YAML has keys of its own names its dataclass here.
 TASK_CONFIGS: dict[str, type[TaskConfig]] = {

@@ -257,7 +257,8 @@ def _evaluated(run: Run, phase: str) -> Evaluated:
 def _counts(run: Run) -> dict[str, int]:
     counts: dict[str, int] = {}
     for stage, name in (("examples", "notes"), ("pairs", "counts"), ("scored_pairs", "counts")):
-        counts.update(run.finished[stage].artefact.json(name))
+        if stage in run.finished:
+            counts.update(run.finished[stage].artefact.json(name))
     training = run.finished["adapter"].artefact.json("training")
     return {**counts, "training_steps": training["steps"], "trainable_parameters": training["trainable_parameters"]}
 

@@ -20,9 +20,11 @@ from mipo_exp.config import (
     CONTEXT_STRATEGIES,
     F_DIVERGENCE_LOSSES,
     LOSS_TYPES,
+    METHOD_CONFIGS,
     STRATEGIES,
     TASK_CONFIGS,
     Config,
+    MipoConfig,
     NegativesConfig,
     TaskConfig,
 )
@@ -46,15 +48,18 @@ def parse(raw: DictConfig) -> Config:
             each other. The message names the key, the value and the way out.
     """
     plain = resolve(raw)
-    task_name = (plain.get("task") or {}).get("name")
-    if task_name not in TASK_CONFIGS:
-        raise ConfigError(f"task.name={task_name!r} is not a task; choose one of {', '.join(TASK_CONFIGS)}")
+    schemas: dict[str, Any] = {}
+    groups: tuple[tuple[str, Mapping[str, Any]], ...] = (("task", TASK_CONFIGS), ("method", METHOD_CONFIGS))
+    for group, options in groups:
+        name = str((plain.get(group) or {}).get("name"))
+        if name not in options:
+            raise ConfigError(f"{group}.name={name!r} is not a {group}; choose one of {', '.join(options)}")
+        schemas[group] = options[name]
     values: dict[str, Any] = {}
     for item in dataclasses.fields(Config):
         if item.name not in plain:
             raise ConfigError(f"the config has no key {item.name!r}; start from conf/config.yaml")
-        schema = TASK_CONFIGS[task_name] if item.name == "task" else item.type
-        values[item.name] = _convert(schema, plain[item.name], item.name)
+        values[item.name] = _convert(schemas.get(item.name, item.type), plain[item.name], item.name)
     unknown = sorted(set(plain) - set(values))
     if unknown:
         raise unknown_key(unknown[0], list(values))
@@ -103,36 +108,9 @@ def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
 
 def check_together(config: Config) -> None:
     """Raise `ConfigError` for values that are fine alone and impossible together."""
-    task, method = config.task, config.method
+    task = config.task
     _check_negatives(config.negatives, task)
-    for loss in method.loss_type:
-        check_bounds("method.loss_type", loss, {"choices": LOSS_TYPES})
-    if not method.loss_type:
-        raise ConfigError(f"method.loss_type is empty; name at least one of {', '.join(LOSS_TYPES)}")
-    if method.loss_weights is not None and len(method.loss_weights) != len(method.loss_type):
-        raise ConfigError(
-            f"method.loss_weights has {len(method.loss_weights)} entries for {len(method.loss_type)} losses in "
-            "method.loss_type; give one weight a loss, or null for equal weights"
-        )
-    if method.loss_weights is not None and not (min(method.loss_weights) >= 0 and max(method.loss_weights) > 0):
-        raise ConfigError(f"method.loss_weights={method.loss_weights}: none may be negative, and one must be above 0")
-    if "exo_pair" in method.loss_type and method.label_smoothing == 0:
-        raise ConfigError("method.loss_type=exo_pair needs method.label_smoothing > 0 (its paper recommends 1e-3)")
-    if "robust" in method.loss_type and not method.label_smoothing < 0.5:
-        raise ConfigError(
-            f"method.label_smoothing={method.label_smoothing} with loss_type=robust; it must be less than 0.5"
-        )
-    if method.f_divergence_type != "reverse_kl" and not set(method.loss_type) <= set(F_DIVERGENCE_LOSSES):
-        raise ConfigError(
-            f"method.f_divergence_type={method.f_divergence_type} is defined only for the losses "
-            f"{', '.join(F_DIVERGENCE_LOSSES)}; use reverse_kl with {', '.join(method.loss_type)}"
-        )
-    if method.use_weighting and {"aot", "aot_unpaired"} & set(method.loss_type):
-        raise ConfigError("method.use_weighting=true cannot be combined with loss_type aot or aot_unpaired (they sort)")
-    if method.ld_alpha is not None and config.trainer.reference == "scored":
-        raise ConfigError(
-            "method.ld_alpha reweights tokens, which stored reference sums cannot do; set trainer.reference=live"
-        )
+    _check_method(config)
     if config.trainer.max_length is not None and config.trainer.reference == "scored":
         raise ConfigError(
             "trainer.max_length cuts the sequences, and the stored reference log-probabilities are of whole ones; "
@@ -158,6 +136,55 @@ def check_together(config: Config) -> None:
         )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         raise ConfigError(f"device={config.device!r} is not an option; it takes auto, cpu, cuda or cuda:N")
+
+
+def _check_method(config: Config) -> None:
+    method, trainer = config.method, config.trainer
+    if isinstance(method, MipoConfig):
+        _check_mipo(method, trainer.reference)
+    elif trainer.max_length is not None:
+        raise ConfigError(f"trainer.max_length is read by method=mipo only; set it to null with method={method.name}")
+    if method.across_batch and trainer.per_device_train_batch_size < 2:
+        raise ConfigError(
+            f"method={method.name} contrasts the responses of a batch; set trainer.per_device_train_batch_size to 2 or "
+            "more"
+        )
+    if config.pairs.min_pmi_margin is not None and method.trains_on != "pairs":
+        raise ConfigError(
+            f"pairs.min_pmi_margin filters pairs, and method={method.name} trains on chosen responses alone; set it to "
+            "null"
+        )
+
+
+def _check_mipo(method: MipoConfig, reference: str) -> None:
+    for loss in method.loss_type:
+        check_bounds("method.loss_type", loss, {"choices": LOSS_TYPES})
+    if not method.loss_type:
+        raise ConfigError(f"method.loss_type is empty; name at least one of {', '.join(LOSS_TYPES)}")
+    if method.loss_weights is not None and len(method.loss_weights) != len(method.loss_type):
+        raise ConfigError(
+            f"method.loss_weights has {len(method.loss_weights)} entries for {len(method.loss_type)} losses in "
+            "method.loss_type; give one weight a loss, or null for equal weights"
+        )
+    if method.loss_weights is not None and not (min(method.loss_weights) >= 0 and max(method.loss_weights) > 0):
+        raise ConfigError(f"method.loss_weights={method.loss_weights}: none may be negative, and one must be above 0")
+    if "exo_pair" in method.loss_type and method.label_smoothing == 0:
+        raise ConfigError("method.loss_type=exo_pair needs method.label_smoothing > 0 (its paper recommends 1e-3)")
+    if "robust" in method.loss_type and not method.label_smoothing < 0.5:
+        raise ConfigError(
+            f"method.label_smoothing={method.label_smoothing} with loss_type=robust; it must be less than 0.5"
+        )
+    if method.f_divergence_type != "reverse_kl" and not set(method.loss_type) <= set(F_DIVERGENCE_LOSSES):
+        raise ConfigError(
+            f"method.f_divergence_type={method.f_divergence_type} is defined only for the losses "
+            f"{', '.join(F_DIVERGENCE_LOSSES)}; use reverse_kl with {', '.join(method.loss_type)}"
+        )
+    if method.use_weighting and {"aot", "aot_unpaired"} & set(method.loss_type):
+        raise ConfigError("method.use_weighting=true cannot be combined with loss_type aot or aot_unpaired (they sort)")
+    if method.ld_alpha is not None and reference == "scored":
+        raise ConfigError(
+            "method.ld_alpha reweights tokens, which stored reference sums cannot do; set trainer.reference=live"
+        )
 
 
 def _check_negatives(negatives: NegativesConfig, task: TaskConfig) -> None:

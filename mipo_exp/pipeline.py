@@ -25,7 +25,7 @@ from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.score import score_conditions, score_pairs
 from mipo_exp.similarity import Encoder
 from mipo_exp.store import Artefact, Stage, Store, Workspace
-from mipo_exp.training.dpo import train_adapter
+from mipo_exp.training.adapter import train_adapter
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ VERSIONS = {
     "rejected": 2,
     "pairs": 2,
     "scored_pairs": 1,
-    "adapter": 1,
+    "adapter": 2,
     "responses": 1,
     "scores": 1,
 }
@@ -133,13 +133,16 @@ def declare(config: Config, runtime: Runtime, examples: Stage, encoder: Encoder 
     scored_pairs = stage(
         "scored_pairs", score_pairs, {"pairs": pairs}, scoring=scoring, min_pmi_margin=config.pairs.min_pmi_margin
     )
+    from_pairs = {"rejected": rejected, "pairs": pairs, "scored_pairs": scored_pairs}
+    on_pairs = config.method.trains_on == "pairs"
     adapter = stage(
         "adapter",
         train_adapter,
-        {"scored_pairs": scored_pairs},
+        {"scored_pairs": scored_pairs} if on_pairs else {"examples": examples, "chosen": chosen},
         method=config.method,
         lora=config.lora,
         trainer=config.trainer,
+        pairs=filters,
         seed=seed,
     )
 
@@ -156,9 +159,7 @@ def declare(config: Config, runtime: Runtime, examples: Stage, encoder: Encoder 
     before, after = responses({}), responses({"adapter": adapter})
     stages = {
         "chosen": chosen,
-        "rejected": rejected,
-        "pairs": pairs,
-        "scored_pairs": scored_pairs,
+        **(from_pairs if on_pairs else {}),
         "before_responses": before,
         "before_scores_base": scores(before, {}),
         "adapter": adapter,

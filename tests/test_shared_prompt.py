@@ -6,12 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_exp.config import LOSS_TYPES
+from mipo_exp.config import LOSS_TYPES, Config
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
-from mipo_exp.training import dpo as training
-from mipo_exp.training.shared_prompt import IGNORED, arrange, can_share, share_prompts
+from mipo_exp.store import Store, Workspace
+from mipo_exp.training.dpo import make_trainer
+from mipo_exp.training.job import Job
+from mipo_exp.training.layout import IGNORED
+from mipo_exp.training.shared_prompt import arrange, share_prompts
 from tests.conftest import composed, make_runtime
+from tests.test_training import train
 
 
 def pair(prompt: int, chosen: int, rejected: int, start: int = 5) -> ScoredPair:
@@ -42,7 +46,7 @@ def runtime_of(kind: str, tmp_path: Path, *overrides: str) -> Runtime:
 def step(runtime: Runtime, pairs: list[ScoredPair], tmp_path: Path, shared: bool, *overrides: str) -> Any:
     """Loss, metrics and the adapter's gradients of one batch, with an adapter that is not at its start."""
     config = composed("+debug=quick", f"trainer.per_device_train_batch_size={len(pairs)}", *overrides)
-    dpo = training._build_trainer(runtime, pairs, config.method, config.lora, config.trainer, 0, tmp_path, _callback())
+    dpo = make_trainer(job(runtime, config, tmp_path), config.method, pairs)
     torch.manual_seed(1)
     for name, weight in dpo.model.named_parameters():
         if "lora_B" in name:
@@ -50,9 +54,6 @@ def step(runtime: Runtime, pairs: list[ScoredPair], tmp_path: Path, shared: bool
     base = dpo.model.get_base_model()
     batch = dpo._prepare_inputs(dpo.data_collator(list(dpo.train_dataset)))
     if shared:
-        dpo.model.eval()
-        assert can_share(base, batch)
-        dpo.model.train()
         share_prompts(base)
     loss = dpo.compute_loss(dpo.model, batch)
     loss.backward()
@@ -61,10 +62,13 @@ def step(runtime: Runtime, pairs: list[ScoredPair], tmp_path: Path, shared: bool
     return float(loss.detach()), metrics, gradients
 
 
-def _callback() -> Any:
+def job(runtime: Runtime, config: Config, folder: Path) -> Job:
+    """A training without input artefacts."""
     from transformers import TrainerCallback
 
-    return TrainerCallback()
+    work = Workspace(folder, {})
+    slices = (config.method, config.lora, config.trainer, config.pairs)
+    return Job(work, runtime, *slices, seed=0, output=folder, callback=TrainerCallback())
 
 
 def assert_equal(plain: Any, shared: Any) -> None:
@@ -137,27 +141,43 @@ def test_prompts_that_were_cut_differently_are_not_shared() -> None:
     assert arrange(batch["input_ids"], batch["attention_mask"], labels) is None
 
 
+MISTRAL = ("model.random.model_type=mistral", "+model.random.sliding_window=20")
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         (
-            "model.random.model_type=mamba",
-            "+model.random.state_size=4",
-            "model.attention=eager",
+            *("model.random.model_type=mamba", "+model.random.state_size=4", "model.attention=eager"),
             "lora.target_modules=[in_proj]",
         ),
-        ("model.random.model_type=mistral", "+model.random.sliding_window=4"),
+        MISTRAL,
+        (*MISTRAL, "model.dtype.cpu=bfloat16"),
     ],
-    ids=["recurrent", "sliding window"],
+    ids=["recurrent", "sliding window", "sliding window in 16 bits"],
 )
 def test_an_architecture_that_cannot_share_is_found_out_and_trains(
     overrides: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mipo_exp.store import Store
-    from tests.test_training import train
-
+    """The pair that exceeds the window does so with its rejected side only, and is not the first."""
     config = composed("+debug=quick", *overrides, "trainer.max_steps=1", "trainer.reference=live")
     runtime = make_runtime(config, tmp_path / "model")
     with caplog.at_level("INFO"):
-        train(runtime, [pair(9, 4, 5), pair(9, 5, 4, 11)], config, Store(tmp_path / "store"))
+        train(runtime, [pair(12, 6, 2), pair(10, 4, 30, 11)], config, Store(tmp_path / "store"))
     assert "cannot share a prompt" in caplog.text
+
+
+def test_a_window_that_no_sequence_reaches_is_shared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = composed("+debug=quick", *MISTRAL, "trainer.max_steps=1", "trainer.reference=live")
+    runtime = make_runtime(config, tmp_path / "model")
+    with caplog.at_level("INFO"):
+        train(runtime, [pair(12, 6, 2)], config, Store(tmp_path / "store"))
+    assert "cannot share a prompt" not in caplog.text
+
+
+def test_the_adapters_dropout_is_what_the_config_says(tiny: Runtime, tmp_path: Path) -> None:
+    """TRL switches off every dropout of the model it is given."""
+    config = composed("+debug=quick", "lora.lora_dropout=0.25")
+    dpo = make_trainer(job(tiny, config, tmp_path), config.method, PADDED)
+    found = {module.p for module in dpo.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert found == {0.25}

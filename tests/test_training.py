@@ -16,7 +16,9 @@ from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store import Artefact, Stage, Store
-from mipo_exp.training import dpo as training
+from mipo_exp.training import adapter as training
+from mipo_exp.training.dpo import first_loss
+from mipo_exp.training.job import training_arguments
 from tests.conftest import composed
 
 
@@ -41,7 +43,13 @@ def pairs(tiny: Runtime) -> list[ScoredPair]:
 def train(runtime: Runtime, pairs: list[ScoredPair], config: Config, store: Store) -> Artefact:
     """The adapter stage on the given pairs."""
     source = Stage("scored_pairs", 1, {}, {}, lambda work: work.write_table("pairs", pairs, ScoredPair))
-    slices = {"method": config.method, "lora": config.lora, "trainer": config.trainer, "seed": config.seed}
+    slices = {
+        "method": config.method,
+        "lora": config.lora,
+        "trainer": config.trainer,
+        "pairs": config.pairs,
+        "seed": config.seed,
+    }
     key: dict[str, Any] = {name: str(value) for name, value in slices.items()}
     stage = Stage(
         "adapter", 1, key, {"scored_pairs": source}, lambda work: training.train_adapter(work, runtime, **slices)
@@ -62,7 +70,7 @@ def test_every_loss_starts_at_its_known_value_and_trains(
         "+debug=quick", f"method.loss_type=[{loss}]", f"method.label_smoothing={smoothing}", "trainer.max_steps=1"
     )
     artefact = train(tiny, pairs, config, Store(tmp_path))  # check_first_loss raises where it starts elsewhere
-    expected = training.first_loss(config.method)
+    expected = first_loss(config.method)
     first = float(artefact.json("history")[0]["loss"])
     if loss == "sft":
         assert expected is None
@@ -72,7 +80,7 @@ def test_every_loss_starts_at_its_known_value_and_trains(
 
 
 def test_the_sigmoid_loss_starts_at_log_2() -> None:
-    assert training.first_loss(composed("+debug=quick").method) == pytest.approx(math.log(2))
+    assert first_loss(composed("+debug=quick").method) == pytest.approx(math.log(2))
 
 
 def test_two_losses_start_at_their_weighted_sum(tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path) -> None:
@@ -184,7 +192,7 @@ def test_a_checkpoint_altered_on_disk_is_not_used(tmp_path: Path) -> None:
 
 def test_every_key_of_the_config_that_goes_to_trl_is_a_field_of_its_config(tmp_path: Path) -> None:
     config = composed("+debug=quick", "+trainer.extra.adam_beta2=0.95")
-    arguments = training.training_arguments(config.method, config.trainer, 3, tmp_path, "cpu", "float32")
+    arguments = training_arguments(config.method, config.trainer, 3, tmp_path, "cpu", "float32")
     assert arguments.adam_beta2 == 0.95
     assert (arguments.beta, arguments.learning_rate, arguments.seed) == (0.1, 1e-3, 3)
     assert arguments.bf16 is False
@@ -205,7 +213,7 @@ def test_every_key_of_the_config_that_goes_to_trl_is_a_field_of_its_config(tmp_p
 def test_extra_arguments_are_checked(tmp_path: Path, extra: str, message: str) -> None:
     config = composed("+debug=quick", f"+trainer.extra.{extra}")
     with pytest.raises(ConfigError, match=message):
-        training.training_arguments(config.method, config.trainer, 1, tmp_path, "cpu", "float32")
+        training_arguments(config.method, config.trainer, 1, tmp_path, "cpu", "float32")
 
 
 def test_target_modules_that_match_nothing_are_named(tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""The training stage: an adapter by one of the methods, with checkpoints that an interrupted training goes on from."""
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mipo_exp.config import LoraConfig, MethodConfig, PairsConfig, TrainerConfig
+from mipo_exp.errors import ConfigError, UserError
+from mipo_exp.progress import Progress
+from mipo_exp.runtime import Runtime
+from mipo_exp.store import Workspace, file_sha256, write_atomically
+from mipo_exp.training.job import Job
+from mipo_exp.training.methods import METHODS
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+log = logging.getLogger(__name__)
+
+COMPLETE = "complete.json"
+
+
+def train_adapter(
+    work: Workspace,
+    runtime: Runtime,
+    method: MethodConfig,
+    lora: LoraConfig,
+    trainer: TrainerConfig,
+    pairs: PairsConfig,
+    seed: int,
+) -> None:
+    """Train the adapter and write `adapter/` (PEFT's format), `history.json` (the log rows) and `training.json`.
+
+    An interrupted training goes on from its last complete checkpoint and ends with the same weights.
+
+    Raises:
+        ConfigError: nothing trainable, a TRL key that does not exist, or a first loss that is not what it must be.
+    """
+    from transformers import set_seed
+
+    checkpoints = work.path / "checkpoints"
+    resume = _latest_complete(checkpoints)
+    runtime.release()
+    set_seed(seed)
+    with _progress_callback(runtime) as callback:
+        job = Job(work, runtime, method, lora, trainer, pairs, seed, checkpoints, callback)
+        loop = METHODS[method.name](job)
+        model: Any = loop.model
+        trainable, total = model.get_nb_trainable_parameters()
+        rows = len(loop.train_dataset)
+        log.info("training %s of %s parameters on %d rows", f"{trainable:,}", f"{total:,}", rows)
+        if resume is not None:
+            _restore_token_count(loop, resume)
+        loop.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+    _check_finite(model)
+    model.peft_config["default"].base_model_name_or_path = runtime.base_name
+    model.save_pretrained(work.path / "adapter", save_embedding_layers=False)
+    # PEFT writes a model card without content, which would only look like documentation.
+    (work.path / "adapter" / "README.md").unlink(missing_ok=True)
+    work.write_json("history", [row for row in loop.state.log_history if "loss" in row])
+    work.write_json(
+        "training",
+        {"steps": loop.state.global_step, "rows": rows, "trainable_parameters": trainable, "parameters": total},
+    )
+    del loop, model
+    runtime.release()
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _check_finite(model: Any) -> None:
+    bad = [name for name, weight in model.named_parameters() if weight.requires_grad and not weight.isfinite().all()]
+    if bad:
+        raise ConfigError(
+            f"the training diverged: {len(bad)} of the adapter's tensors are not finite; lower trainer.learning_rate"
+        )
+
+
+def _restore_token_count(loop: "Trainer", checkpoint: Path) -> None:
+    """TRL counts tokens from 0 again after a resume; let `num_tokens` go on from where it was."""
+    rows = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    loop._total_train_tokens = int(next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0))
+
+
+def _latest_complete(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; the others are removed."""
+    best: Path | None = None
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda item: int(item.name.rpartition("-")[2])):
+        if _is_complete(path):
+            best = path
+        else:
+            shutil.rmtree(path)
+    if best is not None:
+        log.info("going on with the training from %s", best.name)
+    return best
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        sums = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
+        return all(file_sha256(path / name) == value for name, value in sums.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _mark_complete(path: Path) -> None:
+    sums = {str(file.relative_to(path)): file_sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    write_atomically(path / COMPLETE, json.dumps(sums).encode())
+
+
+def _progress_callback(runtime: Runtime) -> Any:
+    """A callback that marks complete checkpoints, shows progress and passes log rows on while the training runs."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        progress: Progress | None = None
+
+        def __enter__(self) -> "Watch":
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            if self.progress is not None:
+                self.progress.__exit__(*error)
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.progress = Progress("training", state.max_steps, "steps")
+            self.progress.__enter__()
+            self.progress.advance(state.global_step, 0)
+            for row in state.log_history:
+                if "loss" in row:
+                    runtime.on_training_log(row)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if self.progress is not None:
+                self.progress.advance(1, 1)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            row = {**(logs or {}), "step": state.global_step}
+            if "loss" not in row:  # the Trainer's own summary at the end
+                return
+            runtime.on_training_log(row)
+            if not math.isfinite(float(row["loss"])):
+                raise UserError(
+                    f"the loss is {row['loss']} at step {state.global_step}; lower trainer.learning_rate or "
+                    "method.beta, or use float32"
+                )
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return Watch()

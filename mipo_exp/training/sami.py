@@ -1,0 +1,23 @@
+"""SAMI over a batch: the responses are told apart by condition and the conditions by response."""
+
+from typing import TYPE_CHECKING
+
+from mipo_exp.training.groups import Scored, build_trainer, chosen_groups
+from mipo_exp.training.job import Job
+from mipo_exp.training.losses import sami_loss
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer
+
+
+def build_sami(job: Job) -> "Trainer":
+    """An n × n matrix of mean token log-probabilities for each batch of n conditions."""
+
+    def loss(batch: Scored) -> "tuple[torch.Tensor, dict[str, float]]":
+        means = batch.log_probs / batch.tokens
+        best = means.masked_fill(~batch.contrasts, float("-inf")).argmax(dim=1)
+        right = best == best.new_tensor(range(len(best)))
+        return sami_loss(means, batch.contrasts), {"contrast/accuracies": float(right.float().mean())}
+
+    return build_trainer(job, chosen_groups(job), loss, reference=False, across_batch=True)

@@ -1,0 +1,47 @@
+"""MIPO with several negatives at once: softmax-DPO over all rejected responses of an example."""
+
+from typing import TYPE_CHECKING, cast
+
+from mipo_exp.config import SoftmaxDpoConfig
+from mipo_exp.records import ScoredPair
+from mipo_exp.training.groups import Group, Scored, build_trainer
+from mipo_exp.training.job import Job
+from mipo_exp.training.losses import softmax_dpo_loss
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer
+
+
+def build_softmax_dpo(job: Job) -> "Trainer":
+    """One group for each example: its chosen response and all of its rejected ones."""
+    method = cast(SoftmaxDpoConfig, job.method)
+
+    def loss(batch: Scored) -> "tuple[torch.Tensor, dict[str, float]]":
+        value = softmax_dpo_loss(batch.log_ratios, batch.contrasts, method.beta)
+        ratios = batch.log_ratios.detach()
+        best = ratios.masked_fill(~batch.contrasts, float("-inf")).argmax(dim=1)
+        rejected = ratios[:, 1:][batch.contrasts[:, 1:]]
+        return value, {
+            "rewards/chosen": method.beta * float(ratios[:, 0].mean()),
+            "rewards/rejected": method.beta * float(rejected.mean()),
+            "rewards/accuracies": float((best == 0).float().mean()),
+        }
+
+    return build_trainer(job, pair_groups(job), loss, reference=True)
+
+
+def pair_groups(job: Job) -> list[Group]:
+    """The scored pairs by example; pairs of one example share prompt and chosen response."""
+    by_example: dict[str, list[ScoredPair]] = {}
+    for pair in job.work.inputs["scored_pairs"].table("pairs", ScoredPair):
+        by_example.setdefault(pair.example, []).append(pair)
+    stored = job.trainer.reference == "scored"
+    return [
+        Group(
+            pairs[0].prompt_ids,
+            [pairs[0].chosen_ids, *(pair.rejected_ids for pair in pairs)],
+            [pairs[0].ref_chosen_log_prob, *(pair.ref_rejected_log_prob for pair in pairs)] if stored else None,
+        )
+        for pairs in by_example.values()
+    ]

@@ -1,0 +1,101 @@
+"""The methods' losses: numbers worked out by hand, loops as references, and gradients in float64."""
+
+import math
+
+import pytest
+import torch
+
+from mipo_exp.training.losses import infonce_loss, sami_loss, sft_loss, softmax_dpo_loss
+
+SIZES = [1, 2, 3, 8]
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def everything(*shape: int) -> torch.Tensor:
+    return torch.ones(*shape, dtype=torch.bool)
+
+
+def log_sum_exp(values: list[float]) -> float:
+    return math.log(sum(math.exp(value) for value in values))
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("k", [1, 3])
+def test_softmax_dpo_equals_its_loop(n: int, k: int) -> None:
+    ratios = 5 * numbers(n, 1 + k)
+    expected = [log_sum_exp([0.3 * float(r) for r in row]) - 0.3 * float(row[0]) for row in ratios]
+    assert float(softmax_dpo_loss(ratios, everything(n, 1 + k), 0.3)) == pytest.approx(sum(expected) / n)
+
+
+def test_softmax_dpo_with_one_negative_is_dpo() -> None:
+    """−log σ(0.1 · (2 − (−1))) = log(1 + e^−0.3) = 0.5544."""
+    loss = softmax_dpo_loss(torch.tensor([[2.0, -1.0]]), everything(1, 2), 0.1)
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(-0.3)), rel=1e-6)
+    assert float(loss) == pytest.approx(0.5544, abs=1e-4)
+
+
+def test_softmax_dpo_leaves_out_responses_that_are_not_there() -> None:
+    present = torch.tensor([[True, True, False], [True, True, True]])
+    ratios = numbers(2, 3)
+    alone = softmax_dpo_loss(ratios[:1, :2], everything(1, 2), 1.0) + softmax_dpo_loss(
+        ratios[1:], everything(1, 3), 1.0
+    )
+    assert float(softmax_dpo_loss(ratios, present, 1.0)) == pytest.approx(float(alone) / 2)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_infonce_equals_its_loop(n: int) -> None:
+    ratios = 5 * numbers(n, n)
+    scores = [[0.2 * float(value) / 0.5 for value in row] for row in ratios]
+    expected = sum(log_sum_exp(row) - row[i] for i, row in enumerate(scores)) / n
+    assert float(infonce_loss(ratios, everything(n, n), 0.2, 0.5)) == pytest.approx(expected)
+
+
+def test_infonces_beta_and_temperature_have_an_effect() -> None:
+    ratios = 5 * numbers(3, 3)
+    base = float(infonce_loss(ratios, everything(3, 3), 0.1, 1.0))
+    assert float(infonce_loss(ratios, everything(3, 3), 0.2, 1.0)) != pytest.approx(base, abs=1e-3)
+    assert float(infonce_loss(ratios, everything(3, 3), 0.1, 0.5)) != pytest.approx(base, abs=1e-3)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_sami_equals_its_loop(n: int) -> None:
+    means = numbers(n, n)
+    rows = [[float(value) for value in row] for row in means]
+    over_responses = sum(log_sum_exp(rows[i]) - rows[i][i] for i in range(n)) / n
+    over_conditions = sum(log_sum_exp([row[j] for row in rows]) - rows[j][j] for j in range(n)) / n
+    assert float(sami_loss(means, everything(n, n))) == pytest.approx((over_responses + over_conditions) / 2)
+
+
+def test_sami_does_not_saturate_on_long_responses() -> None:
+    """Means of 120 token log-probabilities that differ by 0.5 a token still have a gradient; their sums do not."""
+    means = torch.tensor([[-2.0, -2.5], [-2.5, -2.0]], dtype=torch.float64, requires_grad=True)
+    sami_loss(means, everything(2, 2)).backward()
+    assert means.grad is not None
+    assert float(means.grad.abs().max()) > 0.05
+
+
+def test_equal_prompts_are_no_contrasts() -> None:
+    contrasts = torch.eye(3, dtype=torch.bool)
+    assert float(infonce_loss(numbers(3, 3), contrasts, 1.0, 1.0)) == pytest.approx(0.0)
+    assert float(sami_loss(numbers(3, 3), contrasts)) == pytest.approx(0.0)
+
+
+def test_sft_is_the_mean_over_tokens_and_not_over_responses() -> None:
+    """Three tokens at −1 and one at −5: (3 + 5) / 4 = 2."""
+    assert float(sft_loss(torch.tensor([-3.0, -5.0]), torch.tensor([3, 1]))) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_gradients_in_float64(n: int) -> None:
+    def square(seed: int) -> torch.Tensor:
+        return numbers(n, n, seed=seed).requires_grad_()
+
+    present = everything(n, n)
+    assert torch.autograd.gradcheck(lambda x: softmax_dpo_loss(x, present, 0.3), square(1))
+    assert torch.autograd.gradcheck(lambda x: infonce_loss(x, present, 0.3, 0.7), square(2))
+    assert torch.autograd.gradcheck(lambda x: sami_loss(x, present), square(3))
+    assert torch.autograd.gradcheck(lambda x: sft_loss(x[0], torch.arange(1, n + 1)), square(4))

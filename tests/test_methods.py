@@ -1,0 +1,174 @@
+"""The methods beside MIPO's DPO: what they score, that they train, and that they go on after an interruption."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mipo_exp.config import METHOD_CONFIGS, Config
+from mipo_exp.errors import ConfigError
+from mipo_exp.records import Example, Response, ScoredPair
+from mipo_exp.runtime import Runtime
+from mipo_exp.scoring.log_probs import Scorable, token_log_probs
+from mipo_exp.store import Artefact, Stage, Store
+from mipo_exp.training.adapter import train_adapter
+from mipo_exp.training.groups import Group, build_trainer, score_groups
+from mipo_exp.training.methods import METHODS
+from tests.conftest import Experiment, composed, make_runtime
+from tests.test_shared_prompt import job
+
+CONF = Path(__file__).parents[1] / "conf" / "method"
+OTHERS = sorted(set(METHODS) - {"mipo"})
+
+
+def test_methods_their_schemas_and_their_configs_are_the_same_list() -> None:
+    files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONF.glob("*.yaml")}
+    assert set(files) == set(METHODS) == set(METHOD_CONFIGS)
+    for name, values in files.items():
+        assert set(values) == {item.name for item in dataclasses.fields(METHOD_CONFIGS[name])}
+
+
+GROUPS = [
+    Group([10, 11, 12], [[20, 21, 2], [30, 2], [40, 41, 42, 2]]),
+    Group([13] * 7, [[22, 2], [31, 32, 33, 34, 2]]),
+    Group([14], [[23, 24, 25, 26], [35], [43]]),
+]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_groups_are_scored_like_single_responses(n: int, share: bool, kind: str, tmp_path: Path) -> None:
+    runtime = make_runtime(composed("+debug=quick", f"model.random.model_type={kind}"), tmp_path / kind)
+    model, plain = trained_model(runtime, tmp_path), runtime.fresh_model()
+    with torch.no_grad():
+        scored = score_groups(model, GROUPS[:n], reference=True, share=share)
+    assert scored.ref_log_probs is not None
+    for i, group in enumerate(GROUPS[:n]):
+        items = [Scorable(tuple(group.prompt_ids), tuple(ids)) for ids in group.responses]
+        expected = [float(row.sum()) for row in token_log_probs(model.eval(), items)]
+        reference = [float(row.sum()) for row in token_log_probs(plain, items)]
+        count = len(items)
+        assert scored.log_probs[i, :count].tolist() == pytest.approx(expected, abs=1e-4)
+        assert scored.ref_log_probs[i, :count].tolist() == pytest.approx(reference, abs=1e-4)
+        assert expected != pytest.approx(reference, abs=1e-2), "the adapter does nothing"
+        assert scored.contrasts[i].tolist() == [j < count for j in range(scored.contrasts.shape[1])]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_across_a_batch_every_response_is_scored_under_every_prompt(share: bool, tiny: Runtime, tmp_path: Path) -> None:
+    model = trained_model(tiny, tmp_path)
+    groups = [*GROUPS, Group(GROUPS[0].prompt_ids, [[50, 51, 2]])]
+    with torch.no_grad():
+        scored = score_groups(model, groups, reference=False, across_batch=True, share=share)
+    for i, asked in enumerate(groups):
+        items = [Scorable(tuple(asked.prompt_ids), tuple(group.responses[0])) for group in groups]
+        expected = [float(row.sum()) for row in token_log_probs(model.eval(), items)]
+        assert scored.log_probs[i].tolist() == pytest.approx(expected, abs=1e-4)
+    assert (~scored.contrasts).nonzero().tolist() == [[0, 3], [3, 0]], "equal prompts are no contrasts"
+
+
+def trained_model(runtime: Runtime, folder: Path) -> Any:
+    """A PEFT model whose adapter is not at its start."""
+    config = composed("+debug=quick", "method=sft")
+    loop = build_trainer(
+        job(runtime, config, folder), GROUPS, lambda batch: (batch.log_probs.sum(), {}), reference=False
+    )
+    torch.manual_seed(1)
+    for name, weight in loop.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight.data, std=0.1)
+    return loop.model
+
+
+def train(runtime: Runtime, config: Config, store: Store, save: Any = None) -> Artefact:
+    """The adapter stage on a few examples with three rejected responses each."""
+    model = runtime.fresh_model()
+    examples, chosen, pairs = [], [], []
+    for i in range(8):
+        examples.append(Example(f"e{i}", f"u{i}", f"q{i}", f"I am u{i}", f"question {i}", "{}"))
+        prompt = runtime.prompt_ids(examples[-1].condition)
+        good = [60 + i, 70 + i, 71, 2]
+        chosen.append(Response(f"e{i}", good, "text", True))
+        for j in range(3):
+            bad = [80 + i, 90 + j, 2]
+            items = [Scorable(tuple(prompt), tuple(side)) for side in (good, bad)]
+            scores = [float(row.sum()) for row in token_log_probs(model, items)]
+            sides = (prompt, prompt[:1], good, bad, "c", "r")
+            pairs.append(ScoredPair(f"e{i}", j, "no_context", False, *sides, *scores, None))
+    stages = {
+        "examples": Stage("examples", 1, {}, {}, lambda work: work.write_table("train", examples, Example)),
+        "chosen": Stage("chosen", 1, {}, {}, lambda work: work.write_table("responses", chosen, Response)),
+        "scored_pairs": Stage("scored_pairs", 1, {}, {}, lambda work: work.write_table("pairs", pairs, ScoredPair)),
+    }
+    slices = (config.method, config.lora, config.trainer, config.pairs, config.seed)
+    stage = Stage("adapter", 1, {"slices": str(slices)}, stages, lambda work: train_adapter(work, runtime, *slices))
+    return store.fetch(stage, {name: store.fetch(of, {})[0] for name, of in stages.items()})[0]
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_every_method_lowers_its_loss(method: str, tiny: Runtime, tmp_path: Path) -> None:
+    overrides = ["trainer.learning_rate=5e-3", "lora.lora_alpha=64", "trainer.lr_scheduler_type=constant"]
+    overrides += ["method.beta=2"] if method in ("softmax_dpo", "infonce") else []
+    steps = ("trainer.num_train_epochs=15", "trainer.max_steps=-1")
+    config = composed("+debug=quick", f"method={method}", *overrides, *steps)
+    history = train(tiny, config, Store(tmp_path)).json("history")
+    losses = [row["loss"] for row in history]
+    assert sum(losses[-4:]) < 0.95 * sum(losses[:4]), losses
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_going_on_from_a_checkpoint_gives_the_weights_of_not_stopping(
+    method: str, tiny: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed("+debug=quick", f"method={method}", "trainer.max_steps=4", "trainer.save_steps=2")
+    whole = train(tiny, config, Store(tmp_path / "whole"))
+
+    class Killed(BaseException):
+        pass
+
+    from mipo_exp.training import adapter
+
+    mark = adapter._mark_complete
+
+    def die(path: Path) -> None:
+        mark(path)
+        raise Killed
+
+    monkeypatch.setattr(adapter, "_mark_complete", die)
+    with pytest.raises(Killed):
+        train(tiny, config, Store(tmp_path / "parts"))
+    monkeypatch.setattr(adapter, "_mark_complete", mark)
+    parts = train(tiny, config, Store(tmp_path / "parts"))
+    first, second = (load_file(one.path / "adapter" / "adapter_model.safetensors") for one in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [row["loss"] for row in whole.json("history")] == [row["loss"] for row in parts.json("history")]
+
+
+def test_the_first_loss_of_the_contrastive_methods_is_the_log_of_their_choices(tiny: Runtime, tmp_path: Path) -> None:
+    """Policy and reference agree, so all responses are equally good: log 4 for one chosen and three rejected, log n."""
+    for method, choices in (("softmax_dpo", 4), ("infonce", 2)):
+        config = composed(
+            "+debug=quick", f"method={method}", "trainer.max_steps=1", "trainer.per_device_train_batch_size=2"
+        )
+        row = train(tiny, config, Store(tmp_path / method)).json("history")[0]
+        assert row["loss"] == pytest.approx(torch.tensor(float(choices)).log().item(), abs=1e-3)
+
+
+def test_stored_references_that_are_wrong_stop_the_training(tiny: Runtime, tmp_path: Path) -> None:
+    wrong = [Group([5, 6], [[7, 2], [8, 2]], [-1.0, -2.0])]
+    config = composed("+debug=quick", "method=softmax_dpo")
+    with pytest.raises(ConfigError, match=r"differs by .* nats from its reference instead of 0"):
+        build_trainer(job(tiny, config, tmp_path), wrong, lambda b: (b.log_ratios.sum(), {}), reference=True)
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_a_method_that_needs_no_pairs_samples_none(method: str, experiment: Experiment) -> None:
+    summary, _ = experiment(f"method={method}", "negatives.k=2")
+    assert summary["status"] == "ok"
+    assert ("rejected" in summary["stages"]) == (METHOD_CONFIGS[method].trains_on == "pairs")
+    assert summary["method"] == method
