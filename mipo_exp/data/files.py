@@ -184,8 +184,8 @@ def read_csv(path: Path, header: Sequence[str] | None = None) -> list[Record]:
         header: the columns of a file that does not name them; None takes them from its first line.
 
     Raises:
-        DataError: the file cannot be read, has no rows, a column without a name or twice, a quote that is not closed,
-            or a line with more or fewer values than there are columns.
+        DataError: the file cannot be read, has no rows, two columns of one name, a quote that is not closed, or a
+            line with more or fewer values than there are columns.
     """
     text = read_text(path)
     csv.field_size_limit(MAX_CSV_FIELD)
@@ -199,11 +199,11 @@ def read_csv(path: Path, header: Sequence[str] | None = None) -> list[Record]:
             if not row:
                 continue
             if columns is None:
-                columns = [name.strip() for name in row]
-                if "" in columns or len(set(columns)) < len(columns):
-                    raise DataError(
-                        f"{where}: a column without a name, or one name twice ({', '.join(row)}); {WAY_OUT}"
-                    )
+                # Tables written with an index have a first column without a name.
+                columns = [name.strip() or f"column {number}" for number, name in enumerate(row, start=1)]
+                twice = next((name for name in columns if columns.count(name) > 1), None)
+                if twice is not None:
+                    raise DataError(f"{where}: two columns have the name {twice!r}; {WAY_OUT}")
                 continue
             if len(row) != len(columns):
                 raise DataError(
