@@ -40,11 +40,15 @@ _failures: list[tuple[str, bool]] = []  # of a multirun: one line for each faile
 
 
 def register_resolvers() -> None:
-    """The two values in conf/config.yaml that only the program knows."""
+    """The values in conf/ that only the program knows."""
+    from mipo_exp.config import FAMILY_NEGATIVES
     from mipo_exp.store import default_cache
 
     for name, value in (("default_cache", default_cache), ("project_root", lambda: PROJECT_ROOT)):
         OmegaConf.register_new_resolver(name, lambda value=value: str(value()), replace=True)
+    OmegaConf.register_new_resolver(
+        "family_negatives", lambda family: FAMILY_NEGATIVES.get(family, "random_prompt"), replace=True
+    )
 
 
 def main() -> None:

@@ -25,7 +25,25 @@ STRATEGIES = (
 )
 # Those whose negative condition keeps the prompt and changes the user context.
 CONTEXT_STRATEGIES = ("no_context", "random_context", "hard_context")
-FAMILIES = ("personalization", "math", "mcq")
+# `open` has no right answers: mutual information alone is measured.
+FAMILIES = ("personalization", "math", "mcq", "open")
+# What `task=custom` suggests for its family: leaving the context out needs one.
+FAMILY_NEGATIVES = {"personalization": "no_context"}
+MMLU_SUBJECTS = (
+    *("abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge", "college_biology"),
+    *("college_chemistry", "college_computer_science", "college_mathematics", "college_medicine"),
+    *("college_physics", "computer_security", "conceptual_physics", "econometrics", "electrical_engineering"),
+    *("elementary_mathematics", "formal_logic", "global_facts", "high_school_biology", "high_school_chemistry"),
+    *("high_school_computer_science", "high_school_european_history", "high_school_geography"),
+    *("high_school_government_and_politics", "high_school_macroeconomics", "high_school_mathematics"),
+    *("high_school_microeconomics", "high_school_physics", "high_school_psychology", "high_school_statistics"),
+    *("high_school_us_history", "high_school_world_history", "human_aging", "human_sexuality"),
+    *("international_law", "jurisprudence", "logical_fallacies", "machine_learning", "management", "marketing"),
+    *("medical_genetics", "miscellaneous", "moral_disputes", "moral_scenarios", "nutrition", "philosophy"),
+    *("prehistory", "professional_accounting", "professional_law", "professional_medicine"),
+    *("professional_psychology", "public_relations", "security_studies", "sociology", "us_foreign_policy"),
+    *("virology", "world_religions"),
+)
 
 
 def bounded(
@@ -110,6 +128,26 @@ class LampConfig(TaskConfig):
 @dataclass(frozen=True)
 class ArcConfig(TaskConfig):
     subset: str = bounded(choices=("easy", "challenge"))
+
+
+@dataclass(frozen=True)
+class MmluConfig(TaskConfig):
+    subject: str = bounded(choices=("all", *MMLU_SUBJECTS))
+
+
+@dataclass(frozen=True)
+class ColumnsConfig:
+    prompt: str
+    context: str | None
+    user: str | None
+    reference: str | None
+    options: str | None
+
+
+@dataclass(frozen=True)
+class CustomConfig(TaskConfig):
+    columns: ColumnsConfig
+    eval_share: float = bounded(above=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -292,4 +330,8 @@ TASK_CONFIGS: dict[str, type[TaskConfig]] = {
     "word_problems": WordProblemsConfig,
     "arc": ArcConfig,
     "quiz": TaskConfig,
+    "svamp": TaskConfig,
+    "mmlu": MmluConfig,
+    "openbookqa": TaskConfig,
+    "custom": CustomConfig,
 }

@@ -80,9 +80,21 @@ def test_rouge_has_no_stemming() -> None:
     assert swapped == {"rouge1": pytest.approx(1.0), "rougeL": pytest.approx(0.5)}
 
 
+def test_a_match_is_a_keyword_where_there_are_any_and_else_the_whole_text() -> None:
+    references = refs({"keywords": ["bee", "hive"]}, {"answer": "Yes"}, {"answer": "Yes"}, {"answer": "Yes"})
+    assert results("match", references, ["About bees.", " Yes\n", "Yes.", "yes"]) == {"accuracy": 0.5}
+
+
+def test_without_references_there_is_no_metric() -> None:
+    assert measure("none", refs({}, {}), ["a", "b"]) == {}
+
+
 REFERENCE = {
     "keywords": {"keywords": ["x"]},
     "number": {"answer": "1"},
+    "float_number": {"answer": 1.0},
+    "match": {"answer": "x"},
+    "none": {},
     "letter": {"answer": "A", "options": ["x", "y"]},
     "lamp_label": {"answer": "[1]", "labels": ["[1]", "[2]"]},
     "lamp_rating": {"answer": "1"},

@@ -1,5 +1,7 @@
 """Reading data files, so that whatever is wrong with one is reported with its name, the line and the way out."""
 
+import csv
+import io
 import json
 import re
 import urllib.error
@@ -18,8 +20,11 @@ from mipo_exp.hub import hub_endpoint, hub_reachable, reachable
 from mipo_exp.store import write_atomically
 
 # What to do about a damaged file; every reader ends its messages with it unless the caller knows something better.
-WAY_OUT = "download the file again, or give another folder with task.path=DIR (docs/tasks.md lists the files)"
+WAY_OUT = (
+    "correct the file or download it again, or give another folder with task.path=DIR (docs/tasks.md lists the files)"
+)
 DOWNLOAD_TIMEOUT_S = 60
+MAX_CSV_FIELD = 2**31 - 1  # characters; the library's own limit is shorter than some user profiles
 
 T = TypeVar("T")
 
@@ -171,8 +176,50 @@ def read_json_rows(path: Path, value: Any = None) -> list[Record]:
     return [Record(f"{path}, row {index}", row) for index, row in enumerate(rows)]
 
 
-def read_parquet(paths: Sequence[Path], columns: Sequence[str]) -> list[Record]:
-    """The rows of parquet files (the shards of one split), with the named columns.
+def read_csv(path: Path, header: Sequence[str] | None = None) -> list[Record]:
+    """The rows of a CSV file with commas, every value a string.
+
+    Args:
+        path: the file.
+        header: the columns of a file that does not name them; None takes them from its first line.
+
+    Raises:
+        DataError: the file cannot be read, has no rows, two columns of one name, a quote that is not closed, or a
+            line with more or fewer values than there are columns.
+    """
+    text = read_text(path)
+    csv.field_size_limit(MAX_CSV_FIELD)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    records = []
+    columns = list(header) if header is not None else None
+    line = 1
+    try:
+        for row in rows:
+            where, line = f"{path}, line {line}", rows.line_num + 1
+            if not row:
+                continue
+            if columns is None:
+                # Tables written with an index have a first column without a name.
+                columns = [name.strip() or f"column {number}" for number, name in enumerate(row, start=1)]
+                twice = next((name for name in columns if columns.count(name) > 1), None)
+                if twice is not None:
+                    raise DataError(f"{where}: two columns have the name {twice!r}; {WAY_OUT}")
+                continue
+            if len(row) != len(columns):
+                raise DataError(
+                    f"{where}: {len(row)} values for the {len(columns)} columns {', '.join(columns)} (a comma in a "
+                    f"text needs quotes around it); {WAY_OUT}"
+                )
+            records.append(Record(where, dict(zip(columns, row, strict=True))))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {line}: not valid CSV ({error}); {WAY_OUT}") from error
+    if not records:
+        raise DataError(f"{path} holds no rows; {WAY_OUT}")
+    return records
+
+
+def read_parquet(paths: Sequence[Path], columns: Sequence[str] | None) -> list[Record]:
+    """The rows of parquet files (the shards of one split), with the named columns (None: all).
 
     Raises:
         DataError: a file is missing, empty, damaged, or lacks a column.
@@ -183,11 +230,12 @@ def read_parquet(paths: Sequence[Path], columns: Sequence[str]) -> list[Record]:
             raise DataError(f"{path} does not exist; {WAY_OUT}")
         try:
             with pq.ParquetFile(path) as file:
-                missing = [name for name in columns if name not in file.schema_arrow.names]
+                names = file.schema_arrow.names if columns is None else list(columns)
+                missing = [name for name in names if name not in file.schema_arrow.names]
                 if missing:
                     found = ", ".join(file.schema_arrow.names)
                     raise DataError(f"{path}: the column {missing[0]!r} is missing (found: {found}); {WAY_OUT}")
-                rows = file.read(columns=list(columns)).to_pylist()
+                rows = file.read(columns=names).to_pylist()
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"{path} is not a readable parquet file ({reason}); {WAY_OUT}") from error
@@ -236,14 +284,17 @@ def download_json(url: str, path: Path) -> None:
     write_atomically(path, content)
 
 
-def _has_all_shards(paths: Sequence[Path]) -> bool:
+def has_all_shards(paths: Sequence[Path]) -> bool:
     """Whether the files `…-00000-of-00002.parquet` … of one split are all there; an interrupted download has some."""
     counts = {int(found[1]) for path in paths if (found := re.search(r"-of-(\d+)\.", path.name))}
     return bool(paths) and all(len(paths) >= count for count in counts)
 
 
-def hub_snapshot(hub_id: str | None, revision: str, patterns: Sequence[str], task: str, download: bool) -> Path:
-    """The local folder of a data set from the hub, holding a file for each of `patterns`.
+def hub_snapshot(
+    hub_id: str | None, revision: str, patterns: Sequence[str | tuple[str, ...]], task: str, download: bool
+) -> Path:
+    """The local folder of a data set from the hub, holding a file for each of `patterns`; where one is a tuple, for
+    any of its patterns.
 
     Raises:
         DataError: it is not on this machine and may not or cannot be downloaded, or lacks the files.
@@ -257,19 +308,21 @@ def hub_snapshot(hub_id: str | None, revision: str, patterns: Sequence[str], tas
         f"download it where the hub can be reached (hf download --repo-type dataset {hub_id}) and set task.path=DIR"
     )
 
+    wanted = [(pattern,) if isinstance(pattern, str) else pattern for pattern in patterns]
+
     def fetch(local_only: bool) -> Path:
         folder = snapshot_download(
             hub_id,
             repo_type="dataset",
             revision=revision,
-            allow_patterns=list(patterns),
+            allow_patterns=[pattern for group in wanted for pattern in group],
             local_files_only=local_only,
         )
         return Path(folder)
 
     try:
         folder = fetch(local_only=True)
-        if all(_has_all_shards(list(folder.glob(pattern))) for pattern in patterns):
+        if all(any(has_all_shards(list(folder.glob(pattern))) for pattern in group) for group in wanted):
             return folder
     except LocalEntryNotFoundError:
         pass
@@ -288,7 +341,8 @@ def hub_snapshot(hub_id: str | None, revision: str, patterns: Sequence[str], tas
         raise DataError(f"task.hub_id={hub_id} does not exist on the hub, or is private") from error
     except (OSError, HfHubHTTPError) as error:
         raise DataError(f"task={task}: downloading {hub_id} failed ({error}); {remedy}") from error
-    for pattern in patterns:
-        if not any(folder.glob(pattern)):
-            raise DataError(f"task.hub_id={hub_id}@{revision} has no file {pattern}; set task.path=DIR instead")
+    for group in wanted:
+        if not any(any(folder.glob(pattern)) for pattern in group):
+            names = " or ".join(group)
+            raise DataError(f"task.hub_id={hub_id}@{revision} has no file {names}; set task.path=DIR instead")
     return folder

@@ -87,7 +87,13 @@ def gold_answer(record: Record) -> str:
         DataError: there is none.
     """
     _, mark, tail = record.text("answer").rpartition("####")
-    number = tail.strip().replace(",", "").replace("$", "").removesuffix(".")
-    if not mark or not _GOLD.fullmatch(number):
+    number = clean_gold(tail)
+    if not mark or number is None:
         raise DataError(f"{record.where}: 'answer' does not end in '#### <number>' ({tail.strip()[-40:]!r}); {WAY_OUT}")
     return number
+
+
+def clean_gold(text: str) -> str | None:
+    """A number without thousands commas, dollar signs and a full stop at the end; None if the text is no number."""
+    number = text.strip().replace(",", "").replace("$", "").removesuffix(".")
+    return number if _GOLD.fullmatch(number) else None

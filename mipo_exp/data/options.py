@@ -3,6 +3,8 @@
 import string
 from collections.abc import Sequence
 
+from mipo_exp.data.overlap import question_key
+
 
 def letters(count: int) -> str:
     """The letters of `count` options: A, B, C, …"""
@@ -13,3 +15,9 @@ def question_text(stem: str, options: Sequence[str]) -> str:
     """The question with its options, lettered and one on a line."""
     lines = [f"{letter}. {option}" for letter, option in zip(letters(len(options)), options, strict=True)]
     return "\n".join([stem.strip(), "", *lines])
+
+
+def options_key(stem: str, options: Sequence[str]) -> str:
+    """`question_key` of a question with its options in any order, for sets where stems such as "Which is true?" are
+    the beginning of many questions."""
+    return question_key("\n".join([stem, *sorted(options)]))

@@ -5,10 +5,14 @@ from pathlib import Path
 from mipo_exp.config import TaskConfig
 from mipo_exp.data.arc import Arc
 from mipo_exp.data.base import Task
+from mipo_exp.data.custom import Custom
 from mipo_exp.data.gsm8k import Gsm8k
 from mipo_exp.data.lamp import Lamp
+from mipo_exp.data.mmlu import Mmlu
+from mipo_exp.data.openbookqa import OpenBookQa
 from mipo_exp.data.personas import Personas
 from mipo_exp.data.quiz import Quiz
+from mipo_exp.data.svamp import Svamp
 from mipo_exp.data.word_problems import WordProblems
 from mipo_exp.errors import ConfigError
 
@@ -19,6 +23,10 @@ TASKS: dict[str, type[Task]] = {
     "word_problems": WordProblems,
     "arc": Arc,
     "quiz": Quiz,
+    "svamp": Svamp,
+    "mmlu": Mmlu,
+    "openbookqa": OpenBookQa,
+    "custom": Custom,
 }
 
 

@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from mipo_exp.evaluation.answers import clean_number, flexible_number, has_keyword, read_letter, strict_number
+from mipo_exp.evaluation.answers import (
+    clean_number,
+    flexible_number,
+    has_keyword,
+    last_number,
+    read_letter,
+    strict_number,
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,27 @@ def score_number(references: References, texts: Sequence[str]) -> dict[str, Meas
         "accuracy/strict": _share([found == answer for found, answer in zip(strict, gold, strict=True)]),
         "answer/unparsed_rate": _share([found is None for found in flexible]),
     }
+
+
+def score_float_number(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """`accuracy` (the last number, compared as a value: 5.0 is 5) and `answer/unparsed_rate` (no number)."""
+    found = [last_number(text) for text in texts]
+    right = [number == float(reference["answer"]) for number, reference in zip(found, references, strict=True)]
+    return {"accuracy": _share(right), "answer/unparsed_rate": _share([number is None for number in found])}
+
+
+def score_match(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """`accuracy`: one of the `keywords` where the reference has them, else its `answer` after stripping."""
+    right = [
+        has_keyword(text, reference["keywords"]) if "keywords" in reference else text.strip() == reference["answer"]
+        for reference, text in zip(references, texts, strict=True)
+    ]
+    return {"accuracy": _share(right)}
+
+
+def score_none(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """No metric: there is nothing to compare responses with."""
+    return {}
 
 
 def score_letter(references: References, texts: Sequence[str]) -> dict[str, Measure]:
@@ -158,6 +186,9 @@ def score_lamp_text(references: References, texts: Sequence[str]) -> dict[str, M
 SCORERS: dict[str, Callable[[References, Sequence[str]], dict[str, Measure]]] = {
     "keywords": score_keywords,
     "number": score_number,
+    "float_number": score_float_number,
+    "match": score_match,
+    "none": score_none,
     "letter": score_letter,
     "lamp_label": score_lamp_label,
     "lamp_rating": score_lamp_rating,

@@ -12,6 +12,9 @@ from mipo_exp.data.options import letters
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
+# A minus belongs to the number unless something that it could be taken from stands before it ("10-5").
+_NUMBER = re.compile(r"((?<![\w.)])-)?(?:\$(-?))?((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)")
+
 _CLOSE = r"[\"'*_`)\]]*"
 _OPEN = r"[\"'*_`(\[]*"
 # "answer is", "Answer:", "correct option would be" …, up to where the answer itself starts
@@ -50,6 +53,17 @@ def flexible_number(text: str) -> str | None:
     """
     found = _FLEXIBLE.findall(text)
     return _with_digit(clean_number(found[-1][0] or found[-1][1])) if found else None
+
+
+def last_number(text: str) -> float | None:
+    """The last number in the text as a value, None where there is none: `$1,200.50.` is 1200.5, `-3` is -3, and
+    `10-5` ends in 5."""
+    found = _NUMBER.findall(text)
+    if not found:
+        return None
+    minus, inner, digits = found[-1]
+    value = float(digits.replace(",", ""))
+    return -value if minus or inner else value
 
 
 def _with_digit(text: str) -> str | None:

@@ -1,0 +1,75 @@
+"""Multiple-choice rows as AI2 publishes them, which ARC and OpenBookQA share: its release, and the hub's columns.
+
+    release  {"id": "7-980", "question": {"stem": "…", "choices": [{"text": "…", "label": "A"}, …]}, "answerKey": "A"}
+    hub      {"id": "7-980", STEM: "…", "choices": {"text": ["…", …], "label": ["A", …]}, "answerKey": "A"}
+
+Labels may be 1–4 instead of A–D: options are lettered by position here, and the key is translated.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mipo_exp.data.base import reference
+from mipo_exp.data.files import WAY_OUT, Record, check_unique, read_jsonl, read_parquet
+from mipo_exp.data.options import letters, question_text
+from mipo_exp.data.overlap import question_key
+from mipo_exp.errors import DataError
+from mipo_exp.records import Example
+
+
+def read_questions(split: str, paths: Sequence[Path], stem: str) -> list[Example]:
+    """The examples of one split.
+
+    Args:
+        split: begins their ids.
+        paths: one JSON-lines file of the release, or the hub's parquet shards.
+        stem: the hub's name of the column with the question.
+
+    Raises:
+        DataError: a file is damaged, a field is missing, an id is used twice, or a key is none of its row's labels.
+    """
+    if paths[0].suffix == ".jsonl":
+        records = read_jsonl(paths[0])
+    else:
+        records = read_parquet(paths, ("id", stem, "choices", "answerKey"))
+    check_unique(records, "id")
+    return [to_example(split, record, stem) for record in records]
+
+
+def to_example(split: str, record: Record, stem: str) -> Example:
+    """One row, of either layout, as an example.
+
+    Raises:
+        DataError: a field is missing, or the key is none of the labels.
+    """
+    hub = "choices" in record.values
+    question, options, labels = _hub_choices(record, stem) if hub else _release_choices(record)
+    key = record.text("answerKey")
+    if key not in labels:
+        raise DataError(f"{record.where}: answerKey {key!r} is none of the labels {', '.join(labels)}; {WAY_OUT}")
+    return Example(
+        id=f"{split}/{record.text('id')}",
+        user=None,
+        question=question_key(question),
+        context=None,
+        prompt=question_text(question, options),
+        reference=reference(answer=letters(len(options))[labels.index(key)], options=options),
+    )
+
+
+def _hub_choices(record: Record, stem: str) -> tuple[str, list[str], list[str]]:
+    choices = record.child("choices", record.values["choices"])
+    return record.text(stem), *_check(record, choices.get("text", list), choices.get("label", list))
+
+
+def _release_choices(record: Record) -> tuple[str, list[str], list[str]]:
+    question = record.child("question", record.get("question", dict))
+    choices = [question.child(f"choice {index}", item) for index, item in enumerate(question.get("choices", list))]
+    options, labels = [item.text("text") for item in choices], [item.text("label") for item in choices]
+    return question.text("stem"), *_check(record, options, labels)
+
+
+def _check(record: Record, options: list[str], labels: list[str]) -> tuple[list[str], list[str]]:
+    if len(options) != len(labels) or len(options) < 2 or len(set(labels)) != len(labels):
+        raise DataError(f"{record.where}: {len(options)} options with the labels {labels}; {WAY_OUT}")
+    return options, labels

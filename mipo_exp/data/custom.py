@@ -1,0 +1,323 @@
+"""Your own data: one table with a prompt in each row, and what else there is of contexts, users, answers, options.
+
+    {"user_id": "u7", "profile": "I keep bees.", "question": "What should I read next?", "answer": ["bee", "hive"]}
+
+    task.family=personalization task.columns.prompt=question task.columns.context=profile task.columns.user=user_id
+    task.columns.reference=answer
+
+A .jsonl, .json (a list), .csv (with a header) or .parquet file, which is split here by user (by prompt where there are
+no users), or a folder or hub data set with train.* and test.*.
+"""
+
+import dataclasses
+import difflib
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mipo_exp.config import CustomConfig
+from mipo_exp.data.base import Examples, Task
+from mipo_exp.data.custom_references import (
+    Cells,
+    letter_references,
+    match_references,
+    number_references,
+    option_lists,
+)
+from mipo_exp.data.files import (
+    Record,
+    has_all_shards,
+    hub_snapshot,
+    read_csv,
+    read_json_rows,
+    read_jsonl,
+    read_parquet,
+)
+from mipo_exp.data.options import options_key, question_text
+from mipo_exp.data.overlap import question_key
+from mipo_exp.errors import ConfigError, DataError
+from mipo_exp.records import Example
+from mipo_exp.store import digest
+
+SIDES = ("train", "test")
+READERS: dict[str, Callable[[Path], list[Record]]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_json_rows,
+    ".csv": read_csv,
+    ".parquet": lambda path: read_parquet([path], None),
+}
+# The columns that each family must have, and those that it has no use for.
+NEEDED = {"personalization": ("context",), "math": ("reference",), "mcq": ("reference", "options"), "open": ()}
+REFUSED = {
+    "personalization": ("options",),
+    "math": ("context", "options"),
+    "mcq": ("context",),
+    "open": ("context", "reference", "options"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """An example, and where in the files it stands."""
+
+    example: Example
+    where: str
+
+
+class Custom(Task):
+    """Whatever the columns say; repeated rows are dropped and counted, contradictory ones refused."""
+
+    config: CustomConfig
+
+    def __init__(self, config: CustomConfig, cache: Path) -> None:
+        super().__init__(config, cache)
+        check_columns(config)
+        scorers = {"math": "number", "mcq": "letter"}
+        if config.family == "personalization" and config.columns.reference is not None:
+            scorers["personalization"] = "match"
+        self.scorer = scorers.get(config.family, "none")
+
+    def prepare(self, download: bool = True) -> str:
+        """See `Task.prepare`; which side a file is of and how it is read count as well."""
+        files = self._files(download)
+        return digest({side: [[path.suffix, self.fingerprint([path])] for path in of] for side, of in files.items()})
+
+    def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
+        """See `Task.load`.
+
+        Raises:
+            DataError: also for a column that does not exist, and for rows that say different things about one prompt.
+        """
+        files = self._files(download=False)
+        records = {side: [one for path in paths for one in self._read(path)] for side, paths in files.items()}
+        rows, notes = self._rows([record for side in files for record in records[side]])
+        check_contradictions(rows, by_user=self.config.family == "personalization")
+        position = 0
+        sides: dict[str, list[Row]] = {}
+        for side in files:
+            sides[side] = [row for row in rows[position : position + len(records[side])] if row is not None]
+            position += len(records[side])
+        found = {side: without_repetitions(of) for side, of in sides.items()}
+        notes["repeated_rows"] = sum(map(len, sides.values())) - sum(map(len, found.values()))
+        if "all" in found:
+            config = self.config
+            train, test, crossed = split_rows(
+                [row.example for row in found["all"]], config.eval_share, config.seed, config.overlap == "split"
+            )
+            notes["rows_of_both_sides"] = crossed
+        else:
+            train, test = ([row.example for row in found[side]] for side in SIDES)
+        return self.select(_named(train, "train"), _named(test, "test"), notes)
+
+    def _read(self, path: Path) -> list[Record]:
+        """The rows of a file.
+
+        Raises:
+            DataError: it cannot be read, or lacks a column.
+        """
+        records = READERS[path.suffix](path)
+        found = list(dict.fromkeys(str(name) for record in records for name in record.values))
+        for key, name in dataclasses.asdict(self.config.columns).items():
+            if name is not None and name not in found:
+                near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                if len(found) == 1 and re.search(r"[;\t]", found[0]):
+                    hint = "the file seems to be separated by something else than commas. "
+                raise DataError(f"{path} has no column {name!r} (task.columns.{key}); {hint}It has {', '.join(found)}")
+        return records
+
+    def _rows(self, records: Sequence[Record]) -> tuple[list[Row | None], dict[str, int]]:
+        """One row for each record, None for those without a context, and what was left out."""
+        columns, family = self.config.columns, self.config.family
+        cells = [Cells(record) for record in records]
+        contexts = [None if columns.context is None else cell.context(columns.context) for cell in cells]
+        users = [
+            _context_user(context) if columns.user is None else cell.required(columns.user).strip()
+            for cell, context in zip(cells, contexts, strict=True)
+        ]
+        kept = [i for i in range(len(cells)) if family != "personalization" or contexts[i] is not None]
+        if not kept:
+            raise DataError(
+                f"task.path={self.config.path}: no row has anything in the column {columns.context!r} "
+                "(task.columns.context); choose another column, or another task.family"
+            )
+        made = dict(zip(kept, self._examples([cells[i] for i in kept]), strict=True))
+        rows = [
+            Row(dataclasses.replace(made[i], user=users[i], context=contexts[i]), cells[i].where) if i in made else None
+            for i in range(len(cells))
+        ]
+        without = set(users) - {users[i] for i in kept} - {None}
+        return rows, {"rows_without_context": len(cells) - len(kept), "users_without_context": len(without)}
+
+    def _examples(self, cells: Sequence[Cells]) -> list[Example]:
+        """The rows without users and contexts, all of which their family needs."""
+        columns, family = self.config.columns, self.config.family
+        prompts = [cell.required(columns.prompt) for cell in cells]
+        keys = [question_key(prompt) for prompt in prompts]
+        references = ["{}"] * len(cells)
+        if columns.reference is not None and columns.options is not None:
+            options = option_lists(cells, columns.options)
+            references = letter_references(cells, columns.reference, options)
+            keys = [options_key(prompt, own) for prompt, own in zip(prompts, options, strict=True)]
+            prompts = [question_text(prompt, own) for prompt, own in zip(prompts, options, strict=True)]
+        elif columns.reference is not None:
+            read = number_references if family == "math" else match_references
+            references = read(cells, columns.reference)
+        return [
+            Example(f"{index:06d}", None, key, None, prompt, gold)
+            for index, (key, prompt, gold) in enumerate(zip(keys, prompts, references, strict=True))
+        ]
+
+    def _files(self, download: bool) -> dict[str, list[Path]]:
+        """One file under `all`, or the files of both sides."""
+        config = self.config
+        if config.path is None:
+            patterns = [(f"{side}[-_.]*", f"*/{side}[-_.]*") for side in SIDES]
+            folder = hub_snapshot(config.hub_id, config.revision, patterns, config.name, download)
+            return find_sides(folder, f"task.hub_id={config.hub_id}")
+        path = Path(config.path).expanduser()
+        if path.is_dir():
+            return find_sides(path, f"task.path={path}")
+        if path.suffix not in READERS:
+            raise DataError(
+                f"task.path={path}: files that end in {path.suffix or 'nothing'} are not read; it takes "
+                f"{', '.join(READERS)}, or a folder with train.* and test.*"
+            )
+        return {"all": [path]}
+
+
+def check_columns(config: CustomConfig) -> None:
+    """Raise `ConfigError` where the family needs a column that is null, or has no use for one that is given."""
+    columns, family = dataclasses.asdict(config.columns), config.family
+    for key in NEEDED[family]:
+        if columns[key] is None:
+            raise ConfigError(
+                f"task.family={family} needs task.columns.{key}, the name of a column; set it, or choose another "
+                "family (open needs prompts only)"
+            )
+    for key in REFUSED[family]:
+        if columns[key] is not None:
+            uses = [name for name, refused in REFUSED.items() if key not in refused]
+            raise ConfigError(
+                f"task.columns.{key}={columns[key]} is of no use to task.family={family}; set it to null, or "
+                f"task.family={' or '.join(uses)}"
+            )
+
+
+def find_sides(folder: Path, source: str) -> dict[str, list[Path]]:
+    """The files of train and test in a folder, or in the one folder below it that has both.
+
+    Raises:
+        DataError: there are none, more than one choice, or not all parts of a file.
+    """
+    found = []
+    for base in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        sides = {side: _side_files(base, side) for side in SIDES}
+        if all(sides.values()):
+            found.append((base, sides))
+            if base == folder:
+                break
+    if not found:
+        raise DataError(
+            f"{source} has no train.* and test.* (looked for {', '.join(READERS)}, also one folder below); for data "
+            "that is not split yet, give one file with task.path=FILE"
+        )
+    if len(found) > 1:
+        names = ", ".join(base.name for base, _ in found)
+        raise DataError(f"{source} has train and test in several folders ({names}); give one with task.path=DIR")
+    base, sides = found[0]
+    for paths in sides.values():
+        # Parts of one file differ in their numbers only (and in the hash that the hub may add).
+        if len({re.sub(r"-of-\d+.*|\d+", "#", path.stem) + path.suffix for path in paths}) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise DataError(f"{base} has several files for one side ({names}); keep one, or join them")
+        if not has_all_shards(paths):
+            raise DataError(f"{base} lacks some parts of {paths[0].name}; download the data again")
+    return sides
+
+
+def _side_files(folder: Path, side: str) -> list[Path]:
+    return sorted(path for path in folder.glob(f"{side}[-_.]*") if path.suffix in READERS and path.is_file())
+
+
+def _context_user(context: str | None) -> str | None:
+    return None if context is None else f"context/{question_key(context)}"
+
+
+def check_contradictions(rows: Sequence[Row | None], by_user: bool) -> None:
+    """Raise `DataError` where rows with one prompt and context (and, `by_user`, one user) have different references."""
+    seen: dict[tuple[str | None, ...], Row] = {}
+    for row in rows:
+        if row is None:
+            continue
+        example = row.example
+        key = (example.user if by_user else None, example.context, example.prompt)
+        first = seen.setdefault(key, row)
+        if first.example.reference != example.reference:
+            raise DataError(
+                f"{row.where}: the same prompt as in {first.where} with another right answer "
+                f"({example.reference[:80]}, there {first.example.reference[:80]}); correct one, or leave one out"
+            )
+
+
+def without_repetitions(rows: Sequence[Row]) -> list[Row]:
+    """The rows without those that repeat another in everything."""
+    return list({(row.example.user, row.example.context, row.example.prompt): row for row in reversed(rows)}.values())[
+        ::-1
+    ]
+
+
+def split_rows(
+    examples: Sequence[Example], share: float, seed: int, apart: bool
+) -> tuple[list[Example], list[Example], int]:
+    """Give `share` of the users (of the questions where there are no users) to evaluation.
+
+    Args:
+        examples: the whole table; all have a user or none has.
+        share: of users or questions that go to evaluation; at least one goes to each side.
+        seed: of the draw.
+        apart: where users of both sides ask the same question, give it to one side too, and drop its rows on the other.
+
+    Returns:
+        Both sides, and how many rows were dropped.
+
+    Raises:
+        DataError: there are fewer than two users or questions, or all users have one and the same prompt.
+    """
+    by_user = examples[0].user is not None
+    units = [example.user or "" if by_user else example.question for example in examples]
+    held_out = _draw(units, share, f"custom/{seed}", "users" if by_user else "different prompts")
+    train = [example for example, unit in zip(examples, units, strict=True) if unit not in held_out]
+    test = [example for example, unit in zip(examples, units, strict=True) if unit in held_out]
+    shared = {example.question for example in train} & {example.question for example in test}
+    if not apart or not shared:
+        return train, test, 0
+    least = int(all(example.question in shared for example in test))
+    most = len(shared) - int(all(example.question in shared for example in train))
+    if least > most:
+        raise DataError(
+            f"task=custom: all users have the one prompt {train[0].prompt[:60]!r}, so that training and evaluation "
+            "must share it; set task.overlap=allow, or add rows with other prompts"
+        )
+    count = max(least, min(round(share * len(shared)), most))
+    evaluated = set(random.Random(f"custom/questions/{seed}").sample(sorted(shared), count))
+    train = [example for example in train if example.question not in evaluated]
+    test = [example for example in test if example.question not in shared - evaluated]
+    return train, test, len(examples) - len(train) - len(test)
+
+
+def _draw(units: Sequence[str], share: float, seed: str, what: str) -> set[str]:
+    different = sorted(set(units))
+    if len(different) < 2:
+        raise DataError(
+            f"task=custom: the data has {len(different)} {what}, too few to split; add rows, or give a folder with "
+            "train.* and test.*"
+        )
+    count = max(1, min(round(share * len(different)), len(different) - 1))
+    return set(random.Random(seed).sample(different, count))
+
+
+def _named(examples: Sequence[Example], side: str) -> list[Example]:
+    return [dataclasses.replace(example, id=f"{side}/{example.id}") for example in examples]

@@ -1,0 +1,173 @@
+"""MMLU (Hendrycks et al. 2021, https://arxiv.org/abs/2009.03300): exam questions on 57 subjects with four options.
+
+    prompt     "What is the smallest prime factor of 91?\\n\\nA. 3\\nB. 7\\nC. 11\\nD. 13"
+    reference  {"answer": "B", "options": ["3", "7", "11", "13"]}
+
+From the hub (`cais/mmlu`), or from the authors' folder `data` with `test/SUBJECT_test.csv` and so on: no header, the
+columns question, A, B, C, D and letter. Evaluation is test. Training prompts are `auxiliary_train` (questions of
+other data sets, on no particular subject, some with long passages) where the source has it, else dev and validation.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mipo_exp.config import MMLU_SUBJECTS, MmluConfig
+from mipo_exp.data.base import Examples, Task, reference
+from mipo_exp.data.files import WAY_OUT, Record, hub_snapshot, read_csv, read_parquet
+from mipo_exp.data.options import letters, options_key, question_text
+from mipo_exp.errors import DataError
+from mipo_exp.records import Example
+
+HEADER = ("question", "A", "B", "C", "D", "answer")
+COLUMNS = ("question", "subject", "choices", "answer")
+AUXILIARY = "auxiliary_train"
+# The authors' folder of each of the hub's splits, and what its file names end in.
+FOLDERS = {"test": "test", "dev": "dev", "validation": "val"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row of either layout; `answer` is a position."""
+
+    where: str
+    subject: str
+    stem: str
+    options: list[str]
+    answer: int
+
+    @property
+    def blank(self) -> bool:
+        """Whether the question or an option has no text."""
+        return not all(text.strip() for text in (self.stem, *self.options))
+
+
+class Mmlu(Task):
+    """One subject, or all of them; a training question that is also in test is dropped and counted."""
+
+    config: MmluConfig
+    scorer = "letter"
+
+    def prepare(self, download: bool = True) -> str:
+        """See `Task.prepare`."""
+        return self.fingerprint([path for paths in self._files(download).values() for path in paths])
+
+    def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
+        """See `Task.load`."""
+        questions = {split: self._questions(split, paths) for split, paths in self._files(download=False).items()}
+        test = questions.pop("test")
+        self._check_subjects(test)
+        notes = {f"{split}_rows": len(rows) for split, rows in questions.items()}
+        kept = {split: [row for row in rows if not row.blank] for split, rows in questions.items()}
+        notes["blank_train_rows"] = sum(notes.values()) - sum(map(len, kept.values()))
+        for row in test:
+            if row.blank:
+                raise DataError(f"{row.where}: the question or an option is empty; {WAY_OUT}")
+        train = [example for split, rows in kept.items() for example in to_examples(split, rows)]
+        return self.select(train, to_examples("test", test), notes)
+
+    def _questions(self, split: str, paths: Sequence[Path]) -> list[Question]:
+        if paths[0].suffix == ".parquet":
+            rows = [from_hub(record) for record in read_parquet(paths, COLUMNS)]
+        else:
+            rows = [
+                from_authors(path.stem.removesuffix(f"_{FOLDERS.get(split, '')}"), record)
+                for path in paths
+                for record in read_csv(path, HEADER)
+            ]
+        if split == AUXILIARY or self.config.subject == "all":
+            return rows
+        return [row for row in rows if row.subject == self.config.subject]
+
+    def _check_subjects(self, test: Sequence[Question]) -> None:
+        wanted = MMLU_SUBJECTS if self.config.subject == "all" else (self.config.subject,)
+        missing = sorted(set(wanted) - {row.subject for row in test})
+        if missing:
+            raise DataError(
+                f"task.subject={self.config.subject}: the test data has no rows of {len(missing)} subjects (e.g. "
+                f"{missing[0]}); choose one that is there with task.subject=NAME, or {WAY_OUT}"
+            )
+
+    def _files(self, download: bool) -> dict[str, list[Path]]:
+        """The files of test and of each split that training prompts come from."""
+        subject = self.config.subject
+        if self.config.path is None:
+            patterns = [f"all/{split}-*.parquet" for split in ("test", AUXILIARY)]
+            root = hub_snapshot(self.config.hub_id, self.config.revision, patterns, self.config.name, download)
+        else:
+            root = Path(self.config.path).expanduser()
+        subjects = MMLU_SUBJECTS if subject == "all" else (subject,)
+        for files in (
+            *(_csv_files(folder, subjects) for folder in (root, root / "data")),
+            *(_parquet_files(folder) for folder in (root / "all", root / subject, root)),
+        ):
+            if not files["test"]:
+                continue
+            train = [AUXILIARY] if files[AUXILIARY] else [split for split in ("dev", "validation") if files[split]]
+            if not train:
+                raise DataError(
+                    f"task.path={root} has test files and none of {AUXILIARY}, dev or validation to train on; {WAY_OUT}"
+                )
+            return {split: files[split] for split in ("test", *train)}
+        raise DataError(
+            f"task.path={root} has neither test/{subjects[0]}_test.csv (nor below data/) nor test-*.parquet (nor below "
+            f"{subject}/); give the authors' folder data or the hub's layout (docs/tasks.md), or task.path=null for "
+            "the hub"
+        )
+
+
+def _csv_files(folder: Path, subjects: Sequence[str]) -> dict[str, list[Path]]:
+    """The authors' files below a folder; subjects that have none are left out."""
+    files = {
+        split: [path for subject in subjects if (path := folder / name / f"{subject}_{name}.csv").is_file()]
+        for split, name in FOLDERS.items()
+    }
+    return {**files, AUXILIARY: sorted((folder / AUXILIARY).glob("*.csv"))}
+
+
+def _parquet_files(folder: Path) -> dict[str, list[Path]]:
+    return {split: sorted(folder.glob(f"{split}-*.parquet")) for split in (*FOLDERS, AUXILIARY)}
+
+
+def from_authors(subject: str, record: Record) -> Question:
+    """A line of the authors' CSV files.
+
+    Raises:
+        DataError: the last value is no letter of an option.
+    """
+    letter = record.get("answer", str).strip()
+    if letter not in tuple("ABCD"):
+        raise DataError(f"{record.where}: the last value {letter[:40]!r} is none of the letters A, B, C, D; {WAY_OUT}")
+    options = [record.get(name, str) for name in "ABCD"]
+    return Question(record.where, subject, record.get("question", str), options, "ABCD".index(letter))
+
+
+def from_hub(record: Record) -> Question:
+    """A row of the hub's parquet files.
+
+    Raises:
+        DataError: a field has another type, or the answer is no position of an option.
+    """
+    options, answer = record.get("choices", list), record.get("answer", int)
+    if not options or not all(isinstance(option, str) for option in options) or not 0 <= answer < len(options):
+        raise DataError(f"{record.where}: the answer {answer} is no position in the choices {options}; {WAY_OUT}")
+    return Question(record.where, record.get("subject", str), record.get("question", str), options, answer)
+
+
+def to_examples(split: str, rows: Sequence[Question]) -> list[Example]:
+    """The rows of one split as examples; ids count within a subject."""
+    counts: dict[str, int] = {}
+    examples = []
+    for row in rows:
+        number = counts[row.subject] = counts.get(row.subject, -1) + 1
+        examples.append(
+            Example(
+                id="/".join(filter(None, (split, row.subject, f"{number:05d}"))),
+                user=None,
+                question=options_key(row.stem, row.options),
+                context=None,
+                prompt=question_text(row.stem, row.options),
+                reference=reference(answer=letters(len(row.options))[row.answer], options=row.options),
+            )
+        )
+    return examples
