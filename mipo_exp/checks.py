@@ -14,7 +14,8 @@ from mipo_exp.similarity import in_order
 
 def check_examples(config: Config, task: Task, train: list[Example], evaluation: list[Example]) -> None:
     """Raise `ConfigError` for too few contexts or prompts, and for an objective that this task does not have."""
-    sample_negatives(train, config.negatives, config.seed, in_order)
+    if config.method.trains_on == "pairs":
+        sample_negatives(train, config.negatives, config.seed, in_order)
     contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
     phase, _, name = config.objective.partition("/")
     if phase not in PHASES or not name:

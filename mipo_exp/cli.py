@@ -64,9 +64,9 @@ def main() -> None:
         _exit(_unknown_option(error), EXIT_BAD_INPUT)
     except (HydraException, OmegaConfBaseException) as error:
         _exit(_composition_error(error), EXIT_BAD_INPUT)
-    except OSError as error:  # outside a job: Hydra making the folder of the run
-        where = f"{error.filename} cannot be written ({error.strerror})"
-        _exit(f"{where}; set hydra.run.dir=DIR (with -m hydra.sweep.dir=DIR) to a folder that can", EXIT_BAD_INPUT)
+    except OSError as error:
+        if not _failures:  # outside a job: Hydra making the folder of the run
+            _exit_unwritable(error)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
     except Exception:
@@ -90,6 +90,11 @@ def _hydra_main(raw: DictConfig) -> float | None:
     output = Path(settings.runtime.output_dir)
     overrides = list(settings.overrides.task)
     try:
+        if settings.mode == RunMode.RUN and "sweeps" in settings.runtime.choices:
+            name = settings.runtime.choices["sweeps"]
+            raise ConfigError(
+                f"+sweeps={name} is a set of runs; start it with -m: python -m mipo_exp -m +sweeps={name}"
+            )
         config = parse(raw)
         output = Path(config.paths.output).expanduser()
         if settings.mode == RunMode.MULTIRUN and config.tracker.group is None:
@@ -134,6 +139,11 @@ def _set_up_logging(output: Path) -> None:
         root.addHandler(file)
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _exit_unwritable(error: OSError) -> NoReturn:
+    where = f"{error.filename} cannot be written ({error.strerror})"
+    _exit(f"{where}; set hydra.run.dir=DIR (with -m hydra.sweep.dir=DIR) to a folder that can", EXIT_BAD_INPUT)
 
 
 def _exit(message: str, code: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """GGUF and random models as safetensors folders: the `model` stage."""
 
+import difflib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+VERSION = 1  # raised when the same source gives another model: nothing computed with the old one is used any more
 
 # ChatML, which SmolLM2 and Qwen2.5 use too; the tokenizer of random models has the two markers as special tokens.
 CHATML = (
@@ -76,7 +79,8 @@ def _build_random(spec: Mapping[str, Any]) -> "tuple[PreTrainedModel, PreTrained
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {name: value for name, value in spec.items() if name not in ("model_type", "seed")}
-    tokenizer = byte_tokenizer()
+    _check_names(str(spec.get("model_type")), sizes)
+    tokenizer = byte_tokenizer(int(sizes.get("vocab_size", 0)))
     sizes.setdefault("vocab_size", len(tokenizer))
     ids = {
         "bos_token_id": None,
@@ -94,15 +98,37 @@ def _build_random(spec: Mapping[str, Any]) -> "tuple[PreTrainedModel, PreTrained
     return model, tokenizer
 
 
-def byte_tokenizer() -> "PreTrainedTokenizerBase":
-    """A tokenizer with one token a byte and the ChatML markers, built in memory."""
+def _check_names(model_type: str, sizes: Mapping[str, Any]) -> None:
+    """Raise `ModelError` for a name that this model type's config does not have: transformers would ignore it."""
+    from transformers import AutoConfig
+
+    try:
+        # conf/model/tiny.yaml has Llama's names, which another type may do without.
+        known = {name for kind in (model_type, "llama") for name in AutoConfig.for_model(kind).to_dict()}
+    except ValueError as error:
+        raise ModelError(f"model.random.model_type={model_type} is no model type of transformers") from error
+    for name in sizes:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ModelError(f"model.random.{name}: {model_type} has no such key{hint}")
+
+
+def byte_tokenizer(size: int = 0) -> "PreTrainedTokenizerBase":
+    """A tokenizer with one token a byte and the ChatML markers, built in memory.
+
+    Args:
+        size: at least so many tokens; the further ones are words without meaning, which only random weights write.
+    """
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
+    tokens = [*special, *alphabet]
+    tokens += [f"Ġw{number}" for number in range(len(tokens), size)]
+    core = Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(special)

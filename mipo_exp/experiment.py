@@ -103,7 +103,7 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
         source = prepared.runtime.source
         model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": prepared.runtime.dtype}
         summary.update(run_id=run_id, device=prepared.runtime.device, model_source=model)
-        name = f"{config.model.name}-{config.task.name}-{config.negatives.strategy}-seed{config.seed}"
+        name = f"{_model_name(config)}-{config.task.name}-{config.negatives.strategy}-seed{config.seed}"
         tracker = tracking.start(config.tracker, output, run_id, resolved, name)
         return _run(prepared, summary, tracker)
     except BaseException as error:
@@ -187,11 +187,12 @@ def _summary_head(config: Config, command: str) -> dict[str, Any]:
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git": git_commit(),
         "command": command,
-        "model": config.model.name,
+        "model": _model_name(config),
         "task": config.task.name,
         "method": config.method.name,
         "data": {
             "source": config.task.source,
+            "path": config.task.path,
             "license": config.task.license,
             "version": config.task.version,
             "higher_is_better": config.task.higher_is_better,
@@ -205,6 +206,11 @@ def _summary_head(config: Config, command: str) -> dict[str, Any]:
         "status": "running",
         "error": None,
     }
+
+
+def _model_name(config: Config) -> str:
+    """The group's name; that of the folder or file where `model.path` replaces what the group names."""
+    return config.model.name if config.model.path is None else Path(config.model.path).expanduser().resolve().name
 
 
 def _check_writable(output: Path) -> None:

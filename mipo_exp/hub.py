@@ -2,8 +2,9 @@
 
 import os
 import socket
+import threading
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 
 def hub_endpoint() -> str:
@@ -18,19 +19,29 @@ def hub_reachable() -> bool:
     return reachable(hub_endpoint())
 
 
-def reachable(url: str, timeout: float = 2.0) -> bool:
-    """Whether the server of `url` takes a connection within `timeout` seconds.
+def reachable(url: str, seconds: float = 2.0) -> bool:
+    """Whether the server of `url`, or the proxy on the way to it, takes a connection within `seconds`.
 
     Downloads wait far longer than that for a server that never answers; asking first keeps the message early.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https"):
         return True  # no server to ask: whoever opens it says what is wrong
-    if {parts.scheme, "all"} & getproxies().keys():
-        return True  # a proxy resolves names itself; let the client try
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), timeout).close()
-    except OSError:
-        return False
-    return True
+    proxy = getproxies().get(address.scheme)
+    if proxy and address.hostname and not proxy_bypass(address.hostname):
+        address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = address.port or (80 if address.scheme == "http" else 443)
+    reached = threading.Event()
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((address.hostname or "", port), timeout=seconds):
+                reached.set()
+        except OSError:
+            return
+
+    # In a thread, since resolving a name knows no time limit.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return reached.is_set()

@@ -98,7 +98,10 @@ def template_override(config: ModelConfig) -> str | None:
     path = Path(config.chat_template).expanduser()
     if not path.is_file():
         raise ModelError(f"model.chat_template={path} is not a file; give a Jinja file, or null for the model's own")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"model.chat_template={path} cannot be read as UTF-8 text ({error})") from error
 
 
 def _from_path(path: Path, cache: Path, has_template: bool) -> ModelSource:
@@ -220,7 +223,13 @@ def _gguf_source(path: Path, cache: Path, description: str, has_template: bool) 
 
 def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bool) -> ModelSource:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     hub_id = cast(str, config.hub_id)
     patterns = [*HUB_FILES, *(["*.py"] if config.trust_remote_code else [])]
@@ -235,6 +244,8 @@ def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bo
     except LocalEntryNotFoundError:
         if not download:
             raise ModelError(f"{hub_id}@{config.revision} is not on this machine yet") from None
+    except HFValidationError as error:
+        raise ModelError(f"model.hub_id={hub_id!r} is not of the form OWNER/NAME ({error})") from error
     complete = local is not None and _is_complete(Path(local))
     if not complete:
         if not download:

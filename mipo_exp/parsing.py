@@ -170,6 +170,13 @@ def _check_mipo(method: MipoConfig, reference: str) -> None:
         raise ConfigError(f"method.loss_weights={method.loss_weights}: none may be negative, and one must be above 0")
     if "exo_pair" in method.loss_type and method.label_smoothing == 0:
         raise ConfigError("method.loss_type=exo_pair needs method.label_smoothing > 0 (its paper recommends 1e-3)")
+    smoothed = {"exo_pair", "robust", "aot", "aot_unpaired"}
+    if method.label_smoothing and not smoothed & set(method.loss_type):
+        losses = ", ".join(method.loss_type)
+        raise ConfigError(
+            f"method.label_smoothing={method.label_smoothing} has no effect on loss_type={losses}; it is read by "
+            f"{', '.join(sorted(smoothed))}"
+        )
     if "robust" in method.loss_type and not method.label_smoothing < 0.5:
         raise ConfigError(
             f"method.label_smoothing={method.label_smoothing} with loss_type=robust; it must be less than 0.5"

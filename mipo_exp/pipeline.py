@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mipo_exp import conversion
 from mipo_exp.config import Config
-from mipo_exp.conversion import convert
 from mipo_exp.data.base import Task
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
 from mipo_exp.pairs import build_pairs
@@ -37,7 +37,7 @@ NOT_IN_EXAMPLES = (
 
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
-    "model": 1,
+    "model": conversion.VERSION,
     "examples": 1,
     "chosen": 1,
     "rejected": 2,
@@ -91,7 +91,7 @@ def declare_model(runtime: Runtime) -> Stage | None:
         VERSIONS["model"],
         {"source": runtime.source.fingerprint},
         {},
-        lambda work: convert(runtime.source, runtime.config, work.path / "model"),
+        lambda work: conversion.convert(runtime.source, runtime.config, work.path / "model"),
     )
 
 

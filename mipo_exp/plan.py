@@ -131,15 +131,12 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
 
     k, new = config.negatives.k, config.sampling.max_new_tokens
     limit = config.evaluation.sampling.max_new_tokens
-    negatives = sample_negatives(train, config.negatives, config.seed, in_order)
-    missing = sum(negative.source is None for negative in negatives)
-    pairs = len(train) * k
+    missing = 0
+    if config.method.trains_on == "pairs":
+        negatives = sample_negatives(train, config.negatives, config.seed, in_order)
+        missing = sum(negative.source is None for negative in negatives)
     true_prompts = sum(prompt(example) for example in train)
     passes = 1 if config.pairs.min_pmi_margin is None else 2
-    epochs = config.trainer.num_train_epochs
-    if config.trainer.max_steps > 0:
-        batch = config.trainer.per_device_train_batch_size * config.trainer.gradient_accumulation_steps
-        epochs = config.trainer.max_steps * batch / max(pairs, 1)
     sides = 2 * k * (true_prompts + len(train) * new)
     held_out = sum(prompt(example) for example in evaluation)
     scored = len(evaluation) * (config.evaluation.k + 1) * limit + config.evaluation.k * held_out
@@ -149,11 +146,30 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
         "scored_pairs": Work(scored=math.ceil(passes * sides)),
         "before_responses": Work(sampled=len(evaluation) * limit),
         "before_scores_base": Work(scored=math.ceil(scored)),
-        "adapter": Work(trained=math.ceil(sides * epochs)),
+        "adapter": Work(trained=math.ceil(_trained_tokens(config, len(train), true_prompts))),
         "after_responses": Work(sampled=len(evaluation) * limit),
         "after_scores_base": Work(scored=math.ceil(scored)),
         "after_scores_policy": Work(scored=math.ceil(scored)),
     }
+
+
+def _trained_tokens(config: Config, examples: int, prompts: float) -> float:
+    """Tokens of all training passes; `prompts` are those of all examples' prompts."""
+    trainer = config.trainer
+    rows = examples * (config.negatives.k if config.method.name == "mipo" else 1)
+    epochs = trainer.num_train_epochs
+    if trainer.max_steps > 0:
+        batch = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+        epochs = trainer.max_steps * batch / max(rows, 1)
+    return rows * sum(_row_tokens(config, prompts / max(examples, 1))) * epochs
+
+
+def _row_tokens(config: Config, prompt: float) -> tuple[float, float]:
+    """Tokens of the prompts and of the responses in one row of training data, whose prompt has `prompt` tokens."""
+    trainer = config.trainer
+    alone = trainer.per_device_train_batch_size if config.method.across_batch else 1
+    responses = {"mipo": 2, "softmax_dpo": 1 + config.negatives.k}.get(config.method.name, alone)
+    return prompt if trainer.share_prompt else responses * prompt, responses * config.sampling.max_new_tokens
 
 
 def _resources(config: Config, runtime: Runtime, prompt_tokens: int) -> str:
@@ -166,12 +182,13 @@ def _resources(config: Config, runtime: Runtime, prompt_tokens: int) -> str:
     if parameters is None:
         return f"{disk}\nmemory: not known before the model is converted"
     size = BYTES[runtime.dtype]
-    tokens = 2 * config.trainer.per_device_train_batch_size * (prompt_tokens + config.sampling.max_new_tokens)
+    batch = config.trainer.per_device_train_batch_size
+    prompts, responses = (batch * count for count in _row_tokens(config, prompt_tokens))
     vocabulary, width, depth = _shape(runtime)
-    # Logits and their gradient in float32, and what the layers keep for the backward pass (some 30 widths a token).
-    training = tokens * (
-        2 * vocabulary * 4 + (30 * depth * width * size if not config.trainer.activation_checkpointing else 0)
-    )
+    # Logits of response positions and their gradient in float32, and what the layers keep for the backward pass (some
+    # 30 widths a token).
+    kept = 0 if config.trainer.activation_checkpointing else 30 * depth * width * size
+    training = responses * 2 * vocabulary * 4 + (prompts + responses) * kept
     scoring = min(MAX_LOGITS_BYTES * 2, config.scoring.batch_tokens * vocabulary * 4)
     return (
         f"{disk}\nmemory: about {gib(parameters * size)} for the weights ({parameters / 1e9:.2f}B parameters), "

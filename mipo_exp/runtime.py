@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mipo_exp import conversion
 from mipo_exp.config import ModelConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.rendering import Renderer
@@ -52,12 +53,20 @@ class Runtime:
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that a result computed here depends on."""
-        return {"model": self.source.fingerprint, "dtype": self.dtype, "attention": self.config.attention}
+        return {
+            "model": self.source.fingerprint,
+            "conversion": None if self.source.kind == "folder" else conversion.VERSION,
+            "dtype": self.dtype,
+            "attention": self.config.attention,
+        }
 
     @property
     def base_name(self) -> str:
-        """What an adapter names as its base: the folder or the repository. Not in a key: the weights are."""
-        return self.config.path or self.config.hub_id or self.config.name
+        """What an adapter names as its base, which PEFT can load: the repository on the hub, or the folder with the
+        very weights that it was trained on. Not in a key: the weights are."""
+        if self.config.path is None and self.source.kind == "folder":
+            return self.config.hub_id or self.config.name
+        return str(self._folder().resolve())
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -67,7 +76,10 @@ class Runtime:
         folder = self._folder()
         generation = None
         if (folder / "generation_config.json").is_file():
-            generation = GenerationConfig.from_pretrained(folder)
+            try:
+                generation = GenerationConfig.from_pretrained(folder)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{folder / 'generation_config.json'} cannot be read ({error})") from error
         return Renderer(load_tokenizer(folder, self.config), generation)
 
     def prompt_ids(self, condition: Condition) -> list[int]:
@@ -81,6 +93,16 @@ class Runtime:
     @cached_property
     def max_positions(self) -> int | None:
         """The longest sequence that the model's positions allow."""
+        limit: int | None = getattr(self._text_config, "max_position_embeddings", None)
+        return limit
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits a position has."""
+        return int(self._text_config.vocab_size)
+
+    @cached_property
+    def _text_config(self) -> Any:
         from transformers import AutoConfig
 
         try:
@@ -89,8 +111,7 @@ class Runtime:
             raise ModelError(
                 f"{self._folder()}/config.json is not a model that transformers reads ({error})"
             ) from error
-        limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-        return limit
+        return config.get_text_config()
 
     def model(self, adapter: Path | None = None) -> "PreTrainedModel":
         """The base model, or the policy: the base model with the unmerged adapter of a folder."""

@@ -248,6 +248,12 @@ class Store:
                     f"the disk below paths.cache={self.root} is full ({stage.name}); free some space and run the same "
                     "command again: it goes on where it was"
                 ) from error
+            blocked = isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) and error.filename
+            if blocked and Path(error.filename).is_relative_to(self.root):
+                raise StorageError(
+                    f"{error.filename} in paths.cache cannot be written ({error.strerror}); mend its permissions, or "
+                    "set paths.cache=DIR to another folder"
+                ) from error
             raise
 
     def _build(self, stage: Stage, inputs: Mapping[str, Artefact]) -> Artefact:

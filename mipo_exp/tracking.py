@@ -11,9 +11,6 @@ import math
 import netrc
 import os
 import re
-import socket
-import threading
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from mipo_exp.config import TrackerConfig
+from mipo_exp.evaluation.measure import PHASES
+from mipo_exp.hub import reachable
 
 if TYPE_CHECKING:
     import wandb
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-PHASES = ("before", "after", "delta")
 REACH_SECONDS = 2.0
 INIT_SECONDS = 30.0
 # An upload that takes longer is left to `wandb sync`: everything is on disk.
@@ -349,7 +347,7 @@ def _mode(wanted: str | None) -> tuple[str, str]:
         if wanted == "online":
             log.warning("%s=online, but there is no API key: set WANDB_API_KEY or run wandb login", reason)
         return "offline", "no API key"
-    if not _reachable(base_url):
+    if not reachable(base_url, REACH_SECONDS):
         host = urlsplit(base_url).hostname
         if wanted == "online":
             log.warning("%s=online, but %s cannot be reached within %g s", reason, host, REACH_SECONDS)
@@ -375,26 +373,3 @@ def _has_key(base_url: str) -> bool:
             if netrc.netrc(path).authenticators(host):
                 return True
     return False
-
-
-def _reachable(base_url: str, seconds: float = REACH_SECONDS) -> bool:
-    """Whether the server, or the proxy on the way to it, takes a connection within `seconds`."""
-    address = urlsplit(base_url)
-    proxy = urllib.request.getproxies().get(address.scheme)
-    if proxy and address.hostname and not urllib.request.proxy_bypass(address.hostname):
-        address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    port = address.port or (80 if address.scheme == "http" else 443)
-    reached = threading.Event()
-
-    def connect() -> None:
-        try:
-            with socket.create_connection((address.hostname or "", port), timeout=seconds):
-                reached.set()
-        except OSError:
-            return
-
-    # In a thread, since resolving a name knows no time limit.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return reached.is_set()

@@ -115,7 +115,21 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["task.eval_users=60"], r"task\.eval_users=60 leaves fewer than 2"),
         (["model=qwen1.5b"], r"Qwen/Qwen2\.5-1\.5B-Instruct is neither .* nor reachable .* model\.path=DIR"),
         (["task=gsm8k"], r"openai/gsm8k.*task\.path"),
-        (["seed=[1"], r"seed"),
+        (["seed=[1"], r"cannot read the override 'seed=\[1'"),
+        (["method.label_smoothing=0.1"], r"label_smoothing=0\.1 has no effect on loss_type=sigmoid; .* exo_pair"),
+        (["method=infonce", "trainer.per_device_train_batch_size=1"], r"contrasts the responses of a batch"),
+        (["method=sft", "trainer.max_length=100"], r"max_length is read by method=mipo only"),
+        (["method=sft", "pairs.min_pmi_margin=1"], r"method=sft trains on chosen responses alone"),
+        (["method=sft", "method.beta=0.1"], r"unknown config key 'method\.beta'"),
+        (
+            ["method=sft", "+trainer.extra.beta=0.1"],
+            r"extra\.beta is not an argument of transformers' TrainingArguments",
+        ),
+        (["+trainer.extra.adam_beta=0.9"], r"adam_beta is not an argument of TRL's DPOConfig; did you mean"),
+        (["method.name=ppo"], r"method\.name='ppo' is not a method; choose one of mipo"),
+        (["+sweeps=beta_lr"], r"start it with -m: python -m mipo_exp -m \+sweeps=beta_lr"),
+        (["model.hub_id=a/b/c", "model.package=null"], r"model\.hub_id='a/b/c' is not of the form OWNER/NAME"),
+        (["task=gsm8k", "task.hub_id=a/b/c"], r"task\.hub_id='a/b/c' is not of the form OWNER/NAME"),
         (["model.chat_template=nowhere.jinja"], r"model\.chat_template=nowhere\.jinja is not a file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -222,6 +236,23 @@ def test_a_failed_run_leaves_a_summary_that_says_why(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert "evaluation.k=20" in summary["error"]
+
+
+def test_a_random_model_takes_no_key_that_its_type_lacks(tmp_path: Path) -> None:
+    done = run("+debug=quick", "+model.random.num_layers=7", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "model.random.num_layers: llama has no such key; did you mean 'num_hidden_layers'" in done.stderr
+
+
+def test_a_cache_with_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "examples").write_text("in the way")
+    done = run("+debug=quick", "paths.cache=cache", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"error: .*cache/examples in paths\.cache cannot be written", done.stderr)
+    many = run("-m", "+debug=quick", "seed=1,2", "paths.cache=cache", cwd=tmp_path)
+    assert many.returncode == 2, many.stderr
+    assert "2 of the jobs failed" in many.stderr
 
 
 def test_one_failing_job_of_a_multirun_does_not_end_the_others(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_the_whole_job_runs_in_bf16(experiment: Experiment) -> None:
     summary, _ = experiment("device=cuda")
     assert summary["device"] == "cuda"
+    assert summary["model_source"]["dtype"] == "bfloat16"
     assert summary["resources"]["peak_gpu_memory_gib"] > 0
 
 

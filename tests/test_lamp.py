@@ -340,6 +340,7 @@ def test_downloads_follow_the_servers_layout(tmp_path: Path, monkeypatch: pytest
         path.write_bytes((local / "LaMP_3" / path.parent.name / path.name).read_bytes())
 
     monkeypatch.setattr(lamp, "download_json", fake)
+    monkeypatch.setattr(lamp, "READ_EARLY_BYTES", 0)  # the files served here are all of LaMP-3
     for number, split, folder in (
         (2, "user", "LaMP_2/new"),
         (2, "time", "time/LaMP_2/new"),
@@ -360,6 +361,14 @@ def test_downloads_follow_the_servers_layout(tmp_path: Path, monkeypatch: pytest
 
 def _drop(key: str) -> Callable[[dict[str, Any]], None]:
     return lambda question: question.pop(key)
+
+
+def test_a_damaged_row_is_found_before_a_tokenizer_is_asked_for(tmp_path: Path) -> None:
+    rows = rating_rows("t")
+    rows[1].pop("input")
+    write_files(tmp_path, 3, rows, rating_rows("d"))
+    with pytest.raises(DataError, match="row 1: the field 'input' is missing"):
+        task(path=str(tmp_path)).prepare(download=False)
 
 
 @pytest.mark.parametrize(

@@ -239,12 +239,40 @@ def test_a_model_that_the_disk_has_no_room_for_is_not_downloaded(
     assert not list((tmp_path / "hub").rglob("*.safetensors"))
 
 
+def test_files_of_a_model_that_cannot_be_read_are_named(tiny: Runtime, tmp_path: Path) -> None:
+    (tmp_path / "latin.jinja").write_bytes(b"\xe9{{ messages }}")
+    config = composed("+debug=quick", f"model.chat_template={tmp_path / 'latin.jinja'}").model
+    with pytest.raises(ModelError, match=r"model\.chat_template=.*latin\.jinja cannot be read as UTF-8 text"):
+        locate(config, tmp_path)
+    folder = Path(shutil.copytree(str(tiny.folder), tmp_path / "mine"))
+    (folder / "generation_config.json").write_text("{")
+    config = composed("+debug=quick", f"model.path={folder}").model
+    runtime = Runtime(config, locate(config, tmp_path), make_task(composed().task, tmp_path), "cpu")
+    with pytest.raises(ModelError, match=r"generation_config\.json cannot be read"):
+        _ = runtime.renderer
+
+
+def test_a_random_models_vocabulary_is_all_text(tmp_path: Path) -> None:
+    runtime = make_runtime(composed("+debug=quick", "+model.random.vocab_size=1000"), tmp_path)
+    tokenizer = runtime.renderer.tokenizer
+    assert len(tokenizer) == runtime.vocabulary == 1000
+    assert all(tokenizer.decode([token]).strip() for token in range(300, 1000))
+    assert tokenizer("w300 plain")["input_ids"] == [t for t in tokenizer("w300 plain")["input_ids"] if t < 300]
+
+
+def test_another_conversion_is_another_model_for_everything_below(tiny: Runtime, monkeypatch: Any) -> None:
+    before = tiny.identity
+    monkeypatch.setattr(conversion, "VERSION", conversion.VERSION + 1)
+    assert tiny.identity != before
+
+
 def test_the_adapter_and_the_summary_name_the_folder_that_was_trained(
     tiny: Runtime, tmp_path: Path, experiment: Experiment
 ) -> None:
     folder = Path(shutil.copytree(str(tiny.folder), tmp_path / "mine"))
     summary, output = experiment(f"model.path={folder}", cache=tmp_path / "cache")
     assert summary["model_source"]["source"] == str(folder)
+    assert summary["model"] == "mine"
     adapter = json.loads((output / "adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(folder)
 

@@ -18,7 +18,7 @@ from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store import Artefact, Stage, Store
 from mipo_exp.training import adapter as training
 from mipo_exp.training.dpo import first_loss
-from mipo_exp.training.job import training_arguments
+from mipo_exp.training.job import argument_names, training_arguments
 from tests.conftest import composed
 
 
@@ -199,6 +199,13 @@ def test_every_key_of_the_config_that_goes_to_trl_is_a_field_of_its_config(tmp_p
     assert arguments.gradient_checkpointing is False
 
 
+@pytest.mark.parametrize("method", ["mipo", "sft"])
+def test_the_names_read_from_the_source_are_the_fields_of_the_class(method: str, tmp_path: Path) -> None:
+    config = composed("+debug=quick", f"method={method}")
+    arguments = training_arguments(config.method, config.trainer, 1, tmp_path, "cpu", "float32")
+    assert argument_names(config.method) == {item.name for item in dataclasses.fields(arguments)}
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -227,7 +234,7 @@ def test_the_adapter_loads_in_peft_and_says_its_base(tiny: Runtime, pairs: list[
 
     artefact = train(tiny, pairs, composed("+debug=quick"), Store(tmp_path))
     settings = peft.PeftConfig.from_pretrained(str(artefact.path / "adapter"))
-    assert settings.base_model_name_or_path == "tiny"
+    assert settings.base_model_name_or_path == str(tiny.folder), "the folder with the weights that were trained on"
     policy = peft.PeftModel.from_pretrained(tiny.fresh_model(), str(artefact.path / "adapter"))
     items = [Scorable(tuple(pair.prompt_ids), tuple(pair.chosen_ids)) for pair in pairs]
     scores = token_log_probs(policy.eval(), items)

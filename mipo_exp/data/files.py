@@ -1,6 +1,7 @@
 """Reading data files, so that whatever is wrong with one is reported with its name, the line and the way out."""
 
 import csv
+import http.client
 import io
 import json
 import re
@@ -272,7 +273,7 @@ def download_json(url: str, path: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
             content: bytes = answer.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise DataError(f"{url} cannot be downloaded ({error}); {remedy}") from error
     if looks_like_html(content[:1000].decode("utf-8", errors="replace")):
         raise DataError(f"{url} answers with an HTML page instead of JSON: the server has no such file; {remedy}")
@@ -300,7 +301,13 @@ def hub_snapshot(
         DataError: it is not on this machine and may not or cannot be downloaded, or lacks the files.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     if hub_id is None:
         raise DataError(f"task={task} has neither task.path nor task.hub_id; set task.path=DIR")
@@ -326,6 +333,8 @@ def hub_snapshot(
             return folder
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise DataError(f"task.hub_id={hub_id!r} is not of the form OWNER/NAME ({error})") from error
     if not download:
         raise DataError(f"task={task}: {hub_id}@{revision} is not on this machine yet; {remedy}")
     if not hub_reachable():

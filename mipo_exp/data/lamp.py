@@ -34,6 +34,8 @@ from mipo_exp.records import Example
 
 SPLITS = ("train", "dev")
 PARTS = ("questions", "outputs")
+# Files that are no larger together are read whole before a model is loaded; larger ones have only their ends checked.
+READ_EARLY_BYTES = 64 * 2**20
 MOVIE_TAGS = (
     *("sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic"),
     *("psychology", "fantasy", "romance", "thought-provoking", "social commentary", "violence", "true story"),
@@ -73,6 +75,8 @@ class Lamp(Task):
             if looks_like_html(start):
                 raise DataError(f"{path} is an HTML page (line 1: {start.lstrip()[:40]!r}), not JSON; {WAY_OUT}")
             check_not_cut(path, WAY_OUT)
+        if sum(path.stat().st_size for path in paths) <= READ_EARLY_BYTES:
+            self._read()
         return self.fingerprint(paths)
 
     def load(self, count_tokens: Callable[[str], int] | None) -> Examples:
@@ -83,11 +87,7 @@ class Lamp(Task):
         """
         if count_tokens is None:
             raise ValueError("LaMP fits profiles into a token budget; load() needs count_tokens")
-        files = self._files(download=False)
-        rows = {
-            split: read_split(self.config.number, files[split, "questions"], files[split, "outputs"])
-            for split in SPLITS
-        }
+        rows = self._read()
         users = recover_users([row.profile for split in SPLITS for row in rows[split]])
         names = iter(users)
         sides: dict[str, list[Example]] = {split: [] for split in SPLITS}
@@ -120,6 +120,13 @@ class Lamp(Task):
             return super().messages(context, prompt)
         text = compose(self.config.number, context, self.instruct(prompt or ""))
         return [{"role": "user", "content": text}]
+
+    def _read(self) -> dict[str, list[Row]]:
+        files = self._files(download=False)
+        return {
+            split: read_split(self.config.number, files[split, "questions"], files[split, "outputs"])
+            for split in SPLITS
+        }
 
     def _example(self, split: str, row: Row, user: str) -> Example:
         labels = LABELS.get(self.config.number)

@@ -14,12 +14,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.reporting import plots
 from mipo_exp.reporting.metrics import METRICS, PERCENT, Metric, describe, written
 
 # Longer texts are cut in the page; the tables in the cache have them whole.
 MAX_TEXT_CHARACTERS = 12_000
-PHASES = ("before", "after", "delta")
 
 
 @dataclass(frozen=True)

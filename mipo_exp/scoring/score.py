@@ -94,7 +94,7 @@ def _score(
     """Summed log-probabilities (nats) of all items, in their order; equal items are scored once."""
     adapter = work.inputs["scorer"].path / "adapter" if "scorer" in work.inputs else None
     different = list(dict.fromkeys(items))
-    batches = plan_batches(different, scoring.batch_tokens, len(runtime.renderer.tokenizer))
+    batches = plan_batches(different, scoring.batch_tokens, runtime.vocabulary)
     found: dict[Scorable, float] = {}
     with Progress(label, len(different), "response tokens") as progress:
         for number, batch in enumerate(batches):

@@ -1,7 +1,10 @@
 """What every training method is given, and the parts of TRL and PEFT that all of them share."""
 
+import ast
 import dataclasses
 import difflib
+import importlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,21 +52,32 @@ def training_arguments(
     Raises:
         ConfigError: `trainer.extra` names a key that these do not have or that another group sets.
     """
-    from transformers import TrainingArguments
-    from trl import DPOConfig
+    check_extra_names(method, trainer)
+    library, name = ("trl", "DPOConfig") if isinstance(method, MipoConfig) else ("transformers", "TrainingArguments")
+    kind: Any = getattr(importlib.import_module(library), name)  # TRL takes seconds to import: only where it is used
+    try:
+        arguments: TrainingArguments = kind(
+            **_managed(method, trainer),
+            **trainer.extra,
+            output_dir=str(output),
+            seed=seed,
+            data_seed=seed,
+            use_cpu=device == "cpu",
+            bf16=dtype == "bfloat16",
+            fp16=dtype == "float16",
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{kind.__name__} refuses the trainer and method groups: {error}") from error
+    # One process trains on one device, the one that was asked for; the Trainer would spread over all that it sees.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
+
+def _managed(method: MethodConfig, trainer: TrainerConfig) -> dict[str, Any]:
     through_trl = isinstance(method, MipoConfig)
-    kind: Any = DPOConfig if through_trl else TrainingArguments
-    known = {item.name for item in dataclasses.fields(kind)}
-    managed: dict[str, Any] = {
+    return {
         **fields_of(trainer, OWN_KEYS if through_trl else (*OWN_KEYS, "max_length")),
         **(fields_of(method, ("name",)) if through_trl else {}),
-        "output_dir": str(output),
-        "seed": seed,
-        "data_seed": seed,
-        "use_cpu": device == "cpu",
-        "bf16": dtype == "bfloat16",
-        "fp16": dtype == "float16",
         "report_to": "none",
         "disable_tqdm": True,
         "save_strategy": "steps",
@@ -72,22 +86,44 @@ def training_arguments(
         # The collator needs columns that are no arguments of the model's forward.
         "remove_unused_columns": False,
     }
+
+
+def check_extra_names(method: MethodConfig, trainer: TrainerConfig) -> None:
+    """Raise `ConfigError` for a key of `trainer.extra` that does not exist or is not the user's to set.
+
+    Needs neither TRL nor torch, so that a misspelt key is named at once.
+    """
+    known = argument_names(method)
+    managed = {*_managed(method, trainer), "output_dir", "seed", "data_seed", "use_cpu", "bf16", "fp16"}
     for key in trainer.extra:
         if key in managed:
             raise ConfigError(f"trainer.extra.{key} is set elsewhere in the config; remove it from trainer.extra")
         if key in REFUSED:
             raise ConfigError(f"trainer.extra.{key} would go around what this framework does; remove it")
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(key, sorted(known), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"trainer.extra.{key} is not an argument of {kind.__name__}{hint}")
-    try:
-        arguments: TrainingArguments = kind(**managed, **trainer.extra)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{kind.__name__} refuses the trainer and method groups: {error}") from error
-    # One process trains on one device, the one that was asked for; the Trainer would spread over all that it sees.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
+            source = "TRL's DPOConfig" if isinstance(method, MipoConfig) else "transformers' TrainingArguments"
+            raise ConfigError(f"trainer.extra.{key} is not an argument of {source}{hint}")
+
+
+def argument_names(method: MethodConfig) -> set[str]:
+    """The fields of the class that `training_arguments` makes, read from its source instead of by its import."""
+    sources = [("transformers", "training_args.py")]
+    if isinstance(method, MipoConfig):
+        sources += [("trl", "trainer/base_config.py"), ("trl", "trainer/dpo_config.py")]
+    names = set()
+    for package, file in sources:
+        spec = importlib.util.find_spec(package)
+        folder = Path(str(spec.origin)).parent if spec else Path()
+        for node in ast.parse((folder / file).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                names |= {
+                    item.target.id
+                    for item in node.body
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+                }
+    return names
 
 
 def fields_of(config: Any, without: Sequence[str]) -> dict[str, Any]:
