@@ -21,7 +21,8 @@ from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import StorageError, UserError, gib
 from mipo_exp.evaluation.accuracy import Measure
-from mipo_exp.evaluation.measure import PHASES, Evaluated, compare, measures
+from mipo_exp.evaluation.error_kinds import READERS, kinds, transitions
+from mipo_exp.evaluation.measure import PHASES, Evaluated, compare, diversity_facts, measures
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.models import ModelSource, locate
 from mipo_exp.pipeline import Run, declare, declare_examples, declare_model
@@ -148,6 +149,7 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
     summary.update(
         metrics={phase: {name: item.as_json() for name, item in of.items()} for phase, of in estimates.items()},
         mi={"k": config.evaluation.k, "log_k": math.log(config.evaluation.k)},
+        diversity=diversity_facts(examples, config.evaluation),
         counts=_counts(run),
         stages={
             name: {"key": item.stage.key, "cached": item.cached, "seconds": round(item.seconds, 3)}
@@ -163,6 +165,9 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
         },
         status="ok",
     )
+    if prepared.task.scorer in READERS:
+        of = [kinds(prepared.task.scorer, examples, evaluated.responses) for evaluated in (before, after)]
+        summary["transitions"] = transitions(*of)
     samples = _samples(examples, before, after, measured)
     lengths = {
         phase: [len(response.token_ids) for response in evaluated.responses]

@@ -240,15 +240,15 @@ def environment_secrets() -> list[str]:
 def _summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     """`before/NAME`, `after/NAME`, `delta/NAME` with their bounds, and plain NAME for the trained model (what a W&B
     sweep optimizes and dashboards plot), the stages' seconds and the status."""
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"status": summary.get("status", "ok")}
     for phase in PHASES:
         values.update({f"{phase}/{name}": _plain(value) for name, value in flat_metrics(summary, phase).items()})
     after = (summary.get("metrics") or {}).get("after") or {}
     values.update({name: _plain(entry.get("mean")) for name, entry in after.items()})
-    values.update({f"mi/{name}": value for name, value in (summary.get("mi") or {}).items()})
-    values.update({f"counts/{name}": value for name, value in (summary.get("counts") or {}).items()})
+    for group in ("mi", "diversity", "transitions", "counts"):
+        numbers = (summary.get(group) or {}).items()
+        values.update({f"{group}/{name}": value for name, value in numbers if name != "kinds"})
     values.update({f"seconds/{name}": stage.get("seconds") for name, stage in (summary.get("stages") or {}).items()})
-    values["status"] = summary.get("status", "ok")
     if summary.get("error"):
         values["error"] = summary["error"]
     return values

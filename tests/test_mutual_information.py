@@ -5,8 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from mipo_exp.evaluation.measure import Evaluated, diversity_facts, measures, metric_names
 from mipo_exp.evaluation.statistics import estimate, resamples
-from mipo_exp.scoring.mutual_information import identified, infonce_pmi, own_marginal_pmi
+from mipo_exp.records import Example, Response, Scores
+from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
+from tests.conftest import composed
 
 
 def test_infonce_by_hand() -> None:
@@ -65,3 +68,48 @@ def test_estimates_agree_with_a_channel_of_known_information(flip: float, k: int
     assert result.low <= expected <= result.high
     assert result.mean <= math.log(k)
     assert expected <= information + 1e-9, "InfoNCE is a lower bound"
+
+
+def test_kl_estimate_by_hand_and_on_a_channel() -> None:
+    """log 0.5 − log 0.25 = log 2; over y ~ Bernoulli(p) the mean is KL(p ‖ q) in closed form."""
+    assert log_ratio(np.log([0.5]), np.log([0.25])) == pytest.approx([math.log(2)])
+    p, q, n = 0.7, 0.4, 40_000
+    drawn = np.random.default_rng(0).random(n) < p
+    policy, base = (np.log(np.where(drawn, of, 1 - of)) for of in (p, q))
+    ratios = log_ratio(policy, base)
+    truth = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert ratios.mean() == pytest.approx(truth, abs=4 * ratios.std() / math.sqrt(n))
+    assert ratios.min() < 0
+
+
+EXAMPLES = [Example(str(i), f"u{i}", f"q{i}", "c", "p", '{"keywords": ["x"]}') for i in range(4)]
+RESPONSES = [Response(str(i), [1] * (i + 1), f"word {i} of a text", True) for i in range(4)]
+
+
+def scores(first: list[float]) -> list[Scores]:
+    """Under the true condition the given log-probabilities, under the other one something else."""
+    return [Scores(str(i), i + 1, [value, -50.0], -40.0) for i, value in enumerate(first)]
+
+
+def test_kl_to_the_base_is_of_the_true_condition_and_zero_before() -> None:
+    """Ratios 1, −2, 3 and 2 nats over 1 + 2 + 3 + 4 tokens: 1 nat a response, 0.4 a token."""
+    config = composed().evaluation
+    base, policy = scores([-10.0, -10.0, -10.0, -10.0]), scores([-9.0, -12.0, -7.0, -8.0])
+    after = measures(Evaluated(RESPONSES, {"base": base, "policy": policy}), EXAMPLES, "keywords", config)
+    assert after["response/kl_to_base"].result() == pytest.approx(1.0)
+    assert after["response/kl_to_base_per_token"].result() == pytest.approx(0.4)
+    before = measures(Evaluated(RESPONSES, {"base": base, "policy": base}), EXAMPLES, "keywords", config)
+    assert before["response/kl_to_base"].values.tolist() == [0.0] * 4
+    assert before["response/kl_to_base_per_token"].result() == 0.0
+    unscored = measures(Evaluated(RESPONSES, {"base": base}), EXAMPLES, "keywords", config)
+    assert not [name for name in unscored if "kl_to_base" in name]
+
+
+@pytest.mark.parametrize("policy_scoring", [True, False])
+def test_every_metric_can_be_named_as_the_objective(policy_scoring: bool) -> None:
+    config = composed(f"evaluation.policy_scoring={policy_scoring}").evaluation
+    by_model = {"base": scores([-1.0] * 4), **({"policy": scores([-1.0] * 4)} if policy_scoring else {})}
+    found = measures(Evaluated(RESPONSES, by_model), EXAMPLES, "keywords", config)
+    assert metric_names("keywords", EXAMPLES, config) == sorted(found)
+    assert {"diversity/self_bleu", "diversity/distinct_1", "diversity/distinct_2"} <= set(found)
+    assert diversity_facts(EXAMPLES, config) == {"set_size": 4, "set_clusters": 4, "set_size_asked": 40}

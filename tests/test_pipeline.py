@@ -77,10 +77,30 @@ def test_the_contract_of_the_summary(experiment: Experiment) -> None:
             assert entry["ci95"][0] <= entry["mean"] + 1e-9
             assert entry["mean"] - 1e-9 <= entry["ci95"][1]
     assert summary["metrics"]["before"]["mi/policy/nats"] == summary["metrics"]["before"]["mi/base/nats"]
+    for name in ("response/kl_to_base", "response/kl_to_base_per_token"):
+        assert summary["metrics"]["before"][name] == {"mean": 0.0, "ci95": [0.0, 0.0], "n": 6}
+        assert summary["metrics"]["after"][name]["mean"] != 0.0
+    assert "transitions" not in summary
+    facts = summary["diversity"]
+    assert facts["set_size"] <= 6 < facts["set_size_asked"]
+    for name in ("diversity/self_bleu", "diversity/distinct_1", "diversity/distinct_2"):
+        assert summary["metrics"]["after"][name]["n"] == facts["set_size"]
     for name in ("report.html", "metrics.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
         assert (output / name).is_file(), name
     steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps if "train/loss" in row] == [1, 2]
+
+
+@pytest.mark.parametrize("task", ["word_problems", "quiz"])
+def test_what_changed_adds_up_to_accuracy(task: str, experiment: Experiment) -> None:
+    summary, output = experiment(f"task={task}")
+    found = summary["transitions"]
+    right = {"before": found["right_to_right"] + found["right_to_wrong"]}
+    right["after"] = found["right_to_right"] + found["wrong_to_right"]
+    for phase, count in right.items():
+        assert summary["metrics"][phase]["accuracy"]["mean"] == pytest.approx(count / 6)
+    assert sum(sum(row.values()) for row in found["kinds"].values()) == 6
+    assert "What changed" in (output / "report.html").read_text()
 
 
 def test_a_second_run_does_no_work_and_gives_the_same_metrics(experiment: Experiment, tmp_path: Path) -> None:

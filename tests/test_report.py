@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mipo_exp.evaluation.error_kinds import transitions
 from mipo_exp.reporting import plots
 from mipo_exp.reporting.metrics import METRICS, PERCENT, describe, written
 from mipo_exp.reporting.report import MAX_TEXT_CHARACTERS, Sample, write_report
@@ -206,6 +207,33 @@ def test_html_in_texts_is_shown_and_not_run(tmp_path: Path) -> None:
     assert "img" not in page.tags
     assert page.text.count("alert('x')") >= 10
     assert "日本語 🌱" in page.text
+
+
+def test_what_changed_is_a_table_where_the_run_has_it(tmp_path: Path) -> None:
+    before = ["right"] * 3 + ["no_answer"] * 2 + ["wrong_value"]
+    after = ["right", "right", "cut_off", "wrong_format", "no_answer", "right"]
+    html, page = render(tmp_path, summary(transitions=transitions(before, after)))
+    sides = dict(re.findall(r"<dt>(\w+ → \w+)</dt><dd>(\d+)</dd>", html))
+    assert sides == {"right → right": "2", "right → wrong": "1", "wrong → right": "2", "wrong → wrong": "1"}
+    rows = {
+        name: re.findall(r">(\d+)<", row)
+        for name, row in re.findall(r'<tr><th scope="row">([a-z ]+)</th>(.*?)</tr>', html)
+    }
+    # columns: right, wrong format, off topic, cut off, no answer, wrong value, all
+    assert rows["right"] == ["2", "0", "0", "1", "0", "0", "3"]
+    assert rows["no answer"] == ["0", "1", "0", "0", "1", "0", "2"]
+    assert rows["all"] == ["3", "1", "0", "1", "1", "0", "6"]
+    _, page = render(tmp_path, summary())
+    assert "What changed" not in page.text
+
+
+def test_page_says_how_many_responses_diversity_compares(tmp_path: Path) -> None:
+    facts = {"set_size": 30, "set_clusters": 10, "set_size_asked": 32}
+    _, page = render(tmp_path, summary(diversity=facts))
+    assert "a fixed set of 30 responses, of 10 users" in page.text
+    assert "32 were asked for" in page.text
+    _, page = render(tmp_path, summary(diversity={**facts, "set_size": 32}))
+    assert "were asked for" not in page.text
 
 
 def test_failed_run_without_results_still_has_a_page(tmp_path: Path) -> None:

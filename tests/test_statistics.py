@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from mipo_exp.evaluation.statistics import estimate, paired_difference, resamples
+from mipo_exp.evaluation.statistics import (
+    bootstrap_p_value,
+    estimate,
+    holm,
+    paired_difference,
+    paired_p_value,
+    resamples,
+)
 
 
 def mean(values: np.ndarray) -> float:
@@ -45,3 +52,48 @@ def test_one_cluster_has_no_interval() -> None:
 def test_pairs_of_different_number_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in number"):
         paired_difference(np.zeros(2), np.zeros(3), mean, [])
+
+
+def test_responses_that_a_metric_leaves_out_are_not_counted() -> None:
+    values = np.array([[1.0, 1.0], [np.nan, np.nan], [3.0, 1.0]])
+    assert estimate(values, lambda rows: float(np.nanmean(rows)), []).n == 2
+    assert paired_difference(values, values, lambda rows: float(np.nanmean(rows)), []).n == 2
+    assert estimate(np.empty((0, 2)), lambda rows: 0.0, []).n == 0
+
+
+def test_holm_by_hand() -> None:
+    """Sorted 0.01 0.02 0.03 0.04, times 4 3 2 1: 0.04 0.06 0.06 0.04; no later one is smaller: 0.04 0.06 0.06 0.06."""
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.2]) == pytest.approx([0.5, 0.4])
+    assert holm([0.6, 0.7, 0.001]) == pytest.approx([1, 1, 0.003])
+    assert holm([0.04]) == [0.04]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -0.1, 1.1])
+def test_holm_refuses_what_is_no_p_value(wrong: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm([0.5, wrong])
+
+
+def test_bootstrap_p_value_by_hand() -> None:
+    """One of 19 draws is not positive: 2 (1 + 1) / 20; none: 2 / 20; as many on both sides: 1."""
+    assert bootstrap_p_value([-1.0] + [1.0] * 18) == pytest.approx(0.2)
+    assert bootstrap_p_value([1.0] * 19) == pytest.approx(0.1)
+    assert bootstrap_p_value([-1.0] * 19) == pytest.approx(0.1)
+    assert bootstrap_p_value([-1.0, 1.0]) == 1
+    assert bootstrap_p_value([0.0] * 10) == 1
+    assert np.isnan(bootstrap_p_value([float("nan")]))
+
+
+def test_p_value_and_interval_of_a_paired_difference_agree() -> None:
+    """Below 0.05 where the 95% interval excludes zero and above it where it does not."""
+    rng = np.random.default_rng(3)
+    rows = resamples([str(i) for i in range(30)], 999, 0)
+    for shift in (0.0, 0.2, 0.4, 0.6, 1.0):
+        before = rng.normal(size=30)
+        after = before + rng.normal(size=30) + shift
+        result = paired_difference(before, after, mean, rows)
+        p_value = paired_p_value(before, after, mean, rows)
+        assert (p_value < 0.05) == (result.low > 0 or result.high < 0), (shift, p_value)
+    assert p_value == pytest.approx(2 / 1000)

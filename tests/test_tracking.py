@@ -26,6 +26,8 @@ SUMMARY: dict[str, Any] = {
         "delta": {"accuracy": {"mean": 0.5, "ci95": [0.25, 0.625], "n": 8}},
     },
     "mi": {"k": 8, "log_k": 2.0794},
+    "diversity": {"set_size": 40},
+    "transitions": {"right_to_wrong": 3, "kinds": {"right": {"right": 5}}},
     "counts": {"pairs": 12},
     "stages": {"pairs": {"key": "k", "cached": False, "seconds": 1.25}},
     "status": "ok",
@@ -179,6 +181,8 @@ def test_offline_run_holds_what_the_jsonl_holds(tmp_path: Path, monkeypatch: pyt
             numbers = {name: value for name, value in row.items() if name not in ("phase", "time")}
             assert {name: summary[f"{row['phase']}/{name}"] for name in numbers} == numbers
     assert (summary["accuracy"], summary["mi/base/nats"], summary["mi/k"]) == (0.75, 1.5, 8)
+    assert (summary["diversity/set_size"], summary["transitions/right_to_wrong"]) == (40, 3)
+    assert "transitions/kinds" not in summary
     assert (summary["counts/pairs"], summary["seconds/pairs"], summary["status"]) == (12, 1.25, "ok")
 
 

@@ -7,10 +7,11 @@ import numpy as np
 
 from mipo_exp.config import EvaluationConfig
 from mipo_exp.evaluation.accuracy import Measure, measure
+from mipo_exp.evaluation.diversity import diversity, set_facts
 from mipo_exp.evaluation.responses import context_overlap, repetition
 from mipo_exp.evaluation.statistics import Estimate, Values, estimate, paired_difference, resamples
 from mipo_exp.records import Example, Response, Scores
-from mipo_exp.scoring.mutual_information import identified, infonce_pmi, own_marginal_pmi
+from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
 
 PHASES = ("before", "after", "delta")
 
@@ -50,7 +51,20 @@ def measures(
             context_overlap(text, c or "", config.overlap_words) for text, c in zip(texts, contexts, strict=True)
         ]
         found["response/context_overlap"] = _mean(overlaps)
+    if "policy" in evaluated.scores:
+        found.update(_kl_to_base(evaluated.scores["policy"], evaluated.scores["base"]))
+    found.update(diversity(texts, clusters(examples), config.self_bleu_size, config.seed))
     return found
+
+
+def clusters(examples: Sequence[Example]) -> list[str]:
+    """What is resampled as a whole: the user of each example, its question where there are no users."""
+    return [example.user if example.user is not None else example.question for example in examples]
+
+
+def diversity_facts(examples: Sequence[Example], config: EvaluationConfig) -> dict[str, int]:
+    """The size of the set that the diversity metrics compare, which they depend on."""
+    return set_facts(clusters(examples), config.self_bleu_size, config.seed)
 
 
 def compare(
@@ -60,8 +74,7 @@ def compare(
     config: EvaluationConfig,
 ) -> dict[str, dict[str, Estimate]]:
     """Estimates `before`, `after` and their paired `delta`, resampled by user (by question where there are none)."""
-    clusters = [example.user if example.user is not None else example.question for example in examples]
-    rows = resamples(clusters, config.bootstrap_samples, config.seed)
+    rows = resamples(clusters(examples), config.bootstrap_samples, config.seed)
     return {
         "before": {name: estimate(m.values, m.reduce, rows) for name, m in before.items()},
         "after": {name: estimate(m.values, m.reduce, rows) for name, m in after.items()},
@@ -84,6 +97,15 @@ def _mutual_information(scores: Sequence[Scores]) -> dict[str, Measure]:
         "own_marginal_nats": _mean(marginal),
         "own_marginal_nats_per_token": Measure(np.stack([marginal, tokens], axis=1), _ratio_of_sums),
         "context_accuracy": _mean(identified(log_probs)),
+    }
+
+
+def _kl_to_base(policy: Sequence[Scores], base: Sequence[Scores]) -> dict[str, Measure]:
+    ratios = log_ratio(np.array([row.log_probs[0] for row in policy]), np.array([row.log_probs[0] for row in base]))
+    tokens = np.array([row.tokens for row in policy], dtype=np.float64)
+    return {
+        "response/kl_to_base": _mean(ratios),
+        "response/kl_to_base_per_token": Measure(np.stack([ratios, tokens], axis=1), _ratio_of_sums),
     }
 
 

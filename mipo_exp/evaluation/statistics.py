@@ -18,7 +18,8 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric over `n` responses with its 95% percentile interval (NaN where one cluster is all there is)."""
+    """A metric over the `n` responses that it is measured on, with its 95% percentile interval (NaN where one cluster
+    is all there is)."""
 
     mean: float
     low: float
@@ -49,7 +50,7 @@ def resamples(clusters: Sequence[str], samples: int, seed: int) -> list[NDArray[
 
 def estimate(values: Values, reduce: Reduce, rows: Sequence[NDArray[np.intp]]) -> Estimate:
     """The metric `reduce(values)` with the percentile interval over the resampled `rows`."""
-    return _summarize(reduce(values), [reduce(values[index]) for index in rows], len(values))
+    return _summarize(reduce(values), [reduce(values[index]) for index in rows], measured(values))
 
 
 def paired_difference(before: Values, after: Values, reduce: Reduce, rows: Sequence[NDArray[np.intp]]) -> Estimate:
@@ -57,7 +58,60 @@ def paired_difference(before: Values, after: Values, reduce: Reduce, rows: Seque
     if len(before) != len(after):
         raise ValueError(f"paired values differ in number: {len(before)} and {len(after)}")
     draws = [reduce(after[index]) - reduce(before[index]) for index in rows]
-    return _summarize(reduce(after) - reduce(before), draws, len(after))
+    return _summarize(reduce(after) - reduce(before), draws, measured(after))
+
+
+def measured(values: Values) -> int:
+    """How many rows are measured: a metric marks the responses that it leaves out by NaN."""
+    return int(np.count_nonzero(~np.isnan(values.reshape(len(values), -1)).any(axis=1))) if len(values) else 0
+
+
+def bootstrap_p_value(draws: Sequence[float]) -> float:
+    """The two-sided p-value of "no difference" from bootstrap draws of a difference.
+
+    2 · min(share of draws ≤ 0, share ≥ 0), the observed difference counted as one more draw on both sides, so that it
+    is never 0 (Davison and Hinkley 1997, eq. 4.11); at most 1, and no smaller than 2 / (draws + 1).
+
+    Args:
+        draws: the difference in each resample; those that are not finite are left out.
+
+    Returns:
+        NaN where no draw is finite.
+    """
+    finite = np.array([draw for draw in draws if np.isfinite(draw)])
+    if not len(finite):
+        return float("nan")
+    tail = min(np.count_nonzero(finite <= 0), np.count_nonzero(finite >= 0))
+    return float(min(1.0, 2 * (1 + tail) / (len(finite) + 1)))
+
+
+def paired_p_value(before: Values, after: Values, reduce: Reduce, rows: Sequence[NDArray[np.intp]]) -> float:
+    """The two-sided p-value of `reduce(after) − reduce(before)`, from the resamples behind its interval."""
+    return bootstrap_p_value([reduce(after[index]) - reduce(before[index]) for index in rows])
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (Holm 1979): those below α are significant with a family-wise error of at most α.
+
+    The i-th smallest of m becomes the largest of (m − j + 1) · p₍ⱼ₎ for j ≤ i, at most 1. They hold whatever the
+    dependence between the tests.
+
+    Args:
+        p_values: of all tests of the family, in any order.
+
+    Returns:
+        the adjusted ones, in the same order.
+
+    Raises:
+        ValueError: a value is not between 0 and 1.
+    """
+    given = np.asarray(p_values, dtype=np.float64)
+    if not ((given >= 0) & (given <= 1)).all():
+        raise ValueError(f"p-values lie between 0 and 1: {list(p_values)}")
+    order = np.argsort(given, kind="stable")
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1)))
+    return adjusted.tolist()
 
 
 def _summarize(point: float, draws: list[float], count: int) -> Estimate:

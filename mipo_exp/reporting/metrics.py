@@ -76,7 +76,7 @@ def _mutual_information(scorer: str, words: str) -> list[Metric]:
     ]
 
 
-_QUALITY, _RESPONSES = "Task quality", "Responses"
+_QUALITY, _RESPONSES, _DIVERSITY = "Task quality", "Responses", "Diversity"
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -151,6 +151,49 @@ METRICS: dict[str, Metric] = {
             "proportion",
             -1,
             "1 − different runs of four words / all runs of four words: 0 where nothing is said twice.",
+        ),
+        Metric(
+            "response/kl_to_base",
+            "KL divergence from the base model",
+            _RESPONSES,
+            "nats",
+            0,
+            "Mean of log p(y | context, prompt) under the trained model − the same under the base model, over the "
+            "trained model's own responses: how far training has moved it. 0 before; an estimate from few responses "
+            "can be negative.",
+        ),
+        Metric(
+            "response/kl_to_base_per_token",
+            "KL divergence per token",
+            _RESPONSES,
+            "nats per token",
+            0,
+            "The same nats of all responses divided by their tokens.",
+        ),
+        Metric(
+            "diversity/self_bleu",
+            "Self-BLEU",
+            _DIVERSITY,
+            "score",
+            -1,
+            "Mean sentence BLEU of each response of a fixed set against all others, from 0 to 1: high where responses "
+            "to different prompts say the same. It rises with the size of the set.",
+        ),
+        Metric(
+            "diversity/distinct_1",
+            "Distinct words",
+            _DIVERSITY,
+            "score",
+            1,
+            "Different words / all words of the same set, from 0 to 1. It falls with the length of the responses.",
+        ),
+        Metric(
+            "diversity/distinct_2",
+            "Distinct word pairs",
+            _DIVERSITY,
+            "score",
+            1,
+            "Different pairs of neighbouring words / all pairs of the same set, from 0 to 1.",
         ),
     )
 }

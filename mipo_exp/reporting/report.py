@@ -73,6 +73,8 @@ def write_report(
         command=summary.get("command"),
         cards=_cards(summary),
         groups=_groups(summary),
+        set_facts=_set_facts(summary),
+        transitions=_transitions(summary),
         figures=_result_figures(summary),
         training=_training_figures(history),
         length_figure=_length_figure(lengths),
@@ -170,6 +172,39 @@ def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return [{"name": name, "rows": rows} for name, rows in groups.items()]
+
+
+def _set_facts(summary: Mapping[str, Any]) -> str:
+    """Which responses the diversity metrics compare; nothing where the run does not say."""
+    facts = summary.get("diversity") or {}
+    if not facts:
+        return ""
+    fewer = facts["set_size"] < facts["set_size_asked"]
+    asked = f"; {facts['set_size_asked']} were asked for, and every user (question) gives the same number"
+    return (
+        f"Diversity compares a fixed set of {facts['set_size']} responses, of {facts['set_clusters']} users (questions "
+        f"where there are no users){asked if fewer else ''}. Its values compare with those of sets of that size only."
+    )
+
+
+def _transitions(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The counts of what became of right and wrong answers, and the table of kinds, before × after."""
+    found = summary.get("transitions")
+    if not found:
+        return None
+    sides = [
+        (f"{before} → {after}", found[f"{before}_to_{after}"])
+        for before in ("right", "wrong")
+        for after in ("right", "wrong")
+    ]
+    table = found["kinds"]
+    rows = [(_words(kind), list(row.values()), sum(row.values())) for kind, row in table.items()]
+    totals = [sum(row[kind] for row in table.values()) for kind in table]
+    return {"sides": sides, "kinds": [_words(kind) for kind in table], "rows": rows, "totals": totals}
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _cards(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -23,6 +23,15 @@ def own_marginal_pmi(log_probs: Floats, marginal_log_probs: Floats) -> Floats:
     return log_probs[:, 0] - marginal_log_probs
 
 
+def log_ratio(policy_log_probs: Floats, ref_log_probs: Floats) -> Floats:
+    """log π_θ(y|c,x) − log π_ref(y|c,x), in nats, of each response.
+
+    Over y ~ π_θ(·|c,x) its mean is an unbiased estimate of KL(π_θ ‖ π_ref) (k1 of Schulman 2020, "Approximating KL
+    divergence"). A single response's term, and so the mean of few, can be negative.
+    """
+    return policy_log_probs - ref_log_probs
+
+
 def identified(log_probs: Floats) -> Floats:
     """1.0 where the true condition gives the response a higher probability than every other one; chance is 1/K."""
     return (log_probs[:, 0] > log_probs[:, 1:].max(axis=1)).astype(np.float64)

@@ -1,0 +1,134 @@
+"""What changed in math and multiple choice: who became right or wrong, and which kinds of error were fixed or made.
+
+Every response is of exactly one kind, the first that holds:
+
+1. `right`: the answer is right and in the form that was asked for: the number after `#### ` as well as the last number;
+   the letter of the right option.
+2. `wrong_format`: `accuracy` counts it as right, but it is not in that form: the last number is right and the one after
+   `#### ` is not or is missing; the right option is given by its text, without its letter.
+3. `off_topic`: the response has at least `OFF_TOPIC_WORDS` content words and shares none with the prompt.
+4. `cut_off`: the token limit ended it before an answer could be read; in math, before a number after `#### `, because
+   the last number of an unfinished derivation is no answer.
+5. `no_answer`: it ended by itself, and no number or letter can be read.
+6. `wrong_value`: an answer can be read, and it is wrong.
+
+So the first two together are what `accuracy` counts. Content words are case-folded, two characters or longer, and not
+in `STOP_WORDS` (English, with the words that frame an answer); figures can be shared but are not counted among the
+response's words, so that a bare wrong answer is not off topic.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from json import loads
+from typing import Any
+
+from mipo_exp.evaluation.answers import clean_number, flexible_number, read_letter, strict_number
+from mipo_exp.evaluation.responses import words
+from mipo_exp.records import Example, Response
+
+KINDS = ("right", "wrong_format", "off_topic", "cut_off", "no_answer", "wrong_value")
+# The kinds that `accuracy` counts.
+RIGHT = ("right", "wrong_format")
+
+# Shorter responses ("It is 12 apples") say too little to tell whether they are on topic.
+OFF_TOPIC_WORDS = 3
+
+_STOP_WORDS = """
+a about above after again all also am an and any are as at be because been before being below between both but by
+can could did do does doing down during each few for from further had has have having he her here hers him his how
+if in into is it its itself just let like may me might more most much must my no nor not now of off on once one only
+or other our ours out over own per same shall she should so some such than that the their theirs them then there
+these they this those through to too under until up upon us very was we were what when where which while who whom
+whose why will with would you your yours
+don't doesn't didn't isn't aren't can't won't it's i'm i'll i'd i've let's that's there's we'll we're you're
+answer answers choice choose correct correctly final finally first hence letter next option options question result
+right second solution step steps sure therefore think third thus
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a response reads: as `accuracy` sees it, whether in the form asked for, and whether there is an answer."""
+
+    right: bool
+    as_asked: bool
+    readable: bool
+
+
+def read_number(reference: Mapping[str, Any], text: str, finished: bool) -> Reading:
+    """A response to a math problem with the reference {"answer"}."""
+    gold = clean_number(str(reference["answer"]))
+    flexible, strict = flexible_number(text), strict_number(text)
+    readable = flexible if finished else strict
+    return Reading(flexible == gold, strict == gold, readable is not None)
+
+
+def read_choice(reference: Mapping[str, Any], text: str, finished: bool) -> Reading:
+    """A response to a multiple-choice question with the reference {"answer", "options"}."""
+    options: Sequence[str] = reference["options"]
+    read = read_letter(text, options)
+    # Options without a text leave only the letters to be read.
+    lettered = read_letter(text, [""] * len(options))
+    right = read is not None and read == reference["answer"]
+    return Reading(right, right and lettered == read, read is not None)
+
+
+READERS: dict[str, Callable[[Mapping[str, Any], str, bool], Reading]] = {"number": read_number, "letter": read_choice}
+
+
+def kind(reading: Reading, off_topic: bool, finished: bool) -> str:
+    """The first of `KINDS` that holds."""
+    if reading.right:
+        return "right" if reading.as_asked else "wrong_format"
+    if off_topic:
+        return "off_topic"
+    if reading.readable:
+        return "wrong_value"
+    return "no_answer" if finished else "cut_off"
+
+
+def is_off_topic(text: str, prompt: str) -> bool:
+    """Whether the text has at least `OFF_TOPIC_WORDS` different content words and shares none with the prompt."""
+    spoken = content_words(text)
+    enough = sum(not word[0].isdigit() for word in spoken) >= OFF_TOPIC_WORDS
+    return enough and not spoken & content_words(prompt)
+
+
+def content_words(text: str) -> set[str]:
+    """Different case-folded words without stop words and single letters; figures are kept."""
+    return {
+        word for word in words(text.replace("’", "'")) if word not in STOP_WORDS and (len(word) > 1 or word.isdigit())
+    }
+
+
+def kinds(scorer: str, examples: Sequence[Example], responses: Sequence[Response]) -> list[str]:
+    """The kind of every response to examples whose task has one of the scorers of `READERS`."""
+    found = []
+    for example, response in zip(examples, responses, strict=True):
+        reading = READERS[scorer](loads(example.reference), response.text, response.finished)
+        found.append(kind(reading, is_off_topic(response.text, example.prompt), response.finished))
+    return found
+
+
+def transitions(before: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
+    """Counts of what became of each response.
+
+    Args:
+        before: the kind of the response to each example before training.
+        after: the same afterwards, of the same examples.
+
+    Returns:
+        `right_to_right`, `right_to_wrong`, `wrong_to_right` and `wrong_to_wrong`, where right is what `accuracy`
+        counts, and under `kinds` how often each kind (outer key) became each (inner key), zeros included.
+    """
+    table = {kind: dict.fromkeys(KINDS, 0) for kind in KINDS}
+    sides = {f"{a}_to_{b}": 0 for a in ("right", "wrong") for b in ("right", "wrong")}
+    for old, new in zip(before, after, strict=True):
+        table[old][new] += 1
+        sides[f"{_side(old)}_to_{_side(new)}"] += 1
+    return {**sides, "kinds": table}
+
+
+def _side(kind: str) -> str:
+    return "right" if kind in RIGHT else "wrong"
