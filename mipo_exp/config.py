@@ -5,7 +5,7 @@ bounds, without defaults, so that no value stands in two places. `parsing` turns
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 LOSS_TYPES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
@@ -188,9 +188,10 @@ class PairsConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What every method has; each extends it. `trains_on` is the stage that it learns from: pairs, or chosen."""
+    """What every method has; each extends it. `trains_on` is the stage that it learns from, None where it trains
+    nothing and answers the held-out prompts in another way instead."""
 
-    trains_on: ClassVar[str] = "pairs"
+    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = "pairs"
     across_batch: ClassVar[bool] = False  # whether the responses of a batch are each other's contrasts
     name: str
 
@@ -215,12 +216,12 @@ class SoftmaxDpoConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class SftConfig(MethodConfig):
-    trains_on: ClassVar[str] = "chosen"
+    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = "chosen"
 
 
 @dataclass(frozen=True)
 class InfonceConfig(MethodConfig):
-    trains_on: ClassVar[str] = "chosen"
+    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = "chosen"
     across_batch: ClassVar[bool] = True
     beta: float = bounded(above=0)
     temperature: float = bounded(above=0)
@@ -228,8 +229,22 @@ class InfonceConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class SamiConfig(MethodConfig):
-    trains_on: ClassVar[str] = "chosen"
+    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = "chosen"
     across_batch: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class PromptedConfig(MethodConfig):
+    """The base model with or without the context in its prompt."""
+
+    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = None
+    context: bool
+
+
+@dataclass(frozen=True)
+class CadConfig(MethodConfig):
+    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = None
+    alpha: float = bounded(above=0)
 
 
 @dataclass(frozen=True)
@@ -321,6 +336,9 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "sft": SftConfig,
     "infonce": InfonceConfig,
     "sami": SamiConfig,
+    "base": PromptedConfig,
+    "prompted": PromptedConfig,
+    "cad": CadConfig,
 }
 
 # The schema of each task: a task whose YAML has keys of its own names its dataclass here.

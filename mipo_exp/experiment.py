@@ -131,13 +131,14 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
         run.fetch(name, stage)
     runtime.release()
 
-    history: list[dict[str, float]] = run.finished["adapter"].artefact.json("history")
+    trained = "adapter" in run.finished
+    history: list[dict[str, float]] = run.finished["adapter"].artefact.json("history") if trained else []
     if not live:
         for row in history:
             _track_training(tracker, row)
     examples = run.finished["examples"].artefact.table("eval", Example)
     before, after = _evaluated(run, "before"), _evaluated(run, "after")
-    if config.evaluation.policy_scoring:
+    if "policy" in after.scores:
         # Before training the policy is the base model.
         before = Evaluated(before.responses, {**before.scores, "policy": before.scores["base"]})
     measured = {
@@ -145,7 +146,7 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
         for phase, evaluated in (("before", before), ("after", after))
     }
     estimates = compare(measured["before"], measured["after"], examples, config.evaluation)
-    adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter")
+    adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if trained else None
     summary.update(
         metrics={phase: {name: item.as_json() for name, item in of.items()} for phase, of in estimates.items()},
         mi={"k": config.evaluation.k, "log_k": math.log(config.evaluation.k)},
@@ -159,7 +160,7 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
         paths={
             "output": str(output),
             "cache": str(prepared.store.root),
-            "adapter": str(adapter),
+            "adapter": None if adapter is None else str(adapter),
             "report": str(output / "report.html"),
             "metrics": str(output / "metrics.jsonl"),
         },
@@ -270,6 +271,8 @@ def _counts(run: Run) -> dict[str, int]:
     for stage, name in (("examples", "notes"), ("pairs", "counts"), ("scored_pairs", "counts")):
         if stage in run.finished:
             counts.update(run.finished[stage].artefact.json(name))
+    if "adapter" not in run.finished:
+        return counts
     training = run.finished["adapter"].artefact.json("training")
     return {**counts, "training_steps": training["steps"], "trainable_parameters": training["trainable_parameters"]}
 

@@ -150,9 +150,11 @@ def _check_method(config: Config) -> None:
             "more"
         )
     if config.pairs.min_pmi_margin is not None and method.trains_on != "pairs":
+        raise ConfigError(f"pairs.min_pmi_margin filters pairs, and method={method.name} makes none; set it to null")
+    if method.trains_on is None and config.task.family != "personalization":
         raise ConfigError(
-            f"pairs.min_pmi_margin filters pairs, and method={method.name} trains on chosen responses alone; set it to "
-            "null"
+            f"method={method.name} is about answering with or without a user context, and task={config.task.name} has "
+            "none; what the base model does is in `before` of any other method"
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp import conversion
-from mipo_exp.config import Config
+from mipo_exp.config import Config, MethodConfig, PromptedConfig
 from mipo_exp.data.base import Task
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
 from mipo_exp.pairs import build_pairs
@@ -146,29 +146,40 @@ def declare(config: Config, runtime: Runtime, examples: Stage, encoder: Encoder 
         seed=seed,
     )
 
-    def responses(of: Mapping[str, Stage]) -> Stage:
-        inputs = {"examples": examples, **of}
+    def responses(of: Mapping[str, Stage], decoding: MethodConfig | None = None) -> Stage:
         return stage(
-            "responses", sample_evaluation, inputs, sampling=held_out.sampling, engine=engine, seed=held_out.seed
+            "responses",
+            sample_evaluation,
+            {"examples": examples, **of},
+            sampling=held_out.sampling,
+            engine=engine,
+            seed=held_out.seed,
+            decoding=decoding,
         )
 
     def scores(of: Stage, by: Mapping[str, Stage]) -> Stage:
         inputs = {"examples": examples, "responses": of, **by}
         return stage("scores", score_conditions, inputs, scoring=scoring, k=held_out.k, seed=held_out.seed)
 
-    before, after = responses({}), responses({"adapter": adapter})
+    trained = {"adapter": adapter} if config.method.trains_on is not None else {}
+    before, after = responses({}), responses(trained, None if trained else _decoding(config.method))
+    training = {"chosen": chosen, **(from_pairs if on_pairs else {})}
     stages = {
-        "chosen": chosen,
-        **(from_pairs if on_pairs else {}),
+        **(training if trained else {}),
         "before_responses": before,
         "before_scores_base": scores(before, {}),
-        "adapter": adapter,
+        **trained,
         "after_responses": after,
         "after_scores_base": scores(after, {}),
     }
-    if held_out.policy_scoring:
+    if held_out.policy_scoring and trained:
         stages["after_scores_policy"] = scores(after, {"scorer": adapter})
     return stages
+
+
+def _decoding(method: MethodConfig) -> MethodConfig | None:
+    """What a method without training changes in answering; None where it is what `before` does, and is shared."""
+    return None if isinstance(method, PromptedConfig) and method.context else method
 
 
 def _plain(value: Any) -> Any:

@@ -119,7 +119,9 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["method.label_smoothing=0.1"], r"label_smoothing=0\.1 has no effect on loss_type=sigmoid; .* exo_pair"),
         (["method=infonce", "trainer.per_device_train_batch_size=1"], r"contrasts the responses of a batch"),
         (["method=sft", "trainer.max_length=100"], r"max_length is read by method=mipo only"),
-        (["method=sft", "pairs.min_pmi_margin=1"], r"method=sft trains on chosen responses alone"),
+        (["method=sft", "pairs.min_pmi_margin=1"], r"method=sft makes none"),
+        (["method=cad", "task=quiz"], r"method=cad is about answering with or without a user context"),
+        (["method=cad", "method.alpha=0"], r"method\.alpha=0\.0 is out of range"),
         (["method=sft", "method.beta=0.1"], r"unknown config key 'method\.beta'"),
         (
             ["method=sft", "+trainer.extra.beta=0.1"],

@@ -9,9 +9,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mipo_exp.config import METHOD_CONFIGS, Config
+from mipo_exp.config import METHOD_CONFIGS, Config, SamplingConfig
 from mipo_exp.errors import ConfigError
-from mipo_exp.records import Example, Response, ScoredPair
+from mipo_exp.generation.transformers_engine import Contrast, sample_batch
+from mipo_exp.records import Example, Response, ScoredPair, read_table
 from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store import Artefact, Stage, Store
@@ -27,7 +28,8 @@ OTHERS = sorted(set(METHODS) - {"mipo"})
 
 def test_methods_their_schemas_and_their_configs_are_the_same_list() -> None:
     files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONF.glob("*.yaml")}
-    assert set(files) == set(METHODS) == set(METHOD_CONFIGS)
+    assert set(files) == set(METHOD_CONFIGS)
+    assert set(METHODS) == {name for name, schema in METHOD_CONFIGS.items() if schema.trains_on is not None}
     for name, values in files.items():
         assert set(values) == {item.name for item in dataclasses.fields(METHOD_CONFIGS[name])}
 
@@ -172,3 +174,65 @@ def test_a_method_that_needs_no_pairs_samples_none(method: str, experiment: Expe
     assert summary["status"] == "ok"
     assert ("rejected" in summary["stages"]) == (METHOD_CONFIGS[method].trains_on == "pairs")
     assert summary["method"] == method
+
+
+UNTRAINED = sorted(name for name, schema in METHOD_CONFIGS.items() if schema.trains_on is None)
+
+
+@pytest.mark.parametrize("method", UNTRAINED)
+def test_a_method_without_training_only_answers(method: str, experiment: Experiment) -> None:
+    # The tiny model hardly heeds its context: only a large α changes what it samples.
+    summary, output = experiment(f"method={method}", *(["method.alpha=100"] if method == "cad" else []))
+    assert summary["status"] == "ok"
+    assert not {"chosen", "pairs", "adapter"} & set(summary["stages"])
+    assert summary["paths"]["adapter"] is None
+    assert not (output / "adapter").exists()
+    assert "mi/policy/nats" not in summary["metrics"]["after"]
+    difference = summary["metrics"]["delta"]["mi/base/nats"]["mean"]
+    assert (difference == 0) == (method == "prompted")
+
+
+def test_answering_as_before_is_shared_with_before(experiment: Experiment) -> None:
+    summary, _ = experiment("method=prompted")
+    stages = summary["stages"]
+    assert stages["after_responses"]["key"] == stages["before_responses"]["key"]
+    assert stages["after_responses"]["cached"]
+
+
+def test_base_leaves_the_context_out(experiment: Experiment, tmp_path: Path) -> None:
+    """With greedy decoding two users' responses to one request can differ through their contexts only."""
+    overrides = ("evaluation.sampling.temperature=0", "task.eval_examples=80")
+    different = {}
+    for method in ("base", "prompted"):
+        summary, _ = experiment(f"method={method}", *overrides, cache=tmp_path / "cache")
+        stages, cache = summary["stages"], Path(summary["paths"]["cache"])
+        examples = read_table(cache / "examples" / stages["examples"]["key"] / "eval.arrow", Example)
+        texts = read_table(cache / "responses" / stages["after_responses"]["key"] / "responses.arrow", Response)
+        by_request: dict[str, set[tuple[int, ...]]] = {}
+        for example, response in zip(examples, texts, strict=True):
+            by_request.setdefault(example.question, set()).add(tuple(response.token_ids))
+        different[method] = max(map(len, by_request.values()))
+    assert different["base"] == 1
+    assert different["prompted"] > 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_context_aware_decoding_equals_its_loop(kind: str, tmp_path: Path) -> None:
+    """Greedy tokens of (1 + α) log p(y|c,x) − α log p(y|x), prompts of different lengths in one batch."""
+    runtime = make_runtime(composed("+debug=quick", f"model.random.model_type={kind}"), tmp_path)
+    model = runtime.fresh_model()
+    prompts, without = [[10, 11, 12, 13, 14], [20] * 9, [30, 31]], [[12, 13, 14], [20] * 2, [31]]
+    sampling = SamplingConfig(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=8)
+    sampled = sample_batch(model, prompts, sampling, [2], 0, 0, Contrast(without, 1.5))
+    plain = sample_batch(model, prompts, sampling, [2], 0, 0)
+    for row, (prompt, other) in enumerate(zip(prompts, without, strict=True)):
+        ids: list[int] = []
+        with torch.inference_mode():
+            while len(ids) < 8 and 2 not in ids:
+                scores = [
+                    model(input_ids=torch.tensor([[*start, *ids]])).logits[0, -1].log_softmax(-1)
+                    for start in (prompt, other)
+                ]
+                ids.append(int((2.5 * scores[0] - 1.5 * scores[1]).argmax()))
+        assert sampled[row].token_ids == ids
+    assert [one.token_ids for one in plain] != [one.token_ids for one in sampled]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mipo_exp.config import EngineConfig, NegativesConfig, SamplingConfig
+from mipo_exp.config import CadConfig, EngineConfig, NegativesConfig, PromptedConfig, SamplingConfig
 from mipo_exp.errors import DataError
 from mipo_exp.generation import transformers_engine
 from mipo_exp.negatives import sample_negatives
@@ -50,12 +50,24 @@ def sample_rejected(
 
 
 def sample_evaluation(
-    work: Workspace, runtime: Runtime, sampling: SamplingConfig, engine: EngineConfig, seed: int
+    work: Workspace,
+    runtime: Runtime,
+    sampling: SamplingConfig,
+    engine: EngineConfig,
+    seed: int,
+    decoding: PromptedConfig | CadConfig | None,
 ) -> None:
-    """Responses to the held-out examples, by the base model or, where there is an `adapter` input, by the policy."""
+    """Responses to the held-out examples, by the base model or, where there is an `adapter` input, by the policy.
+
+    `decoding` is a method that trains nothing: the base model answers without the context, or against it.
+    """
     examples = work.inputs["examples"].table("eval", Example)
     conditions = [(example.id, example.condition) for example in examples]
-    responses = sample_responses(work, runtime, conditions, sampling, engine, seed, "evaluation")
+    without = [(example.id, Condition(None, example.prompt)) for example in examples]
+    if isinstance(decoding, PromptedConfig) and not decoding.context:
+        conditions = without
+    against = (without, decoding.alpha) if isinstance(decoding, CadConfig) else None
+    responses = sample_responses(work, runtime, conditions, sampling, engine, seed, "evaluation", against)
     work.write_table("responses", responses, Response)
 
 
@@ -67,8 +79,11 @@ def sample_responses(
     engine: EngineConfig,
     seed: int,
     purpose: str,
+    against: tuple[Sequence[tuple[str, Condition]], float] | None = None,
 ) -> list[Response]:
     """One response for each (id, condition), in their order; finished shards of an interrupted build are reused.
+
+    `against` are the conditions and the α of context-aware decoding, where it is wanted.
 
     Raises:
         DataError: a prompt does not fit into the model's positions.
@@ -78,12 +93,16 @@ def sample_responses(
     adapter = work.inputs["adapter"].path / "adapter" if "adapter" in work.inputs else None
     prompts = [runtime.prompt_ids(condition) for _, condition in conditions]
     _check_lengths(runtime, conditions, prompts, sampling.max_new_tokens)
+    plain = None if against is None else [runtime.prompt_ids(condition) for _, condition in against[0]]
     batches = transformers_engine.plan_batches(prompts, engine, sampling.max_new_tokens)
     found: dict[str, Response] = {}
     with Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress:
         for number, batch in enumerate(batches):
 
             def build(batch: list[int] = batch, number: int = number) -> list[Response]:
+                contrast = None
+                if plain is not None and against is not None:
+                    contrast = transformers_engine.Contrast([plain[i] for i in batch], against[1])
                 sampled = transformers_engine.sample_batch(
                     runtime.model(adapter),
                     [prompts[i] for i in batch],
@@ -91,6 +110,7 @@ def sample_responses(
                     runtime.renderer.stop_ids,
                     runtime.renderer.pad_id,
                     transformers_engine.batch_seed(seed, purpose, number),
+                    contrast,
                 )
                 return [
                     Response(conditions[i][0], item.token_ids, runtime.renderer.text(item.token_ids), item.finished)

@@ -12,6 +12,7 @@ from mipo_exp.config import EngineConfig, SamplingConfig
 from mipo_exp.store import digest
 
 if TYPE_CHECKING:
+    import torch
     from transformers import GenerationConfig, PreTrainedModel
 
 
@@ -21,6 +22,17 @@ class Sampled:
 
     token_ids: list[int]
     finished: bool
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Context-aware decoding (arXiv 2305.14739): sample from softmax((1 + α) log p(y_t|c,x) − α log p(y_t|x)).
+
+    `prompts` are those without the context, one for each row of the batch.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    alpha: float
 
 
 def plan_batches(prompts: Sequence[Sequence[int]], engine: EngineConfig, max_new_tokens: int) -> list[list[int]]:
@@ -50,6 +62,7 @@ def sample_batch(
     stop_ids: Sequence[int],
     pad_id: int,
     seed: int,
+    contrast: Contrast | None = None,
 ) -> list[Sampled]:
     """One response for each prompt of a batch.
 
@@ -60,16 +73,20 @@ def sample_batch(
         stop_ids: ids that end a response; the first one sampled is kept as its last token.
         pad_id: what the engine fills finished rows with; never read.
         seed: of the torch generators; theirs are restored afterwards.
+        contrast: decode against the same prompts without their contexts.
     """
     import torch
 
     device = next(model.parameters()).device
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, width - len(prompt) :] = 1
+    ids, mask = _pad_left(prompts, pad_id)
+    against = {}
+    if contrast is not None:
+        plain_ids, plain_mask = _pad_left(contrast.prompts, pad_id)
+        against = {
+            "negative_prompt_ids": plain_ids.to(device),
+            "negative_prompt_attention_mask": plain_mask.to(device),
+            "guidance_scale": 1 + contrast.alpha,
+        }
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
@@ -77,9 +94,23 @@ def sample_batch(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=_generation_config(sampling, stop_ids, pad_id),
+            **against,
         )
     stops = set(stop_ids)
-    return [_cut(row, stops) for row in output[:, width:].tolist()]
+    return [_cut(row, stops) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> "tuple[torch.Tensor, torch.Tensor]":
+    """(B, T) ids and attention mask."""
+    import torch
+
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
 
 
 def _generation_config(sampling: SamplingConfig, stop_ids: Sequence[int], pad_id: int) -> "GenerationConfig":
