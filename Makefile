@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 BEGUN := $(VENV)/.installing
 # Options for the command that a target runs: make run ARGS="model=qwen0.5b seed=1", make test ARGS="-k report"
 ARGS ?=
+# How many tests run at once
+JOBS ?= 2
 # Which tests `make test` runs; all of them with MARKS=
 MARKS ?= not slow and not gpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
@@ -46,7 +48,7 @@ run: setup  ## one experiment, the small CPU one unless ARGS says otherwise
 
 test: lint  ## format, lint, types and tests
 	@echo "test: pytest"
-	@$(BIN)/python -m pytest -m "$(MARKS)" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) -m "$(MARKS)" $(ARGS)
 
 lint: setup  ## format, lint and types only
 	@echo "lint: ruff format"

