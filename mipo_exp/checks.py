@@ -1,5 +1,6 @@
 """Checks that need the examples or a library: what would otherwise fail after an hour of sampling."""
 
+import dataclasses
 import difflib
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def check_examples(config: Config, task: Task, train: list[Example], evaluation:
             f"objective={config.objective!r} is not of the form PHASE/METRIC with PHASE one of {', '.join(PHASES)}, "
             "for example delta/mi/base/nats"
         )
-    known = metric_names(task.scorer, evaluation, config.evaluation)
+    trained = config.method.trains_on is not None
+    held_out = dataclasses.replace(config.evaluation, policy_scoring=config.evaluation.policy_scoring and trained)
+    known = metric_names(task.scorer, evaluation, held_out)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {phase}/{near[0]}? " if near else ""

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import logging
 import mmap
-import re
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -378,27 +377,3 @@ def load_folder(
     absent = sorted(info.get("missing_keys") or [])
     problems = f"{len(absent)} tensors are missing, {absent[0]} among them" if absent else None
     return model.to(device).eval().requires_grad_(False), problems
-
-
-def parameter_count(folder: Path) -> int | None:
-    """How many parameters the safetensors files of a folder hold, from their headers; None where there are none."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as handle:
-            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                count = 1
-                for size in entry["shape"]:
-                    count *= size
-                total += count
-    return total or None
-
-
-def billions_in(name: str) -> float | None:
-    """The number of parameters that a model's name states (`Qwen2.5-1.5B` → 1.5e9), None where it states none."""
-    found = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])\b", name.lower())
-    if not found:
-        return None
-    value, unit = found[-1]
-    return float(value) * (1e9 if unit == "b" else 1e6)

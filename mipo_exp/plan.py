@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from mipo_exp.checks import check_examples, check_extra
 from mipo_exp.config import Config, ModelConfig
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import UserError, gib
-from mipo_exp.models import ModelSource, billions_in, locate, parameter_count
+from mipo_exp.models import ModelSource, locate
 from mipo_exp.negatives import sample_negatives
 from mipo_exp.pipeline import declare, declare_examples, declare_model
 from mipo_exp.records import Example
@@ -204,3 +205,27 @@ def _shape(runtime: Runtime) -> tuple[int, int, int]:
         known = json.loads((runtime.folder / "config.json").read_text(encoding="utf-8"))
     vocabulary, width, depth = (known.get(key) for key in ("vocab_size", "hidden_size", "num_hidden_layers"))
     return vocabulary or 151_936, width or 1536, depth or 28
+
+
+def parameter_count(folder: Path) -> int | None:
+    """How many parameters the safetensors files of a folder hold, from their headers; None where there are none."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as handle:
+            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                count = 1
+                for size in entry["shape"]:
+                    count *= size
+                total += count
+    return total or None
+
+
+def billions_in(name: str) -> float | None:
+    """The number of parameters that a model's name states (`Qwen2.5-1.5B` → 1.5e9), None where it states none."""
+    found = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])\b", name.lower())
+    if not found:
+        return None
+    value, unit = found[-1]
+    return float(value) * (1e9 if unit == "b" else 1e6)

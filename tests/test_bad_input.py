@@ -121,6 +121,7 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["method=sft", "trainer.max_length=100"], r"max_length is read by method=mipo only"),
         (["method=sft", "pairs.min_pmi_margin=1"], r"method=sft makes none"),
         (["method=cad", "task=quiz"], r"method=cad is about answering with or without a user context"),
+        (["method=cad", "objective=after/mi/policy/nats"], r"has no metric 'mi/policy/nats'"),
         (["method=cad", "method.alpha=0"], r"method\.alpha=0\.0 is out of range"),
         (["method=sft", "method.beta=0.1"], r"unknown config key 'method\.beta'"),
         (

@@ -15,7 +15,8 @@ import torch
 from mipo_exp import conversion, models
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ModelError, StorageError
-from mipo_exp.models import billions_in, load_model, load_tokenizer, locate
+from mipo_exp.models import load_model, load_tokenizer, locate
+from mipo_exp.plan import billions_in
 from mipo_exp.runtime import Runtime
 from tests.conftest import Experiment, composed, make_runtime
 
