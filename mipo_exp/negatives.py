@@ -132,10 +132,12 @@ def hard_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
         nearest: dict[str | None, str] = {}
         ranked = sorted(owners, key=lambda owner: -scores[place[owner[1]]])  # stable: equal ones in their order
         for user, context in ranked:
+            if len(nearest) == draw.k:
+                break
             if user != example.user and context != example.context and context not in nearest.values():
                 nearest.setdefault(user, context)
         _need_users(draw.k, len(nearest))
-        for j, context in enumerate(list(nearest.values())[: draw.k]):
+        for j, context in enumerate(nearest.values()):
             source = by_condition.get((context, example.prompt))
             negatives.append(Negative(example.id, j, "hard_context", context, example.prompt, source))
     return negatives

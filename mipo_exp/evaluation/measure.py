@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mipo_exp.config import EvaluationConfig
-from mipo_exp.evaluation.accuracy import Measure, measure
+from mipo_exp.evaluation.accuracy import Measure, mean, measure
 from mipo_exp.evaluation.diversity import diversity, set_facts
 from mipo_exp.evaluation.responses import context_overlap, repetition
 from mipo_exp.evaluation.statistics import Estimate, Values, estimate, paired_difference, resamples
@@ -110,11 +110,7 @@ def _kl_to_base(policy: Sequence[Scores], base: Sequence[Scores]) -> dict[str, M
 
 
 def _mean(values: Sequence[float] | Values) -> Measure:
-    return Measure(np.asarray(values, dtype=np.float64), _average)
-
-
-def _average(values: Values) -> float:
-    return float(values.mean())
+    return Measure(np.asarray(values, dtype=np.float64), mean)
 
 
 def _ratio_of_sums(values: Values) -> float:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 from mipo_exp.config import MipoConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.records import ScoredPair
-from mipo_exp.training.job import Job, lora_config, restore_lora_dropout, training_arguments, wrong_targets
+from mipo_exp.training.job import (
+    Job,
+    check_trainable,
+    lora_config,
+    restore_lora_dropout,
+    training_arguments,
+    wrong_targets,
+)
 from mipo_exp.training.layout import can_share, rounding
 from mipo_exp.training.shared_prompt import share_prompts
 
@@ -36,8 +43,7 @@ def build_mipo(job: Job) -> "DPOTrainer":
     pairs = job.work.inputs["scored_pairs"].table("pairs", ScoredPair)
     _check_room_for_responses(pairs, job.trainer.max_length)
     dpo = make_trainer(job, method, pairs)
-    if not dpo.model.get_nb_trainable_parameters()[0]:
-        raise ConfigError(f"lora.target_modules={job.lora.target_modules} leaves nothing to train")
+    check_trainable(dpo.model, job.lora)
     if job.trainer.share_prompt:
         _share_prompts(dpo, pairs)
     check_first_loss(dpo, method, job.trainer.reference)
@@ -90,8 +96,6 @@ def _share_prompts(dpo: "DPOTrainer", pairs: Sequence[ScoredPair]) -> None:
     dpo.model.train()
     if possible:
         share_prompts(base)
-    else:
-        log.info("this architecture cannot share a prompt between responses: each gets its own")
 
 
 def _dataset(pairs: Sequence[ScoredPair], reference: str) -> "Dataset":

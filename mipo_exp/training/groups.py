@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.records import Example, Response, by_id
-from mipo_exp.training.job import Job, lora_config, training_arguments, wrong_targets
+from mipo_exp.training.job import Job, check_trainable, lora_config, training_arguments, wrong_targets
 from mipo_exp.training.layout import can_share, lay_out, rounding, run_apart, run_layout
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ class Scored:
         if self.ref_log_probs is None:
             raise ValueError("this batch was scored without a reference")
         return self.log_probs - self.ref_log_probs
+
+
+def told_apart(scores: "torch.Tensor", contrasts: "torch.Tensor") -> float:
+    """How often the own response, on the diagonal of (n, n) scores, is the best of those that are contrasts."""
+    best = scores.detach().masked_fill(~contrasts, float("-inf")).argmax(dim=1)
+    return float((best == best.new_tensor(range(len(best)))).float().mean())
 
 
 # From a scored batch to the loss and what is logged beside it.
@@ -115,8 +121,7 @@ def build_trainer(
         model: Any = peft.get_peft_model(base, lora_config(job.lora))
     except ValueError as error:
         raise wrong_targets(job.lora, error) from error
-    if not model.get_nb_trainable_parameters()[0]:
-        raise ConfigError(f"lora.target_modules={job.lora.target_modules} leaves nothing to train")
+    check_trainable(model, job.lora)
     share = job.trainer.share_prompt and _can_share(base, groups, arguments.per_device_train_batch_size, across_batch)
 
     class GroupTrainer(Trainer):
@@ -184,8 +189,7 @@ def score_groups(
         stored = [(group.ref_log_probs or []) + [0.0] * (tokens.shape[1] - len(group.responses)) for group in groups]
         ref_log_probs = torch.tensor(stored, dtype=log_probs.dtype, device=device)
     elif reference:
-        plain = model.module if hasattr(model, "module") else model
-        with torch.no_grad(), plain.disable_adapter():
+        with torch.no_grad(), _unwrapped(model).disable_adapter():
             ref_log_probs = _log_probs(model, prompts, responses, share)
     return Scored(log_probs, ref_log_probs, tokens, contrasts)
 
@@ -201,10 +205,14 @@ def _log_probs(
         summed = run_apart(model, prompts, responses).log_probs.float().sum(1)
         return torch.as_tensor(summed).view(places, count).T
     layout = lay_out(prompts, responses)
-    base = (model.module if hasattr(model, "module") else model).get_base_model()
-    tokens = run_layout(base, model, layout).log_probs[0].float()
+    tokens = run_layout(_unwrapped(model).get_base_model(), model, layout).log_probs[0].float()
     zeros = tokens.new_zeros(places * count)
     return zeros.index_add(0, layout.places * count + layout.rows, tokens).view(places, count).T
+
+
+def _unwrapped(model: Any) -> Any:
+    """The PEFT model inside a wrapper for several processes, or the model itself."""
+    return model.module if hasattr(model, "module") else model
 
 
 def check_stored_references(model: Any, groups: Sequence[Group], share: bool) -> None:
@@ -241,7 +249,4 @@ def _can_share(base: Any, groups: Sequence[Group], batch: int, across_batch: boo
     lists = [[group.responses[0] for group in tried]] * len(tried) if across_batch else [tried[0].responses]
     responses = [[torch.tensor(ids, device=device) for ids in row] for row in lists]
     base.eval()
-    possible = can_share(base, longest, prompts, responses)
-    if not possible:
-        log.info("this architecture cannot share a prompt between responses: each gets its own")
-    return possible
+    return can_share(base, longest, prompts, responses)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, cast
 
 from mipo_exp.config import InfonceConfig
-from mipo_exp.training.groups import Scored, build_trainer, chosen_groups
+from mipo_exp.training.groups import Scored, build_trainer, chosen_groups, told_apart
 from mipo_exp.training.job import Job
 from mipo_exp.training.losses import infonce_loss
 
@@ -18,9 +18,7 @@ def build_infonce(job: Job) -> "Trainer":
 
     def loss(batch: Scored) -> "tuple[torch.Tensor, dict[str, float]]":
         ratios = batch.log_ratios
-        best = ratios.masked_fill(~batch.contrasts, float("-inf")).argmax(dim=1)
-        right = best == best.new_tensor(range(len(best)))
         value = infonce_loss(ratios, batch.contrasts, method.beta, method.temperature)
-        return value, {"contrast/accuracies": float(right.float().mean())}
+        return value, {"contrast/accuracies": told_apart(ratios, batch.contrasts)}
 
     return build_trainer(job, chosen_groups(job), loss, reference=True, across_batch=True)

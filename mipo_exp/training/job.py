@@ -138,6 +138,12 @@ def lora_config(lora: LoraConfig) -> "peft.LoraConfig":
     return peft.LoraConfig(task_type="CAUSAL_LM", **fields_of(lora, ()))
 
 
+def check_trainable(model: Any, lora: LoraConfig) -> None:
+    """Raise `ConfigError` where a PEFT model has nothing to train."""
+    if not model.get_nb_trainable_parameters()[0]:
+        raise ConfigError(f"lora.target_modules={lora.target_modules} leaves nothing to train")
+
+
 def restore_lora_dropout(model: "nn.Module", lora: LoraConfig) -> None:
     """Set the adapter's dropout again after TRL has switched off every dropout of the model, the adapter's included."""
     from torch import nn

@@ -6,6 +6,7 @@ Every response starts at the position after the prompt and sees the prompt and i
 the positions that predict a response token go through the output head.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100  # the label of a position that is not scored
 AGREEMENT = 1e-4  # relative difference of a response's log-probability that counts as rounding, beside `rounding`
@@ -170,7 +173,7 @@ def can_share(
     prompts: "Sequence[torch.Tensor]",
     responses: "Sequence[Sequence[torch.Tensor]]",
 ) -> bool:
-    """Whether this architecture computes the same with shared prompts.
+    """Whether this architecture computes the same with shared prompts; logs it where not.
 
     Known to differ: recurrent layers, sliding windows that the longest sequence exceeds, attention that takes no mask.
     Distances in place of positions and the like show on one batch.
@@ -181,6 +184,18 @@ def can_share(
         prompts: B of them, to try.
         responses: m for each.
     """
+    same = _computes_the_same(model, longest, prompts, responses)
+    if not same:
+        log.info("this architecture cannot share a prompt between responses: each gets its own")
+    return same
+
+
+def _computes_the_same(
+    model: "PreTrainedModel",
+    longest: int,
+    prompts: "Sequence[torch.Tensor]",
+    responses: "Sequence[Sequence[torch.Tensor]]",
+) -> bool:
     import torch
 
     config = model.config.get_text_config()

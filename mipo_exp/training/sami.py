@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mipo_exp.training.groups import Scored, build_trainer, chosen_groups
+from mipo_exp.training.groups import Scored, build_trainer, chosen_groups, told_apart
 from mipo_exp.training.job import Job
 from mipo_exp.training.losses import sami_loss
 
@@ -16,8 +16,6 @@ def build_sami(job: Job) -> "Trainer":
 
     def loss(batch: Scored) -> "tuple[torch.Tensor, dict[str, float]]":
         means = batch.log_probs / batch.tokens
-        best = means.masked_fill(~batch.contrasts, float("-inf")).argmax(dim=1)
-        right = best == best.new_tensor(range(len(best)))
-        return sami_loss(means, batch.contrasts), {"contrast/accuracies": float(right.float().mean())}
+        return sami_loss(means, batch.contrasts), {"contrast/accuracies": told_apart(means, batch.contrasts)}
 
     return build_trainer(job, chosen_groups(job), loss, reference=False, across_batch=True)
