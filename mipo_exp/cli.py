@@ -13,12 +13,14 @@ import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -36,6 +38,7 @@ EXIT_INTERRUPTED = 130
 NOISY_LOGGERS = ("httpx", "matplotlib", "datasets", "filelock", "urllib3", "absl")
 
 _errors: list[Exception] = []  # of the single run
+_multiruns: list[tuple[Path, float]] = []  # folder and start (seconds since the epoch) of the multirun, if it is one
 _failures: list[tuple[str, bool]] = []  # of a multirun: one line for each failed job, and whether its input was bad
 
 
@@ -72,6 +75,7 @@ def main() -> None:
     except Exception:
         if not _failures:
             raise
+    _write_table()
     if _failures:
         lines = [f"{len(_failures)} of the jobs failed, the others are finished:", *(line for line, _ in _failures)]
         _exit("\n".join(lines), EXIT_BAD_INPUT if all(bad for _, bad in _failures) else 1)
@@ -80,6 +84,25 @@ def main() -> None:
         if isinstance(failure, UserError):
             _exit(str(failure), EXIT_BAD_INPUT)
         raise failure
+
+
+class RememberMultirun(Callback):
+    """Tells `main` where the jobs of a multirun write, also where a launcher runs them in other processes."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra once, before the first job."""
+        _multiruns.append((Path(config.hydra.sweep.dir), time.time()))
+
+
+def _write_table() -> None:
+    """A table over the jobs of a multirun that have finished."""
+    from mipo_exp.reporting.table import write_table
+
+    for folder, started in _multiruns:
+        try:
+            write_table(folder, started)
+        except OSError as error:
+            log.warning("no table over the runs: %s", error)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")

@@ -29,6 +29,7 @@ from mipo_exp.pipeline import Run, declare, declare_examples, declare_model
 from mipo_exp.plan import disk_needed
 from mipo_exp.records import Example, Response, Scores
 from mipo_exp.reporting.report import Sample, write_report
+from mipo_exp.reporting.table import DRAWS, write_draws
 from mipo_exp.runtime import Runtime, choose_device
 from mipo_exp.similarity import locate_encoder
 from mipo_exp.store import Stage, Store, digest, git_commit, package_versions, write_atomically
@@ -145,11 +146,13 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
         phase: measures(evaluated, examples, prepared.task.scorer, config.evaluation)
         for phase, evaluated in (("before", before), ("after", after))
     }
-    estimates = compare(measured["before"], measured["after"], examples, config.evaluation)
+    compared = compare(measured["before"], measured["after"], examples, config.evaluation)
+    estimates = compared.estimates
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if trained else None
     summary.update(
         metrics={phase: {name: item.as_json() for name, item in of.items()} for phase, of in estimates.items()},
         mi={"k": config.evaluation.k, "log_k": math.log(config.evaluation.k)},
+        resampling=compared.resampling,
         diversity=diversity_facts(examples, config.evaluation),
         counts=_counts(run),
         stages={
@@ -175,6 +178,7 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
         for phase, evaluated in (("before", before), ("after", after))
     }
     write_report(output / "report.html", summary, history, lengths, samples)
+    write_draws(output / DRAWS, compared.draws)
     write_summary(output / "summary.json", summary)
     tracker.finish(summary, samples, adapter, output / "report.html")
     _say_result(estimates, output)

@@ -59,6 +59,9 @@ def test_every_sweep_runs(sweep: str, tmp_path: Path) -> None:
     summaries = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/summary.json")]
     assert len(summaries) == jobs > 1
     assert {summary["status"] for summary in summaries} == {"ok"}
+    panels = json.loads((tmp_path / "sweep" / "table.json").read_text())["panels"]
+    runs = [run["run_id"] for panel in panels for arm in panel["arms"] for run in arm["runs"]]
+    assert sorted(runs) == sorted({summary["run_id"] for summary in summaries}), "the table has every run once"
     sampled = [s for s in summaries if "chosen" in s["stages"] and not s["stages"]["chosen"]["cached"]]
     assert len(sampled) == len({s["seed"] for s in summaries}), "chosen responses are sampled once a seed"
 

@@ -3,18 +3,32 @@
 import numpy as np
 import pytest
 
-from mipo_exp.evaluation.statistics import (
-    bootstrap_p_value,
-    estimate,
-    holm,
-    paired_difference,
-    paired_p_value,
-    resamples,
-)
+from mipo_exp.config import EvaluationConfig
+from mipo_exp.evaluation.accuracy import Measure
+from mipo_exp.evaluation.measure import Comparison, compare
+from mipo_exp.evaluation.statistics import Estimate, bootstrap_p_value, draws, holm, measured, resamples, summarize
+from mipo_exp.records import Example
+from tests.conftest import composed
 
 
 def mean(values: np.ndarray) -> float:
     return float(values.mean())
+
+
+def estimate(measure: Measure, rows: list[np.ndarray]) -> Estimate:
+    """A metric with its interval."""
+    values = measure.values
+    return summarize(measure.result(), draws(values, measure.reduce, rows), measured(values))
+
+
+def compared(before: np.ndarray, after: np.ndarray, users: list[str]) -> Comparison:
+    """The means of a metric before and after training."""
+    examples = [Example(str(i), user, "", "", "", "") for i, user in enumerate(users)]
+    return compare({"m": Measure(before, mean)}, {"m": Measure(after, mean)}, examples, evaluation())
+
+
+def evaluation() -> EvaluationConfig:
+    return composed("evaluation.bootstrap_samples=999").evaluation
 
 
 def test_intervals_of_a_mean_cover_it_about_as_often_as_they_say() -> None:
@@ -25,7 +39,7 @@ def test_intervals_of_a_mean_cover_it_about_as_often_as_they_say() -> None:
         effect = rng.normal(size=40)
         values = np.repeat(effect, 5) + rng.normal(size=200)
         rows = resamples([str(i // 5) for i in range(200)], 200, trial)
-        result = estimate(values, mean, rows)
+        result = estimate(Measure(values, mean), rows)
         covered += result.low <= 0 <= result.high
     assert 0.88 <= covered / 200 <= 0.99
 
@@ -33,32 +47,36 @@ def test_intervals_of_a_mean_cover_it_about_as_often_as_they_say() -> None:
 def test_repeated_responses_of_a_user_do_not_narrow_the_interval() -> None:
     """Ten copies of each value say nothing more than one."""
     values = np.random.default_rng(1).normal(size=30)
-    single = estimate(values, mean, resamples([str(i) for i in range(30)], 4000, 0))
-    copies = estimate(np.repeat(values, 10), mean, resamples([str(i // 10) for i in range(300)], 4000, 0))
+    single = estimate(Measure(values, mean), resamples([str(i) for i in range(30)], 4000, 0))
+    copies = estimate(Measure(np.repeat(values, 10), mean), resamples([str(i // 10) for i in range(300)], 4000, 0))
     assert copies.high - copies.low == pytest.approx(single.high - single.low, rel=0.1)
 
 
 def test_a_constant_gain_has_no_spread_when_paired() -> None:
     before = np.random.default_rng(2).normal(size=50)
-    result = paired_difference(before, before + 0.5, mean, resamples([str(i) for i in range(50)], 500, 0))
+    result = compared(before, before + 0.5, [str(i) for i in range(50)]).estimates["delta"]["m"]
     assert (result.mean, result.low, result.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_one_cluster_has_no_interval() -> None:
-    result = estimate(np.array([1.0, 2.0]), mean, resamples(["same", "same"], 100, 0))
+    result = estimate(Measure(np.array([1.0, 2.0]), mean), resamples(["same", "same"], 100, 0))
     assert result.as_json() == {"mean": 1.5, "ci95": [None, None], "n": 2}
 
 
-def test_pairs_of_different_number_are_refused() -> None:
-    with pytest.raises(ValueError, match="differ in number"):
-        paired_difference(np.zeros(2), np.zeros(3), mean, [])
+def test_draws_of_one_index_are_over_the_same_examples_in_every_metric_and_run() -> None:
+    """A metric of one run plus a constant is, draw by draw, that of another run plus the same constant."""
+    values, users = np.random.default_rng(4).normal(size=20), [str(i // 2) for i in range(20)]
+    one, other = compared(values, values, users), compared(values + 3, values - 1, users)
+    assert other.draws["before"]["m"] == pytest.approx(one.draws["after"]["m"] + 3)
+    assert other.draws["after"]["m"] == pytest.approx(one.draws["after"]["m"] - 1)
+    assert one.resampling == other.resampling
+    assert (one.resampling["samples"], one.resampling["examples"], one.resampling["clusters"]) == (999, 20, 10)
+    assert compared(values, values, [str(i // 4) for i in range(20)]).resampling != one.resampling
 
 
 def test_responses_that_a_metric_leaves_out_are_not_counted() -> None:
-    values = np.array([[1.0, 1.0], [np.nan, np.nan], [3.0, 1.0]])
-    assert estimate(values, lambda rows: float(np.nanmean(rows)), []).n == 2
-    assert paired_difference(values, values, lambda rows: float(np.nanmean(rows)), []).n == 2
-    assert estimate(np.empty((0, 2)), lambda rows: 0.0, []).n == 0
+    assert measured(np.array([[1.0, 1.0], [np.nan, np.nan], [3.0, 1.0]])) == 2
+    assert measured(np.empty((0, 2))) == 0
 
 
 def test_holm_by_hand() -> None:
@@ -78,22 +96,21 @@ def test_holm_refuses_what_is_no_p_value(wrong: float) -> None:
 
 def test_bootstrap_p_value_by_hand() -> None:
     """One of 19 draws is not positive: 2 (1 + 1) / 20; none: 2 / 20; as many on both sides: 1."""
-    assert bootstrap_p_value([-1.0] + [1.0] * 18) == pytest.approx(0.2)
-    assert bootstrap_p_value([1.0] * 19) == pytest.approx(0.1)
-    assert bootstrap_p_value([-1.0] * 19) == pytest.approx(0.1)
-    assert bootstrap_p_value([-1.0, 1.0]) == 1
-    assert bootstrap_p_value([0.0] * 10) == 1
-    assert np.isnan(bootstrap_p_value([float("nan")]))
+    assert bootstrap_p_value(np.array([-1.0] + [1.0] * 18)) == pytest.approx(0.2)
+    assert bootstrap_p_value(np.array([1.0] * 19)) == pytest.approx(0.1)
+    assert bootstrap_p_value(np.array([-1.0] * 19)) == pytest.approx(0.1)
+    assert bootstrap_p_value(np.array([-1.0, 1.0])) == 1
+    assert bootstrap_p_value(np.array([0.0] * 10)) == 1
+    assert np.isnan(bootstrap_p_value(np.array([float("nan")])))
 
 
 def test_p_value_and_interval_of_a_paired_difference_agree() -> None:
     """Below 0.05 where the 95% interval excludes zero and above it where it does not."""
     rng = np.random.default_rng(3)
-    rows = resamples([str(i) for i in range(30)], 999, 0)
     for shift in (0.0, 0.2, 0.4, 0.6, 1.0):
         before = rng.normal(size=30)
-        after = before + rng.normal(size=30) + shift
-        result = paired_difference(before, after, mean, rows)
-        p_value = paired_p_value(before, after, mean, rows)
+        found = compared(before, before + rng.normal(size=30) + shift, [str(i) for i in range(30)])
+        result = found.estimates["delta"]["m"]
+        p_value = bootstrap_p_value(found.draws["after"]["m"] - found.draws["before"]["m"])
         assert (p_value < 0.05) == (result.low > 0 or result.high < 0), (shift, p_value)
     assert p_value == pytest.approx(2 / 1000)

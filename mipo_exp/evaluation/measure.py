@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,9 +10,10 @@ from mipo_exp.config import EvaluationConfig
 from mipo_exp.evaluation.accuracy import Measure, mean, measure
 from mipo_exp.evaluation.diversity import diversity, set_facts
 from mipo_exp.evaluation.responses import context_overlap, repetition
-from mipo_exp.evaluation.statistics import Estimate, Values, estimate, paired_difference, resamples
+from mipo_exp.evaluation.statistics import Estimate, Values, draws, measured, resamples, summarize
 from mipo_exp.records import Example, Response, Scores
 from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
+from mipo_exp.store import digest
 
 PHASES = ("before", "after", "delta")
 
@@ -67,23 +69,53 @@ def diversity_facts(examples: Sequence[Example], config: EvaluationConfig) -> di
     return set_facts(clusters(examples), config.self_bleu_size, config.seed)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Estimates by phase (`PHASES`) and metric, and what they come from.
+
+    Attributes:
+        estimates: before, after and their paired difference.
+        draws: the bootstrap draws of every metric, shape (resamples,), before and after. Draws of one index are over
+            the same examples in all metrics, and in all runs with equal `resampling`.
+        resampling: what fixes the resamples.
+    """
+
+    estimates: dict[str, dict[str, Estimate]]
+    draws: dict[str, dict[str, Values]]
+    resampling: dict[str, Any]
+
+
 def compare(
     before: Mapping[str, Measure],
     after: Mapping[str, Measure],
     examples: Sequence[Example],
     config: EvaluationConfig,
-) -> dict[str, dict[str, Estimate]]:
+) -> Comparison:
     """Estimates `before`, `after` and their paired `delta`, resampled by user (by question where there are none)."""
-    rows = resamples(clusters(examples), config.bootstrap_samples, config.seed)
-    return {
-        "before": {name: estimate(m.values, m.reduce, rows) for name, m in before.items()},
-        "after": {name: estimate(m.values, m.reduce, rows) for name, m in after.items()},
-        "delta": {
-            name: paired_difference(before[name].values, m.values, m.reduce, rows)
-            for name, m in after.items()
-            if name in before
-        },
+    grouped = clusters(examples)
+    rows = resamples(grouped, config.bootstrap_samples, config.seed)
+    phases = {"before": before, "after": after}
+    drawn = {phase: {name: draws(m.values, m.reduce, rows) for name, m in of.items()} for phase, of in phases.items()}
+    estimates = {
+        phase: {name: summarize(m.result(), drawn[phase][name], measured(m.values)) for name, m in of.items()}
+        for phase, of in phases.items()
     }
+    estimates["delta"] = {
+        name: summarize(
+            m.result() - before[name].result(), drawn["after"][name] - drawn["before"][name], measured(m.values)
+        )
+        for name, m in after.items()
+        if name in before
+    }
+    ids = [[example.id, cluster] for example, cluster in zip(examples, grouped, strict=True)]
+    resampling = {
+        "samples": config.bootstrap_samples,
+        "seed": config.seed,
+        "examples": len(examples),
+        "clusters": len(set(grouped)),
+        "digest": digest(ids),
+    }
+    return Comparison(estimates, drawn, resampling)
 
 
 def _mutual_information(scores: Sequence[Scores]) -> dict[str, Measure]:

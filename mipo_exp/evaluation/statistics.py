@@ -48,17 +48,9 @@ def resamples(clusters: Sequence[str], samples: int, seed: int) -> list[NDArray[
     return [np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(samples)]
 
 
-def estimate(values: Values, reduce: Reduce, rows: Sequence[NDArray[np.intp]]) -> Estimate:
-    """The metric `reduce(values)` with the percentile interval over the resampled `rows`."""
-    return _summarize(reduce(values), [reduce(values[index]) for index in rows], measured(values))
-
-
-def paired_difference(before: Values, after: Values, reduce: Reduce, rows: Sequence[NDArray[np.intp]]) -> Estimate:
-    """`reduce(after) − reduce(before)` with the percentile interval over the same resampled rows of both."""
-    if len(before) != len(after):
-        raise ValueError(f"paired values differ in number: {len(before)} and {len(after)}")
-    draws = [reduce(after[index]) - reduce(before[index]) for index in rows]
-    return _summarize(reduce(after) - reduce(before), draws, measured(after))
+def draws(values: Values, reduce: Reduce, rows: Sequence[NDArray[np.intp]]) -> Values:
+    """The metric `reduce` of each resample, shape (resamples,)."""
+    return np.array([reduce(values[index]) for index in rows], dtype=np.float64)
 
 
 def measured(values: Values) -> int:
@@ -66,28 +58,23 @@ def measured(values: Values) -> int:
     return int(np.count_nonzero(~np.isnan(values.reshape(len(values), -1)).any(axis=1))) if len(values) else 0
 
 
-def bootstrap_p_value(draws: Sequence[float]) -> float:
+def bootstrap_p_value(drawn: Values) -> float:
     """The two-sided p-value of "no difference" from bootstrap draws of a difference.
 
     2 · min(share of draws ≤ 0, share ≥ 0), the observed difference counted as one more draw on both sides, so that it
     is never 0 (Davison and Hinkley 1997, eq. 4.11); at most 1, and no smaller than 2 / (draws + 1).
 
     Args:
-        draws: the difference in each resample; those that are not finite are left out.
+        drawn: the difference in each resample; those that are not finite are left out.
 
     Returns:
         NaN where no draw is finite.
     """
-    finite = np.array([draw for draw in draws if np.isfinite(draw)])
+    finite = drawn[np.isfinite(drawn)]
     if not len(finite):
         return float("nan")
     tail = min(np.count_nonzero(finite <= 0), np.count_nonzero(finite >= 0))
     return float(min(1.0, 2 * (1 + tail) / (len(finite) + 1)))
-
-
-def paired_p_value(before: Values, after: Values, reduce: Reduce, rows: Sequence[NDArray[np.intp]]) -> float:
-    """The two-sided p-value of `reduce(after) − reduce(before)`, from the resamples behind its interval."""
-    return bootstrap_p_value([reduce(after[index]) - reduce(before[index]) for index in rows])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -114,8 +101,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _summarize(point: float, draws: list[float], count: int) -> Estimate:
-    finite = np.array([draw for draw in draws if np.isfinite(draw)])
+def summarize(point: float, drawn: Values, count: int) -> Estimate:
+    """An estimate from its value over all `count` responses and its bootstrap draws; those not finite are left out.
+
+    A paired difference is summarized from the difference of two metrics' draws over the same resamples.
+    """
+    finite = drawn[np.isfinite(drawn)]
     if not len(finite):
         return Estimate(point, float("nan"), float("nan"), count)
     tail = (1 - CONFIDENCE) / 2

@@ -211,9 +211,9 @@ def written(metric: Metric, value: float | None, *, signed: bool = False) -> str
     """
     if value is None or not math.isfinite(value):
         return "–"
+    scaled, digits = value, {"nats": 2, "nats per token": 4, "tokens": 1}.get(metric.unit, 3)
     if metric.unit == "proportion":
-        text = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}{PERCENT}"
-    else:
-        digits = {"nats": 2, "nats per token": 4, "tokens": 1}.get(metric.unit, 3)
-        text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-    return text.replace("-", "−")
+        scaled, digits = 100 * value, 1
+    rounded = round(scaled, digits) + 0.0  # no −0
+    text = f"{rounded:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    return text + (PERCENT if metric.unit == "proportion" and not signed else "")

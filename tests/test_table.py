@@ -1,0 +1,148 @@
+"""The table over the runs of a multirun, by hand."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mipo_exp.evaluation.error_kinds import KINDS, transitions
+from mipo_exp.reporting.table import DRAWS, write_draws, write_table
+
+DRAWN = np.arange(19.0)
+
+
+def summary(command: str, run_id: str, after: float, seed: int, **more: Any) -> dict[str, Any]:
+    """What a run writes, as far as the table reads it."""
+    value = {"mean": after, "ci95": [after, after], "n": 4}
+    return {
+        "run_id": run_id,
+        "command": f"python -m mipo_exp {command}",
+        **{"task": "personas", "model": "tiny", "method": "mipo", "negatives": "no_context", "git": None},
+        **{"seed": seed, "data": {}, "mi": {"k": 3}, "error": None, "status": "ok"},
+        "resampling": {"samples": 19, "seed": 0, "examples": 4, "clusters": 2, "digest": "d"},
+        "stages": {"before_responses": {"key": "b"}},
+        "metrics": {"before": {"accuracy": {**value, "mean": 0.2}}, "after": {"accuracy": value}, "delta": {}},
+        **more,
+    }
+
+
+def job(folder: Path, number: int, content: dict[str, Any], lift: float) -> None:
+    """A finished run whose draws after training are those before it plus `lift`."""
+    path = folder / str(number)
+    path.mkdir(parents=True)
+    (path / "summary.json").write_text(json.dumps(content))
+    write_draws(path / DRAWS, {"before": {"accuracy": DRAWN}, "after": {"accuracy": DRAWN + lift}})
+
+
+def table(folder: Path) -> dict[str, Any]:
+    assert write_table(folder) == folder / "table.md"
+    found: dict[str, Any] = json.loads((folder / "table.json").read_text())
+    return found
+
+
+def test_an_arm_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
+    """0.5 and 0.7 give 0.6 ± 0.1414 (n − 1); lifts of 0.3 and 0.5 give a difference of 0.4 in every draw."""
+    job(tmp_path, 0, summary("method=mipo seed=1", "r0", 0.5, 1), 0.3)
+    job(tmp_path, 1, summary("method=mipo seed=2", "r1", 0.7, 2), 0.5)
+    job(tmp_path, 2, summary("method=sft seed=1", "r2", 0.1, 1), -0.1)
+    (panel,) = table(tmp_path)["panels"]
+    mipo, sft = panel["arms"]
+    assert (mipo["label"], sft["label"]) == ("method=mipo", "method=sft")
+    accuracy = mipo["metrics"]["accuracy"]
+    assert accuracy["mean"] == pytest.approx(0.6)
+    assert accuracy["sd"] == pytest.approx(0.2 / 2**0.5)
+    assert accuracy["against_before"]["ci95"] == pytest.approx([0.4, 0.4], abs=1e-6)
+    assert accuracy["against_before"]["mean"] == pytest.approx(0.4)
+    # No draw is on the other side: 2 / (19 + 1), times 2 tests in the family.
+    assert accuracy["against_before"]["p"] == pytest.approx(0.1)
+    assert accuracy["against_before"]["p_holm"] == pytest.approx(0.2)
+    assert accuracy["against_first"] is None
+    assert sft["metrics"]["accuracy"]["sd"] is None
+    against_first = sft["metrics"]["accuracy"]["against_first"]
+    assert against_first["mean"] == pytest.approx(-0.5)
+    assert against_first["ci95"] == pytest.approx([-0.5, -0.5], abs=1e-6)
+    assert against_first["p_holm"] == pytest.approx(0.1), "the only cell of its comparison"
+    text = (tmp_path / "table.md").read_text()
+    assert "| `method=mipo` | 2 | 60.0 ± 14.1 (+40.0 [+40.0, +40.0]) |" in text
+    assert "| `method=sft` | −50.0 [−50.0, −50.0] |" in text
+
+
+def test_a_difference_is_starred_only_where_it_survives_the_adjustment(tmp_path: Path) -> None:
+    """With 999 draws p is 2 / 1000 at the least, and 0.004 after an adjustment for two tests."""
+    draws = np.linspace(-1, 1, 999)
+    for number, lift in enumerate((2.0, 0.5)):
+        path = tmp_path / str(number)
+        path.mkdir()
+        (path / "summary.json").write_text(json.dumps(summary(f"method={number}", f"r{number}", 0.2 + lift, 1)))
+        drawn = {"before": {"accuracy": draws}, "after": {"accuracy": 2 * draws + lift}}
+        write_draws(path / DRAWS, drawn)
+    (panel,) = table(tmp_path)["panels"]
+    clear, unclear = (arm["metrics"]["accuracy"]["against_before"] for arm in panel["arms"])
+    assert clear["p_holm"] == pytest.approx(0.004)
+    assert unclear["p_holm"] == unclear["p"] > 0.4
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    (starred,) = (line for line in lines if line.startswith("| `method=0`"))
+    (plain,) = (line for line in lines if line.startswith("| `method=1` | 1"))
+    assert r"\*" in starred
+    assert r"\*" not in plain
+
+
+def test_jobs_that_come_to_the_same_run_count_once(tmp_path: Path) -> None:
+    """A method that trains nothing gives the same run for every seed and every strategy."""
+    for number, words in enumerate(("method=cad seed=1", "method=cad seed=2", "method=cad negatives=x seed=1")):
+        job(tmp_path, number, summary(words, "same", 0.5, 1), 0.3)
+    job(tmp_path, 3, summary("method=mipo seed=1", "other", 0.5, 1), 0.3)
+    (panel,) = table(tmp_path)["panels"]
+    assert [(arm["label"], len(arm["runs"])) for arm in panel["arms"]] == [("method=cad", 1), ("method=mipo", 1)]
+
+
+def test_runs_on_other_examples_are_not_compared(tmp_path: Path) -> None:
+    other = {"samples": 19, "seed": 0, "examples": 4, "clusters": 2, "digest": "e"}
+    job(tmp_path, 0, summary("task=a", "r0", 0.5, 1), 0.3)
+    job(tmp_path, 1, summary("task=b", "r1", 0.5, 1, resampling=other), 0.3)
+    job(tmp_path, 2, summary("task=c", "r2", 0.5, 1, stages={"before_responses": {"key": "c"}}), 0.3)
+    panels = table(tmp_path)["panels"]
+    assert [[arm["label"] for arm in panel["arms"]] for panel in panels] == [["task=a"], ["task=b"], ["task=c"]]
+
+
+def test_kinds_of_response_are_pooled_over_seeds(tmp_path: Path) -> None:
+    first = transitions(["no_answer", "wrong_value"], ["right", "wrong_value"])
+    second = transitions(["no_answer", "wrong_value"], ["wrong_value", "wrong_value"])
+    job(tmp_path, 0, summary("a=1 seed=1", "r0", 0.5, 1, transitions=first), 0.3)
+    job(tmp_path, 1, summary("a=1 seed=2", "r1", 0.0, 2, transitions=second), 0.3)
+    (panel,) = table(tmp_path)["panels"]
+    shares = panel["arms"][0]["kinds"]
+    assert shares["before"] == dict.fromkeys(KINDS, 0) | {"no_answer": 0.5, "wrong_value": 0.5}
+    assert shares["after"] == dict.fromkeys(KINDS, 0) | {"right": 0.25, "wrong_value": 0.75}
+
+
+def test_failed_and_older_jobs_are_left_out_and_failed_ones_named(tmp_path: Path) -> None:
+    for number in range(2):
+        job(tmp_path, number, summary(f"a={number}", f"r{number}", 0.5, 1), 0.3)
+    empty: dict[str, Any] = {"before": {}, "after": {}, "delta": {}}
+    job(tmp_path, 2, summary("a=2", "r2", 0.5, 1, metrics=empty, status="failed", error="no disk"), 0.3)
+    assert table(tmp_path)["missing"] == [{"job": "2", "command": "python -m mipo_exp a=2", "error": "no disk"}]
+    assert "- job 2 (`python -m mipo_exp a=2`): no disk" in (tmp_path / "table.md").read_text()
+    job(tmp_path, 10, summary("a=10", "r10", 0.5, 1), 0.3)
+    os.utime(tmp_path / "10" / "summary.json", (1, 1))
+    assert write_table(tmp_path, since=1000.0) is not None
+    (panel,) = json.loads((tmp_path / "table.json").read_text())["panels"]
+    assert [arm["label"] for arm in panel["arms"]] == ["a=0", "a=1"]
+
+
+def test_one_run_makes_no_table(tmp_path: Path) -> None:
+    job(tmp_path, 0, summary("a=1", "r0", 0.5, 1), 0.3)
+    assert write_table(tmp_path) is None
+    assert not (tmp_path / "table.md").exists()
+
+
+def test_overrides_with_spaces_stay_whole(tmp_path: Path) -> None:
+    for number, value in enumerate(("a b", "c d")):
+        command = shlex.join([f"task.instruction={value}", "seed=1"])
+        job(tmp_path, number, summary(command, f"r{number}", 0.5, 1), 0.3)
+    (panel,) = table(tmp_path)["panels"]
+    assert [arm["label"] for arm in panel["arms"]] == ["task.instruction=a b", "task.instruction=c d"]
