@@ -113,11 +113,10 @@ def _hydra_main(raw: DictConfig) -> float | None:
     output = Path(settings.runtime.output_dir)
     overrides = list(settings.overrides.task)
     try:
-        if settings.mode == RunMode.RUN and "sweeps" in settings.runtime.choices:
-            name = settings.runtime.choices["sweeps"]
-            raise ConfigError(
-                f"+sweeps={name} is a set of runs; start it with -m: python -m mipo_exp -m +sweeps={name}"
-            )
+        if settings.mode == RunMode.RUN and settings.sweeper.get("params"):
+            groups = [group for group in ("sweeps", "experiment") if group in settings.runtime.choices]
+            names = " ".join(f"+{group}={settings.runtime.choices[group]}" for group in groups)
+            raise ConfigError(f"{names} is a set of runs; start it with -m: python -m mipo_exp -m {names}")
         config = parse(raw)
         output = Path(config.paths.output).expanduser()
         if settings.mode == RunMode.MULTIRUN and config.tracker.group is None:
@@ -176,11 +175,13 @@ def _exit(message: str, code: int) -> NoReturn:
 
 def _unknown_option(error: MissingConfigException) -> str:
     """`model=qwen9b`: the options that the group has, the nearest first."""
-    missing = error.missing_cfg_file or ""
-    group, _, name = missing.rpartition("/")
-    options = list(error.options or [])
-    if not group or not options:
+    group, _, name = (error.missing_cfg_file or "").partition("/")
+    root = next((path for path in (CONFIG_DIR, PROJECT_ROOT) if (path / group).is_dir()), None)
+    if not name or root is None:
         return str(error).splitlines()[0]
+    options = sorted(
+        path.relative_to(root / group).with_suffix("").as_posix() for path in root.glob(f"{group}/**/*.yaml")
+    )
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.3)
     hint = f"did you mean {group}={near[0]}? " if near else ""
     return f"{group}={name} is not an option; {hint}It takes one of {', '.join(options)}"

@@ -303,6 +303,7 @@ class TrackerConfig:
 @dataclass(frozen=True)
 class PathsConfig:
     cache: str
+    data: str | None
     output: str
 
 

@@ -67,7 +67,22 @@ def parse(raw: DictConfig) -> Config:
     for key, value, bounds in _walk(config):
         check_bounds(key, value, bounds)
     check_together(config)
-    return config
+    return _with_local_data(config)
+
+
+def _with_local_data(config: Config) -> Config:
+    """`task.path` from `paths.data`, where the former is null and the latter has a folder for the task."""
+    if config.paths.data is None or config.task.path is not None:
+        return config
+    root = Path(config.paths.data).expanduser()
+    if not root.is_dir():
+        raise ConfigError(
+            f"paths.data={config.paths.data} is not a folder; set it to null to load data from its source"
+        )
+    folder = root / config.task.name
+    if not folder.is_dir():
+        return config
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, path=str(folder)))
 
 
 def resolve(raw: DictConfig) -> dict[str, Any]:
