@@ -2,14 +2,17 @@
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 from mipo_exp.config import Config
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
+from mipo_exp.evaluation.harness import Harness, check_tasks
 from mipo_exp.evaluation.measure import PHASES, metric_names
 from mipo_exp.negatives import contrast_conditions, sample_negatives
 from mipo_exp.records import Example
+from mipo_exp.scoring.options import check_options
 from mipo_exp.similarity import in_order
 
 
@@ -26,14 +29,25 @@ def check_examples(config: Config, task: Task, train: list[Example], evaluation:
         )
     trained = config.method.trains_on is not None
     held_out = dataclasses.replace(config.evaluation, policy_scoring=config.evaluation.policy_scoring and trained)
-    known = metric_names(task.scorer, evaluation, held_out)
-    if name not in known:
+    scored = task.has_options and config.evaluation.option_scoring != "none"
+    if scored:
+        check_options(task, evaluation)
+    known = metric_names(task.scorer, evaluation, held_out, task.option_form if scored else None)
+    of_harness = name.startswith("harness/") and name.count("/") > 1 and bool(config.harness.tasks)
+    if name not in known and not of_harness:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {phase}/{near[0]}? " if near else ""
         raise ConfigError(
             f"objective={config.objective!r}: task={config.task.name} has no metric {name!r}; {hint}It has "
             f"{', '.join(known)}"
         )
+
+
+def check_harness(harness: Harness | None, statuses: Sequence[str], load: bool) -> None:
+    """Raise a `UserError` for tasks that lm-evaluation-harness cannot run, unless all that it would do is cached; with
+    `load` their data is fetched."""
+    if harness is not None and any(status != "cached" for status in statuses):
+        check_tasks(harness, load)
 
 
 def check_extra(config: Config) -> None:

@@ -286,7 +286,22 @@ class EvaluationConfig:
     overlap_words: int = bounded(at_least=2)
     self_bleu_size: int = bounded(at_least=3)
     bootstrap_samples: int = bounded(at_least=100)
+    option_scoring: str = bounded(choices=("chat", "harness", "none"))
     sampling: SamplingConfig
+
+
+@dataclass(frozen=True)
+class HarnessConfig:
+    """lm-evaluation-harness; without `tasks` it is not run, and need not be installed."""
+
+    tasks: list[str]
+    include_path: str | None
+    num_fewshot: int | None = bounded(at_least=0)
+    limit: int | None = bounded(at_least=1)
+    apply_chat_template: bool
+    gen_kwargs: dict[str, Any]
+    batch_size: int = bounded(at_least=1)
+    seed: int = bounded(at_least=0, at_most=MAX_SEED)
 
 
 @dataclass(frozen=True)
@@ -327,6 +342,7 @@ class Config:
     lora: LoraConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
+    harness: HarnessConfig
     tracker: TrackerConfig
 
 

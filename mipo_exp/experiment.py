@@ -10,24 +10,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mipo_exp import tracking
-from mipo_exp.checks import check_examples, check_extra
+from mipo_exp.checks import check_examples, check_extra, check_harness
 from mipo_exp.config import Config
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
-from mipo_exp.errors import StorageError, UserError, gib
+from mipo_exp.errors import ConfigError, StorageError, UserError, gib
 from mipo_exp.evaluation.accuracy import Measure
-from mipo_exp.evaluation.error_kinds import READERS, kinds, transitions
+from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
+from mipo_exp.evaluation.harness import locate_harness
+from mipo_exp.evaluation.harness_results import Outcome, compare_outcomes
 from mipo_exp.evaluation.measure import PHASES, Evaluated, compare, diversity_facts, measures
+from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.models import ModelSource, locate
 from mipo_exp.pipeline import Run, declare, declare_examples, declare_model
 from mipo_exp.plan import disk_needed
-from mipo_exp.records import Example, Response, Scores
+from mipo_exp.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.reporting.table import DRAWS, write_draws
 from mipo_exp.runtime import Runtime, choose_device
@@ -66,6 +69,7 @@ def prepare(config: Config, output: Path) -> Prepared:
     run = Run(store)
     model = config.negatives.embedding_model
     encoder = None if model is None else locate_encoder(model, store.root)
+    harness = locate_harness(config.harness, store.root)
     device = choose_device(config.device)
     task = make_task(config.task, store.root)
     data = task.prepare()
@@ -79,7 +83,9 @@ def prepare(config: Config, output: Path) -> Prepared:
         _fetch_model(run, runtime)
         examples = declare_examples(config, task, data, runtime)
         _fetch_examples(run, examples, config, task)
-    return Prepared(config, output, store, run, task, runtime, examples, declare(config, runtime, examples, encoder))
+    stages = declare(config, runtime, examples, encoder, harness)
+    check_harness(harness, [store.status(stage) for name, stage in stages.items() if stage.name == "harness"], True)
+    return Prepared(config, output, store, run, task, runtime, examples, stages)
 
 
 def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, command: str) -> float | None:
@@ -141,13 +147,15 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
     before, after = _evaluated(run, "before"), _evaluated(run, "after")
     if "policy" in after.scores:
         # Before training the policy is the base model.
-        before = Evaluated(before.responses, {**before.scores, "policy": before.scores["base"]})
+        before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
     measured = {
         phase: measures(evaluated, examples, prepared.task.scorer, config.evaluation)
         for phase, evaluated in (("before", before), ("after", after))
     }
     compared = compare(measured["before"], measured["after"], examples, config.evaluation)
     estimates = compared.estimates
+    for phase, found in compare_outcomes(_outcome(run, "before"), _outcome(run, "after")).items():
+        estimates[phase].update(found)
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if trained else None
     summary.update(
         metrics={phase: {name: item.as_json() for name, item in of.items()} for phase, of in estimates.items()},
@@ -170,8 +178,11 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
         status="ok",
     )
     if prepared.task.scorer in READERS:
-        of = [kinds(prepared.task.scorer, examples, evaluated.responses) for evaluated in (before, after)]
-        summary["transitions"] = transitions(*of)
+        old, new = (kinds(prepared.task.scorer, examples, evaluated.responses) for evaluated in (before, after))
+        summary["transitions"] = transitions(old, new)
+        if before.options is not None and after.options is not None:
+            knew, knows = (likeliest_right(options, examples) for options in (before.options, after.options))
+            summary["transitions"]["options"] = answering_and_knowing(old, new, knew, knows)
     samples = _samples(examples, before, after, measured)
     lengths = {
         phase: [len(response.token_ids) for response in evaluated.responses]
@@ -267,7 +278,15 @@ def _evaluated(run: Run, phase: str) -> Evaluated:
         for name, item in run.finished.items()
         if name.startswith(f"{phase}_scores_")
     }
-    return Evaluated(responses, scores)
+    options = run.finished.get(f"{phase}_option_scores")
+    return Evaluated(responses, scores, None if options is None else options.artefact.table("options", OptionScores))
+
+
+def _outcome(run: Run, phase: str) -> Outcome | None:
+    found = run.finished.get(f"{phase}_harness")
+    if found is None:
+        return None
+    return Outcome(found.artefact.table("results", HarnessResult), found.artefact.table("samples", HarnessSample))
 
 
 def _counts(run: Run) -> dict[str, int]:
@@ -324,7 +343,7 @@ def _samples(
 
 
 def _say_result(estimates: Mapping[str, Mapping[str, Estimate]], output: Path) -> None:
-    for name in ("mi/base/nats", "mi/base/context_accuracy", "accuracy", "response/tokens"):
+    for name in ("mi/base/nats", "mi/base/context_accuracy", "accuracy", "options/accuracy", "response/tokens"):
         if name in estimates["delta"]:
             before, after, delta = (estimates[phase][name] for phase in PHASES)
             log.info(
@@ -336,4 +355,7 @@ def _say_result(estimates: Mapping[str, Mapping[str, Estimate]], output: Path) -
 
 def _objective(objective: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> float:
     phase, _, name = objective.partition("/")
+    if name not in estimates[phase]:  # the harness's metrics are known once it has run
+        known = ", ".join(metric for metric in estimates[phase] if metric.startswith("harness/"))
+        raise ConfigError(f"objective={objective!r}: the run has no such metric; of the harness it has {known}")
     return float(estimates[phase][name].mean)

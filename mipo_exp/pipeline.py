@@ -18,10 +18,12 @@ from typing import Any
 from mipo_exp import conversion
 from mipo_exp.config import Config, MethodConfig, PromptedConfig
 from mipo_exp.data.base import Task
+from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
 from mipo_exp.pairs import build_pairs
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime
+from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
 from mipo_exp.similarity import Encoder
 from mipo_exp.store import Artefact, Stage, Store, Workspace
@@ -46,6 +48,8 @@ VERSIONS = {
     "adapter": 2,
     "responses": 1,
     "scores": 1,
+    "option_scores": 1,
+    "harness": 1,
 }
 
 
@@ -95,8 +99,15 @@ def declare_model(runtime: Runtime) -> Stage | None:
     )
 
 
-def declare(config: Config, runtime: Runtime, examples: Stage, encoder: Encoder | None = None) -> dict[str, Stage]:
-    """All stages after the examples, in an order in which they can be built. `encoder` finds near negatives."""
+def declare(
+    config: Config,
+    runtime: Runtime,
+    examples: Stage,
+    encoder: Encoder | None = None,
+    harness: Harness | None = None,
+) -> dict[str, Stage]:
+    """All stages after the examples, in an order in which they can be built. `encoder` finds near negatives; `harness`
+    evaluates on other tasks, where there are any."""
 
     def stage(name: str, build: Callable[..., None], inputs: Mapping[str, Stage], **slices: Any) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""
@@ -161,6 +172,10 @@ def declare(config: Config, runtime: Runtime, examples: Stage, encoder: Encoder 
         inputs = {"examples": examples, "responses": of, **by}
         return stage("scores", score_conditions, inputs, scoring=scoring, k=held_out.k, seed=held_out.seed)
 
+    def option_scores(by: Mapping[str, Stage]) -> Stage:
+        rendering = held_out.option_scoring
+        return stage("option_scores", score_options, {"examples": examples, **by}, scoring=scoring, rendering=rendering)
+
     trained = {"adapter": adapter} if config.method.trains_on is not None else {}
     before, after = responses({}), responses(trained, None if trained else _decoding(config.method))
     training = {"chosen": chosen, **(from_pairs if on_pairs else {})}
@@ -174,6 +189,13 @@ def declare(config: Config, runtime: Runtime, examples: Stage, encoder: Encoder 
     }
     if held_out.policy_scoring and trained:
         stages["after_scores_policy"] = scores(after, {"scorer": adapter})
+    # The model that a method without training leaves as it is has these results as well.
+    by = {"before": {}, **({"after": {"scorer": adapter}} if trained else {})}
+    if runtime.task.has_options and held_out.option_scoring != "none":
+        stages.update({f"{phase}_option_scores": option_scores(scorer) for phase, scorer in by.items()})
+    if harness is not None:
+        of = {phase: stage("harness", run_harness, scorer, harness=harness) for phase, scorer in by.items()}
+        stages.update({f"{phase}_harness": found for phase, found in of.items()})
     return stages
 
 
@@ -186,6 +208,8 @@ def _plain(value: Any) -> Any:
     """A config slice as JSON-like data."""
     if isinstance(value, Encoder):
         return value.fingerprint
+    if isinstance(value, Harness):
+        return value.identity
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 

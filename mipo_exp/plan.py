@@ -11,10 +11,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mipo_exp.checks import check_examples, check_extra
+from mipo_exp.checks import check_examples, check_extra, check_harness
 from mipo_exp.config import Config, ModelConfig
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import UserError, gib
+from mipo_exp.evaluation.harness import locate_harness
 from mipo_exp.models import ModelSource, locate
 from mipo_exp.negatives import sample_negatives
 from mipo_exp.pipeline import declare, declare_examples, declare_model
@@ -85,15 +86,17 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
         except UserError as error:
             notes.append(f"a run would fetch it first: {error}")
             encoder = Encoder(Path(), "not here yet")
+    harness = locate_harness(config.harness, store.root)
     runtime = Runtime(config.model, source, task, device)
     model = declare_model(runtime)
     examples_stage = declare_examples(config, task, data or "not here yet", runtime if task.needs_tokenizer else None)
     stages = {
         "examples": examples_stage,
         **({"model": model} if model else {}),
-        **declare(config, runtime, examples_stage, encoder),
+        **declare(config, runtime, examples_stage, encoder, harness),
     }
     status = {name: store.status(stage) for name, stage in stages.items()}
+    check_harness(harness, [status[name] for name, stage in stages.items() if stage.name == "harness"], False)
     found = store.find(examples_stage)
     examples: tuple[list[Example], list[Example]] | None = None
     if found is not None:
@@ -111,6 +114,8 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
         work = works.get(name, Work()) if status[name] != "cached" else Work()
         cells = "".join(f"{value or '':>10}" for value in (work.sampled, work.scored, work.trained))
         lines.append(f"{name:<22}{status[name]:<10}{cells}")
+    if harness is not None:
+        lines.append("(the tokens of the harness are not estimated)")
     if not works:
         lines.append("(tokens are known once the data, and for token budgets the model's tokenizer, are here)")
     lines += ["", *notes]
@@ -141,6 +146,8 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
     sides = 2 * k * (true_prompts + len(train) * new)
     held_out = sum(prompt(example) for example in evaluation)
     scored = len(evaluation) * (config.evaluation.k + 1) * limit + config.evaluation.k * held_out
+    options = [json.loads(example.reference).get("options") or [] for example in evaluation]
+    options_scored = held_out + sum(len(option) for of in options for option in of) / CHARACTERS_PER_TOKEN
     return {
         "chosen": Work(sampled=len(train) * new),
         "rejected": Work(sampled=missing * new),
@@ -151,6 +158,8 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
         "after_responses": Work(sampled=len(evaluation) * limit),
         "after_scores_base": Work(scored=math.ceil(scored)),
         "after_scores_policy": Work(scored=math.ceil(scored)),
+        "before_option_scores": Work(scored=math.ceil(options_scored)),
+        "after_option_scores": Work(scored=math.ceil(options_scored)),
     }
 
 

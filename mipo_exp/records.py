@@ -124,6 +124,46 @@ class Scores:
     marginal_log_prob: float
 
 
+@dataclass(frozen=True)
+class OptionScores:
+    """Log-probabilities (nats, summed over tokens) of each option of one multiple-choice example as the response.
+
+    `lengths` are the options' characters; null where letters were scored, which are all of one length.
+    """
+
+    id: str
+    log_probs: list[float]
+    lengths: list[int] | None
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """One metric of a task or group of lm-evaluation-harness over `n` documents, with its standard error (null where
+    the harness gives none). `filter` says how answers were read out of responses."""
+
+    task: str
+    metric: str
+    filter: str
+    value: float
+    stderr: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class HarnessSample:
+    """One document of a task of lm-evaluation-harness. All but the first three are JSON: the right answer, the
+    requests' responses (texts, or pairs of log-probability and whether it is the greedy choice), what the filter read
+    from them, and the document's value of each metric that has one."""
+
+    task: str
+    filter: str
+    document: int
+    target: str
+    responses: str
+    answer: str
+    metrics: str
+
+
 Row = TypeVar("Row")
 
 _ARROW: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}

@@ -64,7 +64,7 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["model=qwen1b"], r"model=qwen1b is not an option; did you mean model=qwen\S+\?"),
         (["task=gsm"], r"task=gsm is not an option; did you mean task=gsm8k\?"),
         (["modle=smollm2"], r"unknown config key 'modle'; did you mean 'model'"),
-        (["+experiment=smollm2/gsm9k"], r"experiment=smollm2/gsm9k is not an option; did you mean experiment=smollm2/gsm8k"),
+        (["+experiment=smollm2/gsm9k"], r"smollm2/gsm9k is not an option; did you mean experiment=smollm2/gsm8k"),
         (["experiment=smollm2/gsm8k"], r"\+experiment=smollm2/gsm8k"),
         (["method.beta=0"], r"method\.beta=0\.0 is out of range; it must be greater than 0"),
         (["method.beta=-1"], r"method\.beta=-1\.0 is out of range"),

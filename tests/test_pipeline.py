@@ -54,8 +54,8 @@ def openbookqa(folder: Path) -> str:
 
 def artefact(summary: dict[str, Any], stage: str) -> Artefact:
     """The artefact of a stage, as the summary names it."""
-    folder = {"before_responses": "responses", "after_responses": "responses"}.get(stage, stage)
-    folder = "scores" if "_scores_" in stage else folder
+    folder = stage.removeprefix("before_").removeprefix("after_")
+    folder = "scores" if folder.startswith("scores_") else folder
     path = Path(summary["paths"]["cache"]) / folder / summary["stages"][stage]["key"]
     return Artefact(path, json.loads((path / "manifest.json").read_text()))
 

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from mipo_exp.config import TaskConfig
+from mipo_exp.data.options import stem_of
 from mipo_exp.data.overlap import separate
 from mipo_exp.data.rendering import Message
 from mipo_exp.errors import DataError
@@ -35,6 +36,8 @@ class Task(ABC):
 
     scorer: str
     needs_tokenizer: ClassVar[bool] = False
+    # What is scored of an option as a response, where there are options: its text or its letter.
+    option_form: ClassVar[Literal["text", "letter"]] = "text"
 
     def __init__(self, config: TaskConfig, cache: Path) -> None:
         self.config = config
@@ -73,6 +76,16 @@ class Task(ABC):
         if self.config.context_role == "system":
             return [{"role": "system", "content": context}, {"role": "user", "content": text}]
         return [{"role": "user", "content": f"{context}\n\n{text}" if text else context}]
+
+    @property
+    def has_options(self) -> bool:
+        """Whether it is multiple choice: the references have `options` and the letter of the right one."""
+        return self.scorer == "letter"
+
+    def plain_question(self, example: Example) -> str:
+        """A multiple-choice question as lm-evaluation-harness asks it without few-shot examples, a space and an option
+        to follow; here as its tasks `arc_easy` and `arc_challenge` do."""
+        return f"Question: {stem_of(example.prompt, json.loads(example.reference)['options'])}\nAnswer:"
 
     def fingerprint(self, paths: Sequence[Path]) -> str:
         """A hash of the bytes of the files, in this order; their names and folders do not count."""

@@ -8,6 +8,7 @@ columns question, A, B, C, D and letter. Evaluation is test. Training prompts ar
 other data sets, on no particular subject, some with long passages) where the source has it, else dev and validation.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from mipo_exp.config import MMLU_SUBJECTS, MmluConfig
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.files import WAY_OUT, Record, hub_snapshot, read_csv, read_parquet
-from mipo_exp.data.options import letters, options_key, question_text
+from mipo_exp.data.options import letters, option_lines, options_key, question_text, stem_of
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
 
@@ -47,6 +48,7 @@ class Mmlu(Task):
 
     config: MmluConfig
     scorer = "letter"
+    option_form = "letter"
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""
@@ -65,6 +67,17 @@ class Mmlu(Task):
                 raise DataError(f"{row.where}: the question or an option is empty; {WAY_OUT}")
         train = [example for split, rows in kept.items() for example in to_examples(split, rows)]
         return self.select(train, to_examples("test", test), notes)
+
+    def plain_question(self, example: Example) -> str:
+        """See `Task.plain_question`; the harness's `mmlu` names the subject and writes the options out."""
+        options = json.loads(example.reference)["options"]
+        subject = example.id.split("/")[1].replace("_", " ")
+        return "\n".join(
+            [
+                f"The following are multiple choice questions (with answers) about {subject}.",
+                *("", stem_of(example.prompt, options), *option_lines(options), "Answer:"),
+            ]
+        )
 
     def _questions(self, split: str, paths: Sequence[Path]) -> list[Question]:
         if paths[0].suffix == ".parquet":

@@ -7,6 +7,7 @@ From the hub (`allenai/openbookqa`, config `main`), or from the folder `OpenBook
 "open book" of facts is not shown. How rows are read: `ai2`.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from mipo_exp.data.ai2 import read_questions
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.files import hub_snapshot
 from mipo_exp.data.gsm8k import find_split
+from mipo_exp.data.options import stem_of
 from mipo_exp.errors import DataError
+from mipo_exp.records import Example
 
 SPLITS = ("train", "test")
 INNER = Path("Data") / "Main"
@@ -35,6 +38,10 @@ class OpenBookQa(Task):
         files = self._files(download=False)
         sides = {split: read_questions(split, paths, "question_stem") for split, paths in files.items()}
         return self.select(sides["train"], sides["test"], {})
+
+    def plain_question(self, example: Example) -> str:
+        """See `Task.plain_question`; the harness's `openbookqa` is the stem alone."""
+        return stem_of(example.prompt, json.loads(example.reference)["options"])
 
     def _files(self, download: bool) -> dict[str, list[Path]]:
         if self.config.path is None:

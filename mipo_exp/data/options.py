@@ -11,10 +11,19 @@ def letters(count: int) -> str:
     return string.ascii_uppercase[:count]
 
 
+def option_lines(options: Sequence[str]) -> list[str]:
+    """The options, lettered."""
+    return [f"{letter}. {option}" for letter, option in zip(letters(len(options)), options, strict=True)]
+
+
 def question_text(stem: str, options: Sequence[str]) -> str:
     """The question with its options, lettered and one on a line."""
-    lines = [f"{letter}. {option}" for letter, option in zip(letters(len(options)), options, strict=True)]
-    return "\n".join([stem.strip(), "", *lines])
+    return "\n".join([stem.strip(), "", *option_lines(options)])
+
+
+def stem_of(prompt: str, options: Sequence[str]) -> str:
+    """The stem of a prompt that `question_text` wrote out with these options."""
+    return prompt.removesuffix(question_text("", options))
 
 
 def options_key(stem: str, options: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ Token ids, never template strings, travel from here through generation, scoring,
 all of them see the same prompt and the same response.
 """
 
+import copy
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -53,6 +54,13 @@ class Renderer:
         A template without a system role gets the system message at the head of the first user message.
         """
         return self._render(self._fold_system(messages), add_generation_prompt=True)
+
+    def standalone_tokenizer(self) -> "tuple[PreTrainedTokenizerBase, dict[str, str]]":
+        """A tokenizer for a library that renders by itself, and the template arguments that it needs to give the same
+        prompts: a copy, because libraries change settings, with the template as it is used here."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.chat_template = self._template
+        return tokenizer, {"date_string": PINNED_DATE.strftime("%d %b %Y")}
 
     def text(self, ids: Sequence[int]) -> str:
         """The readable text of a response, without special tokens and outer white space."""

@@ -29,6 +29,7 @@ from mipo_exp.records import Example, Response
 KINDS = ("right", "wrong_format", "off_topic", "cut_off", "no_answer", "wrong_value")
 # The kinds that `accuracy` counts.
 RIGHT = ("right", "wrong_format")
+SIDES = ("right_to_right", "right_to_wrong", "wrong_to_right", "wrong_to_wrong")
 
 # Shorter responses ("It is 12 apples") say too little to tell whether they are on topic.
 OFF_TOPIC_WORDS = 3
@@ -123,12 +124,32 @@ def transitions(before: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
         counts, and under `kinds` how often each kind (outer key) became each (inner key), zeros included.
     """
     table = {kind: dict.fromkeys(KINDS, 0) for kind in KINDS}
-    sides = {f"{a}_to_{b}": 0 for a in ("right", "wrong") for b in ("right", "wrong")}
+    sides = dict.fromkeys(SIDES, 0)
     for old, new in zip(before, after, strict=True):
         table[old][new] += 1
-        sides[f"{_side(old)}_to_{_side(new)}"] += 1
+        sides[_change(old in RIGHT, new in RIGHT)] += 1
     return {**sides, "kinds": table}
 
 
-def _side(kind: str) -> str:
-    return "right" if kind in RIGHT else "wrong"
+def answering_and_knowing(
+    before: Sequence[str], after: Sequence[str], ranked_before: Sequence[bool], ranked_after: Sequence[bool]
+) -> dict[str, dict[str, int]]:
+    """Counts of what became of each generated answer (outer key) and of the likeliest option (inner key).
+
+    An answer that went from wrong to right while the likeliest option was right on both sides was known before.
+
+    Args:
+        before: the kind of the response to each example before training.
+        after: the same afterwards.
+        ranked_before: whether the likeliest option was the right one, of the same examples.
+        ranked_after: the same afterwards.
+    """
+    table = {side: dict.fromkeys(SIDES, 0) for side in SIDES}
+    for old, new, knew, knows in zip(before, after, ranked_before, ranked_after, strict=True):
+        table[_change(old in RIGHT, new in RIGHT)][_change(knew, knows)] += 1
+    return table
+
+
+def _change(before: bool, after: bool) -> str:
+    words = ("wrong", "right")
+    return f"{words[before]}_to_{words[after]}"

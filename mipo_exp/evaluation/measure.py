@@ -9,9 +9,10 @@ import numpy as np
 from mipo_exp.config import EvaluationConfig
 from mipo_exp.evaluation.accuracy import Measure, mean, measure
 from mipo_exp.evaluation.diversity import diversity, set_facts
+from mipo_exp.evaluation.options import option_accuracy
 from mipo_exp.evaluation.responses import context_overlap, repetition
 from mipo_exp.evaluation.statistics import Estimate, Values, draws, measured, resamples, summarize
-from mipo_exp.records import Example, Response, Scores
+from mipo_exp.records import Example, OptionScores, Response, Scores
 from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
 from mipo_exp.store import digest
 
@@ -20,19 +21,25 @@ PHASES = ("before", "after", "delta")
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`)."""
+    """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`) and, in
+    multiple choice, the model's scores of the options."""
 
     responses: Sequence[Response]
     scores: Mapping[str, Sequence[Scores]]
+    options: Sequence[OptionScores] | None = None
 
 
-def metric_names(scorer: str, examples: Sequence[Example], config: EvaluationConfig) -> list[str]:
-    """The metrics that an evaluation of these examples will have."""
+def metric_names(
+    scorer: str, examples: Sequence[Example], config: EvaluationConfig, option_form: str | None = None
+) -> list[str]:
+    """The metrics that an evaluation of these examples will have; `option_form` is what is scored of their options."""
     some = examples[:1]
+    options = [OptionScores(example.id, [0.0, 0.0], [1, 1] if option_form == "text" else None) for example in some]
     response = [Response(example.id, [0], "", True) for example in some]
     scores = [Scores(example.id, 1, [0.0] * config.k, 0.0) for example in some]
     models = ("base", "policy") if config.policy_scoring else ("base",)
-    return sorted(measures(Evaluated(response, dict.fromkeys(models, scores)), some, scorer, config))
+    evaluated = Evaluated(response, dict.fromkeys(models, scores), None if option_form is None else options)
+    return sorted(measures(evaluated, some, scorer, config))
 
 
 def measures(
@@ -41,6 +48,8 @@ def measures(
     """Every metric of one model, by name, with its value for each response."""
     texts = [response.text for response in evaluated.responses]
     found = measure(scorer, [example.reference for example in examples], texts)
+    if evaluated.options is not None:
+        found.update(option_accuracy(evaluated.options, examples))
     for name, scores in evaluated.scores.items():
         found.update({f"mi/{name}/{key}": value for key, value in _mutual_information(scores).items()})
     responses = evaluated.responses

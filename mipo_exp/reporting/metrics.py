@@ -76,6 +76,11 @@ def _mutual_information(scorer: str, words: str) -> list[Metric]:
     ]
 
 
+HARNESS = "harness/"
+HARNESS_SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "contains", "em")
+HARNESS_HIGHER = ("f1", "mcc", "bleu", "chrf", "likelihood", "rouge1", "rouge2", "rougeL")
+HARNESS_LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
+
 _QUALITY, _RESPONSES, _DIVERSITY = "Task quality", "Responses", "Diversity"
 
 METRICS: dict[str, Metric] = {
@@ -106,6 +111,23 @@ METRICS: dict[str, Metric] = {
             "proportion",
             -1,
             "Share of responses in which no answer could be read; they count as wrong.",
+        ),
+        Metric(
+            "options/accuracy",
+            "Likeliest option",
+            _QUALITY,
+            "proportion",
+            1,
+            "Multiple choice: share of questions whose right option has the largest log-probability as the response, "
+            "whatever the model writes.",
+        ),
+        Metric(
+            "options/accuracy_norm",
+            "Likeliest option, by length",
+            _QUALITY,
+            "proportion",
+            1,
+            "The same with each option's log-probability divided by its number of characters.",
         ),
         Metric("macro_f1", "Macro F1", _QUALITY, "score", 1, "Mean over the labels of each label's F1, from 0 to 1."),
         Metric("mae", "Mean absolute error", _QUALITY, "score", -1, "Mean distance between answer and reference."),
@@ -201,7 +223,18 @@ METRICS: dict[str, Metric] = {
 
 def describe(name: str) -> Metric:
     """The metric of that name, or a plain one for a name that is not listed."""
+    if name.startswith(HARNESS):
+        return _of_harness(name)
     return METRICS.get(name) or Metric(name, name, "Other", "score", 0, "")
+
+
+def _of_harness(name: str) -> Metric:
+    """`harness/TASK/METRIC[/FILTER]`; directions of the metrics that the harness itself has."""
+    task, metric, *reading = name.removeprefix(HARNESS).rsplit("/", 2 if name.count("/") > 2 else 1)
+    label = f"{task}: {' '.join([metric, *(f'({item})' for item in reading)])}"
+    shares = metric in HARNESS_SHARES
+    direction = 1 if shares or metric in HARNESS_HIGHER else -1 if metric in HARNESS_LOWER else 0
+    return Metric(name, label, "lm-evaluation-harness", "proportion" if shares else "score", direction, "")
 
 
 def written(metric: Metric, value: float | None, *, signed: bool = False) -> str:

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mipo_exp.evaluation.measure import PHASES
-from mipo_exp.reporting import plots
+from mipo_exp.reporting import changes, plots
 from mipo_exp.reporting.metrics import METRICS, PERCENT, Metric, describe, written
 
 # Longer texts are cut in the page; the tables in the cache have them whole.
@@ -65,6 +65,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    groups = _groups(summary)
     page = environment.get_template("report.html.jinja").render(
         title=" · ".join(str(summary[key]) for key in ("task", "model", "method") if summary.get(key)) or "MIPO run",
         status=summary.get("status"),
@@ -72,9 +73,10 @@ def write_report(
         facts=_facts(summary),
         command=summary.get("command"),
         cards=_cards(summary),
-        groups=_groups(summary),
+        groups=groups,
         set_facts=_set_facts(summary),
-        transitions=_transitions(summary),
+        transitions=changes.transitions(summary.get("transitions")),
+        answering=changes.answering(summary.get("transitions"), groups),
         figures=_result_figures(summary),
         training=_training_figures(history),
         length_figure=_length_figure(lengths),
@@ -187,26 +189,6 @@ def _set_facts(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _transitions(summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The counts of what became of right and wrong answers, and the table of kinds, before × after."""
-    found = summary.get("transitions")
-    if not found:
-        return None
-    sides = [
-        (f"{before} → {after}", found[f"{before}_to_{after}"])
-        for before in ("right", "wrong")
-        for after in ("right", "wrong")
-    ]
-    table = found["kinds"]
-    rows = [(_words(kind), list(row.values()), sum(row.values())) for kind, row in table.items()]
-    totals = [sum(row[kind] for row in table.values()) for kind in table]
-    return {"sides": sides, "kinds": [_words(kind) for kind in table], "rows": rows, "totals": totals}
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def _cards(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The headline numbers, each with a sentence that a reader can quote."""
     quality = next(
@@ -272,6 +254,7 @@ def _result_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         "mi/policy/context_accuracy": "context found\n(trained model)",
         "accuracy": "task accuracy",
         "accuracy/strict": "task accuracy,\nstrict",
+        "options/accuracy": "likeliest option",
     }
     if rows := _rows(summary, shares, chance=1 / ceiling[0] if ceiling else None):
         label = f"chance 1/{ceiling[0]}" if ceiling else None

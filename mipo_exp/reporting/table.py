@@ -34,6 +34,7 @@ CLEAR = r"\*"  # escaped for Markdown
 COLUMNS = (
     *("mi/base/nats", "mi/base/context_accuracy"),
     *("accuracy", "accuracy/strict", "macro_f1", "mae", "rmse", "rouge1", "rougeL", "answer/unparsed_rate"),
+    *("options/accuracy", "options/accuracy_norm"),
     *("response/tokens", "response/context_overlap", "diversity/self_bleu", "response/kl_to_base"),
 )
 # What a difference from `before` says nothing new about: it is one already.

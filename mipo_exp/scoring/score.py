@@ -40,7 +40,7 @@ def score_pairs(work: Workspace, runtime: Runtime, scoring: ScoringConfig, min_p
         for pair in pairs
         for side in (pair.chosen_ids, pair.rejected_ids)
     ]
-    scores = _score(work, runtime, scoring, items, "scoring pairs")
+    scores = score_items(work, runtime, scoring, items, "scoring pairs")
     scored = []
     for number, pair in enumerate(pairs):
         chosen, rejected = scores[2 * number : 2 * number + 2]
@@ -75,7 +75,7 @@ def score_conditions(work: Workspace, runtime: Runtime, scoring: ScoringConfig, 
     for example, response, conditions in zip(examples, responses, contrasts, strict=True):
         for condition in (*conditions, own_marginal(example)):
             items.append(Scorable(tuple(runtime.prompt_ids(condition)), tuple(response.token_ids)))
-    scores = _score(work, runtime, scoring, items, "scoring responses under K conditions")
+    scores = score_items(work, runtime, scoring, items, "scoring responses under K conditions")
     rows = []
     for number, response in enumerate(responses):
         *under_conditions, marginal = scores[number * (k + 1) : (number + 1) * (k + 1)]
@@ -88,7 +88,7 @@ def own_marginal(example: Example) -> Condition:
     return Condition(None, example.prompt if example.context is not None else "")
 
 
-def _score(
+def score_items(
     work: Workspace, runtime: Runtime, scoring: ScoringConfig, items: Sequence[Scorable], label: str
 ) -> list[float]:
     """Summed log-probabilities (nats) of all items, in their order; equal items are scored once."""

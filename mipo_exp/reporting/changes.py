@@ -1,0 +1,68 @@
+"""The report's section on what became of right and wrong answers: kinds of error, and answering beside knowing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mipo_exp.evaluation.error_kinds import SIDES
+
+# What the changes of generated answers and of the likeliest option say together, by their verdicts.
+READINGS = {
+    ("good", "none"): "Generated answers are right more often, and the likeliest option shows no clear change: what "
+    "improved is answering, not knowing, as far as these intervals can tell.",
+    ("good", "good"): "Generated answers and the likeliest option are both right more often: the model does not only "
+    "answer better, it also ranks the options better.",
+    ("good", "bad"): "Generated answers are right more often although the likeliest option is right less often: what "
+    "improved is answering, and knowing was lost.",
+    ("none", "good"): "The likeliest option is right more often, and generated answers show no clear change: what was "
+    "learned does not reach the answers.",
+    ("bad", "none"): "Generated answers are right less often, and the likeliest option shows no clear change: what was "
+    "lost is answering, not knowing, as far as these intervals can tell.",
+    ("bad", "bad"): "Generated answers and the likeliest option are both right less often.",
+    (
+        "bad",
+        "good",
+    ): "Generated answers are right less often although the likeliest option is right more often: what was "
+    "lost is answering.",
+    ("none", "none"): "Neither generated answers nor the likeliest option show a clear change.",
+}
+
+
+def transitions(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The counts of what became of right and wrong answers, and the table of kinds, before × after."""
+    if not found:
+        return None
+    return {"sides": [(_arrow(side), found[side]) for side in SIDES], **_table(found["kinds"])}
+
+
+def answering(found: Mapping[str, Any] | None, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Generated answers beside the likeliest options, where options were scored.
+
+    Args:
+        found: the summary's `transitions`.
+        groups: the rows of the table of metrics, as the report has them.
+    """
+    rows = {row["metric"].name: row for group in groups for row in group["rows"]}
+    ranked = rows.get("options/accuracy")
+    if "accuracy" not in rows or ranked is None:
+        return None
+    names = ("accuracy", "options/accuracy", "options/accuracy_norm")
+    known = rows["accuracy"]["verdict"][1] and ranked["verdict"][1]
+    table = (found or {}).get("options")
+    return {
+        "rows": [rows[name] for name in names if name in rows],
+        "reading": READINGS[rows["accuracy"]["verdict"][0], ranked["verdict"][0]] if known else "",
+        "table": None if table is None else _table(table),
+    }
+
+
+def _table(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """Rows and columns of the same names, with their sums."""
+    return {
+        "kinds": [_arrow(name) for name in counts],
+        "rows": [(_arrow(name), [row[other] for other in counts], sum(row.values())) for name, row in counts.items()],
+        "totals": [sum(row[name] for row in counts.values()) for name in counts],
+    }
+
+
+def _arrow(name: str) -> str:
+    return name.replace("_to_", " → ").replace("_", " ")
