@@ -16,7 +16,6 @@ from mipo_exp.errors import ConfigError
 from mipo_exp.records import Condition, Example, Negative
 from mipo_exp.similarity import Similarity, bm25
 
-
 # The keys that say how many conditions there are, and of how many examples they are taken.
 SIDES = {
     "evaluation": ("evaluation.k", "task.eval_examples"),

@@ -81,7 +81,6 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
                 raise ConfigError(f"method={job.method.name}: a response to {examples[i].id} has the reward {value}")
         return found
 
-    rewards.__name__ = job.method.name  # TRL logs rewards/NAME/mean
     model = runtime.fresh_model()
     # What ends a response, for TRL's counts of those that were cut off.
     model.generation_config.eos_token_id = list(runtime.renderer.stop_ids)
@@ -161,9 +160,10 @@ def _trainer_class(job: Job) -> Any:
 
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             metrics = self._metrics["train"]
-            # Without the clock, so that equal trainings have equal histories, and without what nothing was measured of.
-            for name in [name for name, values in metrics.items() if all(map(math.isnan, values))] + ["step_time"]:
-                metrics.pop(name, None)
+            for name, values in list(metrics.items()):
+                # The clock (equal trainings have equal histories), the one reward a second time, and means of nothing.
+                if name == "step_time" or name.startswith("rewards/") or all(map(math.isnan, values)):
+                    del metrics[name]
             super().log(logs, *args, **kwargs)
 
     return OnPolicyTrainer
