@@ -302,16 +302,13 @@ def _in_words(summary: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 
 
 def _training_figures(history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
-    indifferent = (
-        None if any("reward" in row for row in history) else ("log 2: no preference (sigmoid loss)", math.log(2))
-    )
+    indifferent = ("log 2: no preference (sigmoid loss)", math.log(2))
     single: list[tuple[str, str, str, tuple[str, float] | None]] = [
-        ("loss", "Loss", "loss", indifferent),
+        ("loss", "Loss", "loss", None if any("reward" in row for row in history) else indifferent),
         ("rewards/margins", "Reward margin", "chosen − rejected (nats × β)", ("no preference", 0.0)),
         ("rewards/accuracies", "Pairs ordered rightly", "share of pairs", ("chance", 0.5)),
         ("reward", "Reward", "mean over the sampled responses", None),
         ("kl", "KL to the base model", "nats a token", None),
-        ("frac_reward_zero_std", "Responses without a gradient", "share in groups of equal rewards", None),
         ("grad_norm", "Gradient norm", "norm before clipping", None),
     ]
     figures = []

@@ -18,6 +18,7 @@ from mipo_exp.records import Example
 from mipo_exp.scoring.log_probs import Scorable, summed_log_probs
 from mipo_exp.training.job import (
     Job,
+    Rollout,
     check_trainable,
     lora_config,
     restore_lora_dropout,
@@ -85,7 +86,7 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     # What ends a response, for TRL's counts of those that were cut off.
     model.generation_config.eos_token_id = list(runtime.renderer.stop_ids)
     try:
-        loop = _trainer_class(job)(
+        loop = _trainer_class(job, rollout)(
             model=model,
             reward_funcs=rewards,
             args=training_arguments(
@@ -104,13 +105,13 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     return loop
 
 
-def _trainer_class(job: Job) -> Any:
+def _trainer_class(job: Job, rollout: Rollout) -> Any:
     """TRL's trainer on prompts that are token ids already, with this package's sampling. TRL takes seconds to import,
     so the classes are made where they are used."""
     from trl import GRPOTrainer
     from trl.trainer.utils import RepeatSampler
 
-    runtime, rollout = job.runtime, job.rollout
+    runtime = job.runtime
 
     class EpochSampler(RepeatSampler):
         """TRL's sampler with an order that depends on the seed and the epoch alone: TRL's own is drawn from a
