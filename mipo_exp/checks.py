@@ -5,21 +5,26 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from mipo_exp.config import Config
+from mipo_exp.config import Config, MiRlConfig, OnPolicyConfig, RlvrConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
+from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.harness import Harness, check_tasks
 from mipo_exp.evaluation.measure import PHASES, metric_names
 from mipo_exp.negatives import contrast_conditions, sample_negatives
 from mipo_exp.records import Example
 from mipo_exp.scoring.options import check_options
 from mipo_exp.similarity import in_order
+from mipo_exp.training.mi_rl import reward_conditions
 
 
 def check_examples(config: Config, task: Task, train: list[Example], evaluation: list[Example]) -> None:
-    """Raise `ConfigError` for too few contexts or prompts, and for an objective that this task does not have."""
+    """Raise `ConfigError` for too few contexts or prompts, for an objective that this task does not have, and for a
+    reward that its examples cannot give."""
     if config.method.trains_on == "pairs":
         sample_negatives(train, config.negatives, config.seed, in_order)
+    if isinstance(config.method, OnPolicyConfig):
+        _check_on_policy(config, config.method, task, train)
     contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
     phase, _, name = config.objective.partition("/")
     if phase not in PHASES or not name:
@@ -50,9 +55,30 @@ def check_harness(harness: Harness | None, statuses: Sequence[str], load: bool) 
         check_tasks(harness, load)
 
 
+def _check_on_policy(config: Config, method: OnPolicyConfig, task: Task, train: list[Example]) -> None:
+    batch, steps = config.trainer.per_device_train_batch_size, config.trainer.gradient_accumulation_steps
+    if len(train) < batch * steps:
+        raise ConfigError(
+            f"trainer.per_device_train_batch_size={batch} × trainer.gradient_accumulation_steps={steps} prompts make a "
+            f"step of method={method.name}, and there are {len(train)} training examples; lower one of them, or raise "
+            "task.train_examples"
+        )
+    if isinstance(method, RlvrConfig):
+        known = measure(task.scorer, [train[0].reference], [""])
+        if "accuracy" not in known:
+            raise ConfigError(
+                f"method={method.name} rewards right answers, and task={config.task.name} measures "
+                f"{', '.join(known) or 'none'} and no accuracy; use method=mi_rl, or a task with right answers"
+            )
+    if isinstance(method, MiRlConfig):
+        reward_conditions(train, method, config.seed)
+
+
 def check_extra(config: Config) -> None:
     """Raise `ConfigError` for a wrong `trainer.extra`. Only then is TRL asked, which takes seconds to import."""
     if config.trainer.extra:
         from mipo_exp.training.job import training_arguments
 
-        training_arguments(config.method, config.trainer, config.seed, Path("unused"), "cpu", "float32")
+        training_arguments(
+            config.method, config.trainer, config.seed, Path("unused"), "cpu", "float32", config.sampling
+        )

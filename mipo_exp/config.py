@@ -11,6 +11,7 @@ LOSS_TYPES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
     *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 )
+GRPO_LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo")
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 # Losses that are functions of the chosen-minus-rejected reward alone, the only ones with an f-divergence form (TRL).
 F_DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
@@ -19,6 +20,8 @@ SCHEDULES = (
     *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
 )
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop")
+# What a training method learns from, by its stage; None where it trains nothing.
+TrainsOn = Literal["pairs", "chosen", "examples"] | None
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
 STRATEGIES = (
     *("random_prompt", "no_context", "random_context", "empty_prompt", "hard_context", "hard_prompt", "mixture"),
@@ -188,10 +191,10 @@ class PairsConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What every method has; each extends it. `trains_on` is the stage that it learns from, None where it trains
-    nothing and answers the held-out prompts in another way instead."""
+    """What every method has; each extends it. `trains_on` is the stage that it learns from (`examples`: it samples
+    while it trains), None where it trains nothing and answers the held-out prompts in another way instead."""
 
-    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = "pairs"
+    trains_on: ClassVar[TrainsOn] = "pairs"
     across_batch: ClassVar[bool] = False  # whether the responses of a batch are each other's contrasts
     name: str
 
@@ -216,12 +219,12 @@ class SoftmaxDpoConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class SftConfig(MethodConfig):
-    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = "chosen"
+    trains_on: ClassVar[TrainsOn] = "chosen"
 
 
 @dataclass(frozen=True)
 class InfonceConfig(MethodConfig):
-    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = "chosen"
+    trains_on: ClassVar[TrainsOn] = "chosen"
     across_batch: ClassVar[bool] = True
     beta: float = bounded(above=0)
     temperature: float = bounded(above=0)
@@ -229,21 +232,49 @@ class InfonceConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class SamiConfig(MethodConfig):
-    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = "chosen"
+    trains_on: ClassVar[TrainsOn] = "chosen"
     across_batch: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig(MethodConfig):
+    """Arguments of TRL's GRPOConfig under its own names. A method with a reward of its own extends it."""
+
+    trains_on: ClassVar[TrainsOn] = "examples"
+    num_generations: int = bounded(at_least=2)
+    beta: float = bounded(at_least=0)
+    loss_type: str = bounded(choices=GRPO_LOSSES)
+    epsilon: float = bounded(above=0)
+    epsilon_high: float | None = bounded(above=0)
+    importance_sampling_level: str = bounded(choices=("token", "sequence"))
+    num_iterations: int = bounded(at_least=1)
+    scale_rewards: str = bounded(choices=("group", "batch", "none"))
+    mask_truncated_completions: bool
+
+
+@dataclass(frozen=True)
+class RlvrConfig(OnPolicyConfig):
+    pass
+
+
+@dataclass(frozen=True)
+class MiRlConfig(OnPolicyConfig):
+    estimator: str = bounded(choices=("infonce", "own_marginal", "identification"))
+    k: int = bounded(at_least=2)
+    per_token: bool
 
 
 @dataclass(frozen=True)
 class PromptedConfig(MethodConfig):
     """The base model with or without the context in its prompt."""
 
-    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = None
+    trains_on: ClassVar[TrainsOn] = None
     context: bool
 
 
 @dataclass(frozen=True)
 class CadConfig(MethodConfig):
-    trains_on: ClassVar[Literal["pairs", "chosen"] | None] = None
+    trains_on: ClassVar[TrainsOn] = None
     alpha: float = bounded(above=0)
 
 
@@ -353,6 +384,8 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "sft": SftConfig,
     "infonce": InfonceConfig,
     "sami": SamiConfig,
+    "rlvr": RlvrConfig,
+    "mi_rl": MiRlConfig,
     "base": PromptedConfig,
     "prompted": PromptedConfig,
     "cad": CadConfig,

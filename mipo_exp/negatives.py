@@ -7,6 +7,7 @@ it in `STRATEGIES`, name it in `config.STRATEGIES` and describe it in `conf/nega
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,12 @@ from mipo_exp.config import NegativesConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.records import Condition, Example, Negative
 from mipo_exp.similarity import Similarity, bm25
+
+# The keys that say how many conditions there are, and of how many examples they are taken.
+SIDES = {
+    "evaluation": ("evaluation.k", "task.eval_examples"),
+    "training": ("method.k", "task.train_examples"),
+}
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,9 @@ def contexts_by_user(examples: Sequence[Example]) -> dict[str | None, list[str]]
     return {user: list(contexts) for user, contexts in found.items()}
 
 
-def contrast_conditions(examples: Sequence[Example], k: int, seed: int) -> list[list[Condition]]:
+def contrast_conditions(
+    examples: Sequence[Example], k: int, seed: int, side: Literal["evaluation", "training"] = "evaluation"
+) -> list[list[Condition]]:
     """For the mutual information of each example: K conditions, the true one first, then K − 1 others.
 
     With contexts, the others are the same prompt under contexts of *other users* (as many different users as there
@@ -220,10 +229,11 @@ def contrast_conditions(examples: Sequence[Example], k: int, seed: int) -> list[
             row = [Condition(None, rest[int(index)]) for index in chosen]
         if len(row) < k - 1:
             kind = "contexts of other users" if example.context is not None else "other prompts"
-            smaller = f"set evaluation.k={len(row) + 1} or " if row else ""
+            key, amount = SIDES[side]
+            smaller = f"set {key}={len(row) + 1} or " if row else ""
             raise ConfigError(
-                f"evaluation.k={k} needs {k - 1} {kind} for each evaluation example, and {example.id} has only "
-                f"{len(row)}; {smaller}load more evaluation data (task.eval_examples)"
+                f"{key}={k} needs {k - 1} {kind} for each {side} example, and {example.id} has only {len(row)}; "
+                f"{smaller}load more {side} data ({amount})"
             )
         rows.append([example.condition, *row])
     return rows

@@ -25,7 +25,9 @@ from mipo_exp.config import (
     TASK_CONFIGS,
     Config,
     MipoConfig,
+    MiRlConfig,
     NegativesConfig,
+    OnPolicyConfig,
     TaskConfig,
 )
 from mipo_exp.errors import ConfigError
@@ -159,6 +161,8 @@ def _check_method(config: Config) -> None:
         _check_mipo(method, trainer.reference)
     elif trainer.max_length is not None:
         raise ConfigError(f"trainer.max_length is read by method=mipo only; set it to null with method={method.name}")
+    if isinstance(method, OnPolicyConfig):
+        _check_on_policy(config, method)
     if method.across_batch and trainer.per_device_train_batch_size < 2:
         raise ConfigError(
             f"method={method.name} contrasts the responses of a batch; set trainer.per_device_train_batch_size to 2 or "
@@ -170,6 +174,30 @@ def _check_method(config: Config) -> None:
         raise ConfigError(
             f"method={method.name} is about answering with or without a user context, and task={config.task.name} has "
             "none; what the base model does is in `before` of any other method"
+        )
+
+
+def _check_on_policy(config: Config, method: OnPolicyConfig) -> None:
+    if config.sampling.temperature == 0:
+        raise ConfigError(
+            f"sampling.temperature=0 gives the same response to a prompt every time, and method={method.name} compares "
+            "different ones; set it to 1"
+        )
+    if config.trainer.save_steps % method.num_iterations:
+        raise ConfigError(
+            f"trainer.save_steps={config.trainer.save_steps} is not a multiple of method.num_iterations="
+            f"{method.num_iterations}: a checkpoint within a round of sampling has lost its responses"
+        )
+    level = {"luspo": "sequence", "vespo": "token"}.get(method.loss_type, method.importance_sampling_level)
+    if level != method.importance_sampling_level:
+        raise ConfigError(
+            f"method.loss_type={method.loss_type} needs method.importance_sampling_level={level}, not "
+            f"{method.importance_sampling_level}"
+        )
+    if isinstance(method, MiRlConfig) and method.per_token and method.estimator == "identification":
+        raise ConfigError(
+            "method.per_token=true divides nats by tokens, and method.estimator=identification is a yes or no; set "
+            "method.per_token=false"
         )
 
 

@@ -4,6 +4,8 @@
 
     examples → chosen y⁺ ~ π_ref(·|c,x) and rejected y⁻ ~ π_ref(·|negative condition) → pairs → their log-probabilities
     under π_ref → an adapter by DPO → responses of π_ref and π_θ to held-out examples → mutual information, accuracy.
+
+On-policy methods go from the examples to the adapter at once: they sample while they train.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp import conversion
-from mipo_exp.config import Config, MethodConfig, PromptedConfig
+from mipo_exp.config import Config, MethodConfig, PromptedConfig, TrainsOn
 from mipo_exp.data.base import Task
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
@@ -28,6 +30,7 @@ from mipo_exp.scoring.score import score_conditions, score_pairs
 from mipo_exp.similarity import Encoder
 from mipo_exp.store import Artefact, Stage, Store, Workspace
 from mipo_exp.training.adapter import train_adapter
+from mipo_exp.training.job import Rollout
 
 log = logging.getLogger(__name__)
 
@@ -145,16 +148,26 @@ def declare(
         "scored_pairs", score_pairs, {"pairs": pairs}, scoring=scoring, min_pmi_margin=config.pairs.min_pmi_margin
     )
     from_pairs = {"rejected": rejected, "pairs": pairs, "scored_pairs": scored_pairs}
-    on_pairs = config.method.trains_on == "pairs"
+    learns_from: dict[TrainsOn, dict[str, Stage]] = {
+        "pairs": {"scored_pairs": scored_pairs},
+        "chosen": {"examples": examples, "chosen": chosen},
+        "examples": {"examples": examples},
+    }
+    before_training: dict[TrainsOn, dict[str, Stage]] = {
+        "pairs": {"chosen": chosen, **from_pairs},
+        "chosen": {"chosen": chosen},
+    }
+    on = config.method.trains_on
     adapter = stage(
         "adapter",
         train_adapter,
-        {"scored_pairs": scored_pairs} if on_pairs else {"examples": examples, "chosen": chosen},
+        learns_from.get(on, {}),
         method=config.method,
         lora=config.lora,
         trainer=config.trainer,
         pairs=filters,
         seed=seed,
+        **({"rollout": Rollout(sampling, engine, scoring)} if on == "examples" else {}),
     )
 
     def responses(of: Mapping[str, Stage], decoding: MethodConfig | None = None) -> Stage:
@@ -176,11 +189,10 @@ def declare(
         rendering = held_out.option_scoring
         return stage("option_scores", score_options, {"examples": examples, **by}, scoring=scoring, rendering=rendering)
 
-    trained = {"adapter": adapter} if config.method.trains_on is not None else {}
+    trained = {"adapter": adapter} if on is not None else {}
     before, after = responses({}), responses(trained, None if trained else _decoding(config.method))
-    training = {"chosen": chosen, **(from_pairs if on_pairs else {})}
     stages = {
-        **(training if trained else {}),
+        **before_training.get(on, {}),
         "before_responses": before,
         "before_scores_base": scores(before, {}),
         **trained,

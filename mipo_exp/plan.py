@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mipo_exp.checks import check_examples, check_extra, check_harness
-from mipo_exp.config import Config, ModelConfig
+from mipo_exp.config import Config, MiRlConfig, ModelConfig, OnPolicyConfig
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import UserError, gib
 from mipo_exp.evaluation.harness import locate_harness
@@ -154,7 +154,7 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
         "scored_pairs": Work(scored=math.ceil(passes * sides)),
         "before_responses": Work(sampled=len(evaluation) * limit),
         "before_scores_base": Work(scored=math.ceil(scored)),
-        "adapter": Work(trained=math.ceil(_trained_tokens(config, len(train), true_prompts))),
+        "adapter": _training(config, len(train), true_prompts),
         "after_responses": Work(sampled=len(evaluation) * limit),
         "after_scores_base": Work(scored=math.ceil(scored)),
         "after_scores_policy": Work(scored=math.ceil(scored)),
@@ -163,23 +163,36 @@ def estimate_work(config: Config, train: list[Example], evaluation: list[Example
     }
 
 
-def _trained_tokens(config: Config, examples: int, prompts: float) -> float:
-    """Tokens of all training passes; `prompts` are those of all examples' prompts."""
-    trainer = config.trainer
-    rows = examples * (config.negatives.k if config.method.name == "mipo" else 1)
+def _training(config: Config, examples: int, prompts: float) -> Work:
+    """All training passes, and what a method samples and scores between them; `prompts` are the tokens of all
+    examples' prompts."""
+    method, trainer = config.method, config.trainer
+    rows = examples * (config.negatives.k if method.name == "mipo" else 1)
+    iterations = method.num_iterations if isinstance(method, OnPolicyConfig) else 1
     epochs = trainer.num_train_epochs
     if trainer.max_steps > 0:
         batch = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
-        epochs = trainer.max_steps * batch / max(rows, 1)
-    return rows * sum(_row_tokens(config, prompts / max(examples, 1))) * epochs
+        epochs = trainer.max_steps * batch / max(rows * iterations, 1)
+    passed = rows * epochs * sum(_row_tokens(config, prompts / max(examples, 1)))
+    if not isinstance(method, OnPolicyConfig):
+        return Work(trained=math.ceil(passed))
+    sampled = rows * epochs * method.num_generations * config.sampling.max_new_tokens
+    scored = passed if method.beta else 0.0
+    if isinstance(method, MiRlConfig):
+        conditions = 2 if method.estimator == "own_marginal" else method.k
+        scored += conditions * (sampled + prompts * epochs)
+    return Work(math.ceil(sampled), math.ceil(scored), math.ceil(passed * iterations))
 
 
 def _row_tokens(config: Config, prompt: float) -> tuple[float, float]:
     """Tokens of the prompts and of the responses in one row of training data, whose prompt has `prompt` tokens."""
-    trainer = config.trainer
-    alone = trainer.per_device_train_batch_size if config.method.across_batch else 1
-    responses = {"mipo": 2, "softmax_dpo": 1 + config.negatives.k}.get(config.method.name, alone)
-    return prompt if trainer.share_prompt else responses * prompt, responses * config.sampling.max_new_tokens
+    method, trainer = config.method, config.trainer
+    responses = trainer.per_device_train_batch_size if method.across_batch else 1
+    responses = {"mipo": 2, "softmax_dpo": 1 + config.negatives.k}.get(method.name, responses)
+    share = trainer.share_prompt
+    if isinstance(method, OnPolicyConfig):  # TRL computes the prompt of each response
+        responses, share = method.num_generations, False
+    return prompt if share else responses * prompt, responses * config.sampling.max_new_tokens
 
 
 def _resources(config: Config, runtime: Runtime, prompt_tokens: int) -> str:

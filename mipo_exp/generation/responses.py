@@ -92,7 +92,7 @@ def sample_responses(
         return []
     adapter = work.inputs["adapter"].path / "adapter" if "adapter" in work.inputs else None
     prompts = [runtime.prompt_ids(condition) for _, condition in conditions]
-    _check_lengths(runtime, conditions, prompts, sampling.max_new_tokens)
+    check_lengths(runtime, conditions, prompts, sampling.max_new_tokens)
     plain = None if against is None else [runtime.prompt_ids(condition) for _, condition in against[0]]
     batches = transformers_engine.plan_batches(prompts, engine, sampling.max_new_tokens)
     found: dict[str, Response] = {}
@@ -124,9 +124,10 @@ def sample_responses(
     return [found[name] for name, _ in conditions]
 
 
-def _check_lengths(
+def check_lengths(
     runtime: Runtime, conditions: Sequence[tuple[str, Condition]], prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> None:
+    """Raise `DataError` for a prompt that leaves no room for `new_tokens` in the model's positions."""
     limit = runtime.max_positions
     for (name, _), ids in zip(conditions, prompts, strict=True):
         if limit is not None and len(ids) + new_tokens > limit:

@@ -285,10 +285,13 @@ def _in_words(summary: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 
 
 def _training_figures(history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    indifferent = ("log 2: no preference (sigmoid loss)", math.log(2))
     single: list[tuple[str, str, str, tuple[str, float] | None]] = [
-        ("loss", "Loss", "loss", ("log 2: no preference (sigmoid loss)", math.log(2))),
+        ("loss", "Loss", "loss", None if any("reward" in row for row in history) else indifferent),
         ("rewards/margins", "Reward margin", "chosen − rejected (nats × β)", ("no preference", 0.0)),
         ("rewards/accuracies", "Pairs ordered rightly", "share of pairs", ("chance", 0.5)),
+        ("reward", "Reward", "mean over the sampled responses", None),
+        ("kl", "KL to the base model", "nats a token", None),
         ("grad_norm", "Gradient norm", "norm before clipping", None),
     ]
     figures = []

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from mipo_exp.config import ScoringConfig
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -44,6 +46,26 @@ def plan_batches(items: Sequence[Scorable], batch_tokens: int, vocabulary: int) 
             prompt, response = len(item.prompt_ids), len(item.response_ids)
         longest_prompt, longest_response = prompt, response
     return batches
+
+
+def summed_log_probs(
+    model: "PreTrainedModel", items: Sequence[Scorable], scoring: ScoringConfig, vocabulary: int
+) -> list[float]:
+    """log p(y | prompt) of every item, summed over its tokens, in their order; equal items are scored once.
+
+    Args:
+        model: as `token_log_probs` takes it.
+        items: any number of them.
+        scoring: the size of a batch, and whether equal prompts are computed once.
+        vocabulary: how many logits a position has.
+    """
+    different = list(dict.fromkeys(items))
+    found: dict[Scorable, float] = {}
+    for batch in plan_batches(different, scoring.batch_tokens, vocabulary):
+        rows = [different[i] for i in batch]
+        scores = token_log_probs(model, rows, scoring.share_prefix)
+        found.update((item, float(row.double().sum())) for item, row in zip(rows, scores, strict=True))
+    return [found[item] for item in items]
 
 
 def token_log_probs(

@@ -12,7 +12,7 @@ from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.progress import Progress
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace, file_sha256, write_atomically
-from mipo_exp.training.job import Job
+from mipo_exp.training.job import Job, Rollout
 from mipo_exp.training.methods import METHODS
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def train_adapter(
     trainer: TrainerConfig,
     pairs: PairsConfig,
     seed: int,
+    rollout: Rollout | None = None,
 ) -> None:
     """Train the adapter and write `adapter/` (PEFT's format), `history.json` (the log rows) and `training.json`.
 
@@ -46,7 +47,7 @@ def train_adapter(
     runtime.release()
     set_seed(seed)
     with _progress_callback(runtime) as callback:
-        job = Job(work, runtime, method, lora, trainer, pairs, seed, checkpoints, callback)
+        job = Job(work, runtime, method, lora, trainer, pairs, seed, checkpoints, callback, rollout)
         loop = METHODS[method.name](job)
         model: Any = loop.model
         trainable, total = model.get_nb_trainable_parameters()

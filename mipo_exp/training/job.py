@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.config import LoraConfig, MethodConfig, MipoConfig, PairsConfig, TrainerConfig
+from mipo_exp.config import (
+    EngineConfig,
+    LoraConfig,
+    MethodConfig,
+    MipoConfig,
+    OnPolicyConfig,
+    PairsConfig,
+    SamplingConfig,
+    ScoringConfig,
+    TrainerConfig,
+)
 from mipo_exp.errors import ConfigError
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace
@@ -24,14 +34,29 @@ if TYPE_CHECKING:
 REFUSED = (
     *("precompute_ref_log_probs", "resume_from_checkpoint", "push_to_hub", "eval_strategy", "do_eval"),
     *("save_only_model", "ignore_data_skip", "disable_dropout"),
+    # TRL's own ways to sample: the engine and `sampling` do it.
+    *("use_vllm", "use_transformers_continuous_batching", "use_transformers_paged", "generation_kwargs", "min_p"),
+    *("repetition_penalty", "cache_implementation", "chat_template_kwargs"),
+    # A checkpoint must lie between two rounds of sampling; the reference is the base model.
+    *("steps_per_generation", "generation_batch_size", "sync_ref_model", "log_completions"),
 )
 # Keys of the trainer group that are ours, not TRL's.
 OWN_KEYS = ("reference", "share_prompt", "extra")
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """How a method that samples while it trains does so, and how log-probabilities in its reward are computed."""
+
+    sampling: SamplingConfig
+    engine: EngineConfig
+    scoring: ScoringConfig
+
+
+@dataclass(frozen=True)
 class Job:
-    """One training: the stage's inputs and config slices. `output` is the folder of its checkpoints."""
+    """One training: the stage's inputs and config slices. `output` is the folder of its checkpoints, `rollout` is
+    there for methods that sample while they train."""
 
     work: Workspace
     runtime: Runtime
@@ -42,22 +67,30 @@ class Job:
     seed: int
     output: Path
     callback: Any
+    rollout: Rollout | None = None
 
 
 def training_arguments(
-    method: MethodConfig, trainer: TrainerConfig, seed: int, output: Path, device: str, dtype: str
+    method: MethodConfig,
+    trainer: TrainerConfig,
+    seed: int,
+    output: Path,
+    device: str,
+    dtype: str,
+    sampling: SamplingConfig | None = None,
 ) -> "TrainingArguments":
-    """The trainer group as the arguments of transformers' Trainer; for `mipo` with the method group, as TRL's.
+    """The trainer group as the arguments of transformers' Trainer; with the method group, as TRL's, where TRL has a
+    trainer for the method. One that samples while it trains needs `sampling` too.
 
     Raises:
         ConfigError: `trainer.extra` names a key that these do not have or that another group sets.
     """
-    check_extra_names(method, trainer)
-    library, name = ("trl", "DPOConfig") if isinstance(method, MipoConfig) else ("transformers", "TrainingArguments")
+    check_extra_names(method, trainer, sampling)
+    library, name = _arguments_class(method)
     kind: Any = getattr(importlib.import_module(library), name)  # TRL takes seconds to import: only where it is used
     try:
         arguments: TrainingArguments = kind(
-            **_managed(method, trainer),
+            **_managed(method, trainer, sampling),
             **trainer.extra,
             output_dir=str(output),
             seed=seed,
@@ -73,11 +106,18 @@ def training_arguments(
     return arguments
 
 
-def _managed(method: MethodConfig, trainer: TrainerConfig) -> dict[str, Any]:
-    through_trl = isinstance(method, MipoConfig)
+def _arguments_class(method: MethodConfig) -> tuple[str, str]:
+    """The library and the name of the class that takes the trainer group."""
+    if isinstance(method, MipoConfig):
+        return "trl", "DPOConfig"
+    return ("trl", "GRPOConfig") if isinstance(method, OnPolicyConfig) else ("transformers", "TrainingArguments")
+
+
+def _managed(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
     return {
-        **fields_of(trainer, OWN_KEYS if through_trl else (*OWN_KEYS, "max_length")),
-        **(fields_of(method, ("name",)) if through_trl else {}),
+        **fields_of(trainer, OWN_KEYS if isinstance(method, MipoConfig) else (*OWN_KEYS, "max_length")),
+        **(fields_of(method, ("name",)) if isinstance(method, MipoConfig) else {}),
+        **(_on_policy(method, trainer, sampling) if isinstance(method, OnPolicyConfig) else {}),
         "report_to": "none",
         "disable_tqdm": True,
         "save_strategy": "steps",
@@ -88,13 +128,28 @@ def _managed(method: MethodConfig, trainer: TrainerConfig) -> dict[str, Any]:
     }
 
 
-def check_extra_names(method: MethodConfig, trainer: TrainerConfig) -> None:
+def _on_policy(method: OnPolicyConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
+    """What GRPOConfig takes beyond the trainer group. TRL counts responses in a batch; here it is prompts."""
+    if sampling is None:
+        raise ValueError(f"method={method.name} samples while it trains and was given no sampling group")
+    return {
+        **{item.name: getattr(method, item.name) for item in dataclasses.fields(OnPolicyConfig) if item.name != "name"},
+        "per_device_train_batch_size": trainer.per_device_train_batch_size * method.num_generations,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_completion_length": sampling.max_new_tokens,
+        "disable_dropout": True,
+    }
+
+
+def check_extra_names(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> None:
     """Raise `ConfigError` for a key of `trainer.extra` that does not exist or is not the user's to set.
 
     Needs neither TRL nor torch, so that a misspelt key is named at once.
     """
     known = argument_names(method)
-    managed = {*_managed(method, trainer), "output_dir", "seed", "data_seed", "use_cpu", "bf16", "fp16"}
+    managed = {*_managed(method, trainer, sampling), "output_dir", "seed", "data_seed", "use_cpu", "bf16", "fp16"}
     for key in trainer.extra:
         if key in managed:
             raise ConfigError(f"trainer.extra.{key} is set elsewhere in the config; remove it from trainer.extra")
@@ -103,20 +158,23 @@ def check_extra_names(method: MethodConfig, trainer: TrainerConfig) -> None:
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            source = "TRL's DPOConfig" if isinstance(method, MipoConfig) else "transformers' TrainingArguments"
+            library, name = _arguments_class(method)
+            source = f"TRL's {name}" if library == "trl" else f"transformers' {name}"
             raise ConfigError(f"trainer.extra.{key} is not an argument of {source}{hint}")
 
 
 def argument_names(method: MethodConfig) -> set[str]:
     """The fields of the class that `training_arguments` makes, read from its source instead of by its import."""
     sources = [("transformers", "training_args.py")]
-    if isinstance(method, MipoConfig):
-        sources += [("trl", "trainer/base_config.py"), ("trl", "trainer/dpo_config.py")]
+    library, name = _arguments_class(method)
+    if library == "trl":
+        file = f"{name.removesuffix('Config').lower()}_config.py"
+        sources += [("trl", "trainer/base_config.py"), ("trl", f"trainer/{file}")]
     names = set()
-    for package, file in sources:
+    for package, path in sources:
         spec = importlib.util.find_spec(package)
         folder = Path(str(spec.origin)).parent if spec else Path()
-        for node in ast.parse((folder / file).read_text(encoding="utf-8")).body:
+        for node in ast.parse((folder / path).read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef):
                 names |= {
                     item.target.id

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from mipo_exp.training.dpo import build_mipo
 from mipo_exp.training.infonce import build_infonce
 from mipo_exp.training.job import Job
+from mipo_exp.training.mi_rl import build_mi_rl
+from mipo_exp.training.rlvr import build_rlvr
 from mipo_exp.training.sami import build_sami
 from mipo_exp.training.sft import build_sft
 from mipo_exp.training.softmax_dpo import build_softmax_dpo
@@ -22,5 +24,7 @@ METHODS: Mapping[str, Callable[[Job], "Trainer"]] = MappingProxyType(
         "sft": build_sft,
         "infonce": build_infonce,
         "sami": build_sami,
+        "rlvr": build_rlvr,
+        "mi_rl": build_mi_rl,
     }
 )

@@ -1,0 +1,79 @@
+"""MI-RL: reinforcement learning whose reward is a response's pointwise mutual information under the base model.
+
+The paper's on-policy counterpart of MIPO. Only response tokens are scored, each given the whole prompt: the reward of
+one response differs from condition to condition, and a response that ignores its condition gets none.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from mipo_exp.config import MiRlConfig
+from mipo_exp.negatives import contrast_conditions
+from mipo_exp.records import Condition, Example
+from mipo_exp.scoring.log_probs import Scorable
+from mipo_exp.scoring.mutual_information import Floats, identified, infonce_pmi, own_marginal_pmi
+from mipo_exp.scoring.score import own_marginal
+from mipo_exp.training.job import Job
+from mipo_exp.training.on_policy import BaseScores, Reward, build_on_policy, training_examples
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
+
+
+def build_mi_rl(job: Job) -> "GRPOTrainer":
+    """The conditions of each example are drawn once, as those of the evaluation are, with the run's seed."""
+    method = cast(MiRlConfig, job.method)
+    conditions = reward_conditions(training_examples(job), method, job.seed)
+    prompts = {
+        name: [tuple(job.runtime.prompt_ids(condition)) for condition in row] for name, row in conditions.items()
+    }
+
+    def make_reward(base: BaseScores) -> Reward:
+        def reward(
+            examples: Sequence[Example], token_ids: Sequence[Sequence[int]], texts: Sequence[str]
+        ) -> list[float]:
+            items = [
+                Scorable(prompt, tuple(ids))
+                for example, ids in zip(examples, token_ids, strict=True)
+                for prompt in prompts[example.id]
+            ]
+            log_probs = np.array(base(items), dtype=np.float64).reshape(len(examples), -1)
+            tokens = np.array([len(ids) for ids in token_ids], dtype=np.float64)
+            return pmi_rewards(method.estimator, log_probs, tokens, method.per_token).tolist()
+
+        return reward
+
+    return build_on_policy(job, make_reward)
+
+
+def reward_conditions(examples: Sequence[Example], method: MiRlConfig, seed: int) -> dict[str, list[Condition]]:
+    """What each example's responses are scored under, by its id: its true condition first.
+
+    Raises:
+        ConfigError: `method.k` is larger than the contexts (or prompts) there are.
+    """
+    if method.estimator == "own_marginal":
+        return {example.id: [example.condition, own_marginal(example)] for example in examples}
+    rows = contrast_conditions(examples, method.k, seed, "training")
+    return {example.id: row for example, row in zip(examples, rows, strict=True)}
+
+
+def pmi_rewards(estimator: str, log_probs: Floats, tokens: Floats, per_token: bool) -> Floats:
+    """The reward of each response, in nats (a share for `identification`), or nats a token.
+
+    Args:
+        estimator: infonce, own_marginal or identification.
+        log_probs: log p(y_i | condition) under the base model, summed over tokens, in nats, shape (n, K), the true
+            condition first; for own_marginal K = 2 and the second is the marginal.
+        tokens: the length of each response, shape (n,).
+        per_token: divide by the length.
+    """
+    if estimator == "infonce":
+        rewards = infonce_pmi(log_probs)
+    elif estimator == "own_marginal":
+        rewards = own_marginal_pmi(log_probs, log_probs[:, 1])
+    else:
+        rewards = identified(log_probs)
+    return rewards / tokens if per_token else rewards

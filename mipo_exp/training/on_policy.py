@@ -1,0 +1,194 @@
+"""On-policy training through TRL's GRPOTrainer: the policy answers the training prompts, and a reward says how well.
+
+A method is a reward: `build_on_policy` does the rest. Prompts come as the token ids that this package renders, answers
+from its own sampling engine, and the reference is the model with its adapter off. Each round of sampling has a seed of
+its own and no checkpoint lies within one, so an interrupted training goes on with the responses it would have had.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mipo_exp.errors import ConfigError
+from mipo_exp.generation.responses import check_lengths
+from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
+from mipo_exp.records import Example
+from mipo_exp.scoring.log_probs import Scorable, summed_log_probs
+from mipo_exp.training.job import (
+    Job,
+    Rollout,
+    check_trainable,
+    lora_config,
+    restore_lora_dropout,
+    training_arguments,
+    wrong_targets,
+)
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
+
+log = logging.getLogger(__name__)
+
+# From examples, sampled token ids and their texts, n of each, to n rewards; None where a response cannot be judged, and
+# then it has no influence on the policy. Any unit: what counts is the difference within the responses to one prompt.
+Reward = Callable[[Sequence[Example], Sequence[Sequence[int]], Sequence[str]], Sequence[float | None]]
+# Log-probabilities (nats, summed over tokens) under the base model.
+BaseScores = Callable[[Sequence[Scorable]], list[float]]
+# KL (nats a token) between policy and reference before the first step that counts as rounding, by precision.
+FIRST_KL = {"float32": 1e-4, "float64": 1e-4}
+FIRST_KL_16_BITS = 0.05
+
+
+def training_examples(job: Job) -> list[Example]:
+    """The examples that the policy answers while it trains."""
+    return job.work.inputs["examples"].table("train", Example)
+
+
+def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "GRPOTrainer":
+    """TRL's trainer with a new adapter, ready to train.
+
+    Args:
+        job: what is trained.
+        make_reward: the reward, given a way to score responses under the base model.
+
+    Raises:
+        ConfigError: nothing trainable, or a TRL key that does not exist.
+        DataError: a prompt does not fit into the model's positions.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback
+
+    if job.rollout is None:
+        raise ValueError(f"method={job.method.name} samples while it trains and was not told how")
+    runtime, rollout, examples = job.runtime, job.rollout, training_examples(job)
+    conditions = [(example.id, example.condition) for example in examples]
+    prompts = [runtime.prompt_ids(condition) for _, condition in conditions]
+    check_lengths(runtime, conditions, prompts, rollout.sampling.max_new_tokens)
+
+    def base_scores(items: Sequence[Scorable]) -> list[float]:
+        policy = loop.accelerator.unwrap_model(loop.model)
+        with _evaluating(policy), policy.disable_adapter():
+            return summed_log_probs(policy.get_base_model(), items, rollout.scoring, runtime.vocabulary)
+
+    reward = make_reward(base_scores)
+
+    def rewards(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float | None]:
+        texts = [runtime.renderer.text(ids) for ids in completion_ids]
+        found = list(reward([examples[i] for i in row], completion_ids, texts))
+        for i, value in zip(row, found, strict=True):
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"method={job.method.name}: a response to {examples[i].id} has the reward {value}")
+        return found
+
+    model = runtime.fresh_model()
+    # What ends a response, for TRL's counts of those that were cut off.
+    model.generation_config.eos_token_id = list(runtime.renderer.stop_ids)
+    try:
+        loop = _trainer_class(job, rollout)(
+            model=model,
+            reward_funcs=rewards,
+            args=training_arguments(
+                *(job.method, job.trainer, job.seed, job.output, runtime.device, runtime.dtype, rollout.sampling)
+            ),
+            train_dataset=Dataset.from_dict({"prompt": prompts, "row": list(range(len(prompts)))}),
+            processing_class=runtime.renderer.tokenizer,
+            peft_config=lora_config(job.lora),
+            callbacks=[job.callback],
+        )
+    except ValueError as error:
+        raise wrong_targets(job.lora, error) from error
+    check_trainable(loop.model, job.lora)
+    restore_lora_dropout(loop.model, job.lora)
+    loop.remove_callback(PrinterCallback)
+    return loop
+
+
+def _trainer_class(job: Job, rollout: Rollout) -> Any:
+    """TRL's trainer on prompts that are token ids already, with this package's sampling. TRL takes seconds to import,
+    so the classes are made where they are used."""
+    from trl import GRPOTrainer
+    from trl.trainer.utils import RepeatSampler
+
+    runtime = job.runtime
+
+    class EpochSampler(RepeatSampler):
+        """TRL's sampler with an order that depends on the seed and the epoch alone: TRL's own is drawn from a
+        generator that a resumed training begins anew, so that its second epoch would repeat the first."""
+
+        def set_epoch(self, epoch: int) -> None:
+            self.generator.manual_seed(batch_seed(self.seed, "prompts of epoch", epoch))
+
+    class OnPolicyTrainer(GRPOTrainer):
+        """Samples with the engine, and checks what it starts from."""
+
+        def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+            return EpochSampler(
+                self.train_dataset if dataset is None else dataset,
+                mini_repeat_count=self.num_generations,
+                batch_size=self.args.generation_batch_size // self.num_generations,
+                repeat_count=self.num_iterations * self.args.steps_per_generation,
+                seed=self.args.seed,
+            )
+
+        def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+            return prompts, None, {}
+
+        def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[Any, None]:
+            policy = self.accelerator.unwrap_model(self.model)
+            found: dict[int, list[int]] = {}
+            purpose = f"on-policy, step {self.state.global_step}"
+            with _evaluating(policy):
+                batches = plan_batches(prompt_ids, rollout.engine, rollout.sampling.max_new_tokens)
+                for number, batch in enumerate(batches):
+                    sampled = sample_batch(
+                        policy,
+                        [prompt_ids[i] for i in batch],
+                        rollout.sampling,
+                        runtime.renderer.stop_ids,
+                        runtime.renderer.pad_id,
+                        batch_seed(job.seed, purpose, number),
+                    )
+                    found.update((i, item.token_ids) for i, item in zip(batch, sampled, strict=True))
+            return [found[i] for i in range(len(prompt_ids))], None
+
+        def _compute_loss(self, model: Any, inputs: Any) -> Any:
+            loss = super()._compute_loss(model, inputs)
+            if self.state.global_step == 0 and self._step == 0 and self.beta:
+                check_first_kl(self._metrics["train"]["kl"][-1], runtime.dtype)
+            return loss
+
+        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+            metrics = self._metrics["train"]
+            for name, values in list(metrics.items()):
+                # The clock (equal trainings have equal histories), the one reward a second time, and means of nothing.
+                if name == "step_time" or name.startswith("rewards/") or all(map(math.isnan, values)):
+                    del metrics[name]
+            super().log(logs, *args, **kwargs)
+
+    return OnPolicyTrainer
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """The model without dropout for a while."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+
+
+def check_first_kl(kl: float, dtype: str) -> None:
+    """Policy and reference are the same model before the first step.
+
+    Raises:
+        ConfigError: their KL, in nats a token, is not 0.
+    """
+    if not abs(kl) <= FIRST_KL.get(dtype, FIRST_KL_16_BITS):
+        raise ConfigError(
+            f"before the first step the KL between policy and reference is {kl:.3g} nats a token instead of 0: the "
+            "reference is not the model that is trained; report it"
+        )
+    log.info("reference: the model with its adapter off; KL before the first step %.1g nats a token", kl)
