@@ -8,13 +8,16 @@ from mipo_exp.config import Config
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.measure import PHASES, metric_names
+from mipo_exp.judging.kinds import KINDS
+from mipo_exp.judging.stage import kind_of, metric_phases
 from mipo_exp.negatives import contrast_conditions, sample_negatives
 from mipo_exp.records import Example
 from mipo_exp.similarity import in_order
 
 
 def check_examples(config: Config, task: Task, train: list[Example], evaluation: list[Example]) -> None:
-    """Raise `ConfigError` for too few contexts or prompts, and for an objective that this task does not have."""
+    """Raise `ConfigError` for too few contexts or prompts, examples that the judge cannot be asked about, and an
+    objective that this run does not have."""
     if config.method.trains_on == "pairs":
         sample_negatives(train, config.negatives, config.seed, in_order)
     contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
@@ -26,13 +29,22 @@ def check_examples(config: Config, task: Task, train: list[Example], evaluation:
         )
     trained = config.method.trains_on is not None
     held_out = dataclasses.replace(config.evaluation, policy_scoring=config.evaluation.policy_scoring and trained)
-    known = metric_names(task.scorer, evaluation, held_out)
+    phases: dict[str, tuple[str, ...]] = dict.fromkeys(metric_names(task.scorer, evaluation, held_out), PHASES)
+    if (kind := kind_of(config.judge, task)) is not None:
+        KINDS[kind].check(evaluation, config.task.name)
+        phases |= metric_phases(kind)
+    known = sorted(phases)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {phase}/{near[0]}? " if near else ""
         raise ConfigError(
             f"objective={config.objective!r}: task={config.task.name} has no metric {name!r}; {hint}It has "
             f"{', '.join(known)}"
+        )
+    if phase not in phases[name]:
+        raise ConfigError(
+            f"objective={config.objective}: {name} compares after with before and is in {phases[name][0]} only; "
+            f"use objective={phases[name][0]}/{name}"
         )
 
 

@@ -24,8 +24,10 @@ from mipo_exp.evaluation.accuracy import Measure
 from mipo_exp.evaluation.error_kinds import READERS, kinds, transitions
 from mipo_exp.evaluation.measure import PHASES, Evaluated, compare, diversity_facts, measures
 from mipo_exp.evaluation.statistics import Estimate
+from mipo_exp.judging.run import judge
+from mipo_exp.judging.stage import Judging, prepare_judging
 from mipo_exp.models import ModelSource, locate
-from mipo_exp.pipeline import Run, declare, declare_examples, declare_model
+from mipo_exp.pipeline import Run, declare, declare_examples, declare_judgements, declare_model
 from mipo_exp.plan import disk_needed
 from mipo_exp.records import Example, Response, Scores
 from mipo_exp.reporting.report import Sample, write_report
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 SUMMARY_SCHEMA = 1
 SAMPLES_SHOWN = 24
+JUDGED = ("judge/score", "judge/accuracy")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ class Prepared:
     runtime: Runtime
     examples: Stage
     stages: Mapping[str, Stage]
+    judging: Judging | None
+    judgements: Stage | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the metric that `objective` names, None where it is missing, and why parts are missing."""
+
+    objective: float | None
+    missing: Mapping[str, str]
 
 
 def prepare(config: Config, output: Path) -> Prepared:
@@ -67,6 +80,7 @@ def prepare(config: Config, output: Path) -> Prepared:
     encoder = None if model is None else locate_encoder(model, store.root)
     device = choose_device(config.device)
     task = make_task(config.task, store.root)
+    judging = prepare_judging(config, task, store.root, device)
     data = task.prepare()
     if not task.needs_tokenizer:
         examples = declare_examples(config, task, data, None)
@@ -75,13 +89,15 @@ def prepare(config: Config, output: Path) -> Prepared:
     runtime = Runtime(config.model, source, task, device)
     _check_disk(store, source, runtime)
     if task.needs_tokenizer:
-        _fetch_model(run, runtime)
+        run.fetch_model(runtime)
         examples = declare_examples(config, task, data, runtime)
         _fetch_examples(run, examples, config, task)
-    return Prepared(config, output, store, run, task, runtime, examples, declare(config, runtime, examples, encoder))
+    stages = declare(config, runtime, examples, encoder)
+    judgements = None if judging is None else declare_judgements(judging, examples, stages)
+    return Prepared(config, output, store, run, task, runtime, examples, stages, judging, judgements)
 
 
-def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, command: str) -> float | None:
+def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, command: str) -> Outcome:
     """Run one experiment and write `summary.json`, `metrics.jsonl`, `report.html` and `adapter/` into `output`.
 
     Args:
@@ -91,7 +107,7 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
         command: how this run was asked for.
 
     Returns:
-        the metric that `objective` names, which a sweeper optimizes.
+        the metric that `objective` names, which a sweeper optimizes, and what is missing.
 
     Raises:
         UserError: bad input; what was computed before stays in the cache.
@@ -100,7 +116,8 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
     tracker: tracking.Tracker | None = None
     try:
         prepared = prepare(config, output)
-        run_id = digest({name: stage.key for name, stage in prepared.stages.items()})
+        judgements = {} if prepared.judgements is None else {"judgements": prepared.judgements}
+        run_id = digest({name: stage.key for name, stage in {**prepared.stages, **judgements}.items()})
         source = prepared.runtime.source
         model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": prepared.runtime.dtype}
         summary.update(run_id=run_id, device=prepared.runtime.device, model_source=model)
@@ -117,9 +134,9 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
         raise
 
 
-def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker) -> float | None:
+def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker) -> Outcome:
     config, run, runtime, output = prepared.config, prepared.run, prepared.runtime, prepared.output
-    _fetch_model(run, runtime)
+    run.fetch_model(runtime)
     live: list[int] = []
 
     def follow(row: Mapping[str, Any]) -> None:
@@ -145,6 +162,10 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
         phase: measures(evaluated, examples, prepared.task.scorer, config.evaluation)
         for phase, evaluated in (("before", before), ("after", after))
     }
+    if prepared.judging is not None and prepared.judgements is not None:
+        texts = {name: [row.text for row in of.responses] for name, of in (("before", before), ("after", after))}
+        for phase, found in judge(run, prepared.judging, prepared.judgements, examples, texts, summary).items():
+            measured[phase].update(found)
     estimates = compare(measured["before"], measured["after"], examples, config.evaluation)
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if trained else None
     summary.update(
@@ -164,7 +185,7 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
             "report": str(output / "report.html"),
             "metrics": str(output / "metrics.jsonl"),
         },
-        status="ok",
+        status="incomplete" if summary["missing"] else "ok",
     )
     if prepared.task.scorer in READERS:
         of = [kinds(prepared.task.scorer, examples, evaluated.responses) for evaluated in (before, after)]
@@ -178,7 +199,8 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
     write_summary(output / "summary.json", summary)
     tracker.finish(summary, samples, adapter, output / "report.html")
     _say_result(estimates, output)
-    return _objective(config.objective, estimates)
+    reasons = {part: str(facts["why"]) for part, facts in summary["missing"].items()}
+    return Outcome(_objective(config.objective, estimates), reasons)
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
@@ -209,6 +231,7 @@ def _summary_head(config: Config, command: str) -> dict[str, Any]:
         "metrics": {phase: {} for phase in PHASES},
         "stages": {},
         "paths": {},
+        "missing": {},
         "status": "running",
         "error": None,
     }
@@ -243,12 +266,6 @@ def _check_disk(store: Store, source: ModelSource, runtime: Runtime) -> None:
 def _fetch_examples(run: Run, stage: Stage, config: Config, task: Task) -> None:
     artefact = run.fetch("examples", stage)
     check_examples(config, task, artefact.table("train", Example), artefact.table("eval", Example))
-
-
-def _fetch_model(run: Run, runtime: Runtime) -> None:
-    stage = declare_model(runtime)
-    if stage is not None and "model" not in run.finished:
-        runtime.folder = run.fetch("model", stage).path / "model"
 
 
 def _track_training(tracker: tracking.Tracker, row: Mapping[str, Any]) -> None:
@@ -320,16 +337,20 @@ def _samples(
 
 
 def _say_result(estimates: Mapping[str, Mapping[str, Estimate]], output: Path) -> None:
-    for name in ("mi/base/nats", "mi/base/context_accuracy", "accuracy", "response/tokens"):
+    for name in ("mi/base/nats", "mi/base/context_accuracy", "accuracy", "response/tokens", *JUDGED):
         if name in estimates["delta"]:
             before, after, delta = (estimates[phase][name] for phase in PHASES)
             log.info(
                 "%s: %.3f → %.3f (difference %+.3f, 95%% interval %+.3f to %+.3f, n = %d)",
                 *(name, before.mean, after.mean, delta.mean, delta.low, delta.high, delta.n),
             )
+    if (rate := estimates["after"].get("judge/win_rate")) is not None:
+        shown = (rate.mean, rate.low, rate.high, rate.n)
+        log.info("judge/win_rate of after against before: %.3f (95%% interval %.3f to %.3f, n = %d)", *shown)
     log.info("report: %s", output / "report.html")
 
 
-def _objective(objective: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> float:
+def _objective(objective: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> float | None:
     phase, _, name = objective.partition("/")
-    return float(estimates[phase][name].mean)
+    found = estimates[phase].get(name)
+    return None if found is None else float(found.mean)
