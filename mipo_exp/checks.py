@@ -11,6 +11,8 @@ from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.harness import Harness, check_tasks
 from mipo_exp.evaluation.measure import PHASES, metric_names
+from mipo_exp.judging.kinds import KINDS
+from mipo_exp.judging.stage import kind_of, metric_phases
 from mipo_exp.negatives import contrast_conditions, sample_negatives
 from mipo_exp.records import Example
 from mipo_exp.scoring.options import check_options
@@ -19,8 +21,8 @@ from mipo_exp.training.mi_rl import reward_conditions
 
 
 def check_examples(config: Config, task: Task, train: list[Example], evaluation: list[Example]) -> None:
-    """Raise `ConfigError` for too few contexts or prompts, for an objective that this task does not have, and for a
-    reward that its examples cannot give."""
+    """Raise `ConfigError` for too few contexts or prompts, examples that the judge cannot be asked about, an objective
+    that this run does not have, and a reward that its examples cannot give."""
     if config.method.trains_on == "pairs":
         sample_negatives(train, config.negatives, config.seed, in_order)
     if isinstance(config.method, OnPolicyConfig):
@@ -37,7 +39,12 @@ def check_examples(config: Config, task: Task, train: list[Example], evaluation:
     scored = task.has_options and config.evaluation.option_scoring != "none"
     if scored:
         check_options(task, evaluation)
-    known = metric_names(task.scorer, evaluation, held_out, task.option_form if scored else None)
+    names = metric_names(task.scorer, evaluation, held_out, task.option_form if scored else None)
+    phases: dict[str, tuple[str, ...]] = dict.fromkeys(names, PHASES)
+    if (kind := kind_of(config.judge, task)) is not None:
+        KINDS[kind].check(evaluation, config.task.name)
+        phases |= metric_phases(kind)
+    known = sorted(phases)
     of_harness = name.startswith("harness/") and name.count("/") > 1 and bool(config.harness.tasks)
     if name not in known and not of_harness:
         near = difflib.get_close_matches(name, known, n=1)
@@ -45,6 +52,11 @@ def check_examples(config: Config, task: Task, train: list[Example], evaluation:
         raise ConfigError(
             f"objective={config.objective!r}: task={config.task.name} has no metric {name!r}; {hint}It has "
             f"{', '.join(known)}"
+        )
+    if phase not in phases.get(name, PHASES):
+        raise ConfigError(
+            f"objective={config.objective}: {name} compares after with before and is in {phases[name][0]} only; "
+            f"use objective={phases[name][0]}/{name}"
         )
 
 

@@ -34,12 +34,14 @@ PACKAGE = Path(__file__).resolve().parent
 PROJECT_ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONFIG_DIR = PROJECT_ROOT / "conf"
 EXIT_BAD_INPUT = 2
+EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
-NOISY_LOGGERS = ("httpx", "matplotlib", "datasets", "filelock", "urllib3", "absl")
+NOISY_LOGGERS = ("httpx", "httpx2", "openai", "matplotlib", "datasets", "filelock", "urllib3", "absl")
 
 _errors: list[Exception] = []  # of the single run
 _multiruns: list[tuple[Path, float]] = []  # folder and start (seconds since the epoch) of the multirun, if it is one
 _failures: list[tuple[str, bool]] = []  # of a multirun: one line for each failed job, and whether its input was bad
+_incomplete: list[str] = []  # one line for each run that ended with parts missing
 
 
 def register_resolvers() -> None:
@@ -55,7 +57,11 @@ def register_resolvers() -> None:
 
 
 def main() -> None:
-    """Run from the command line. Exit codes: 0, 1 for a failure of ours, 2 for bad input, 130 for an interruption."""
+    """Run from the command line.
+
+    Exit codes: 0, 1 for a failure of ours, 2 for bad input, 3 for a run that lacks parts which the same command fills
+    in, 130 for an interruption.
+    """
     # Hydra would print its own traceback and exit with 1; with this it raises, and the message below is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
@@ -84,6 +90,10 @@ def main() -> None:
         if isinstance(failure, UserError):
             _exit(str(failure), EXIT_BAD_INPUT)
         raise failure
+    if _incomplete:
+        lines = [f"incomplete: {line}; the same command fills in what is missing" for line in _incomplete]
+        sys.stderr.write("\n".join(lines) + "\n")
+        raise SystemExit(EXIT_INCOMPLETE)
 
 
 class RememberMultirun(Callback):
@@ -131,7 +141,12 @@ def _hydra_main(raw: DictConfig) -> float | None:
         from mipo_exp.experiment import run_experiment
 
         command = shlex.join(["python", "-m", "mipo_exp", *overrides])
-        return run_experiment(config, resolve(raw), output, command)
+        outcome = run_experiment(config, resolve(raw), output, command)
+        if outcome.missing:
+            job = f"job {settings.job.num} ({' '.join(overrides)}): " if settings.mode == RunMode.MULTIRUN else ""
+            reasons = "; ".join(f"{part}: {why}" for part, why in outcome.missing.items())
+            _incomplete.append(f"{job}{reasons}")
+        return outcome.objective
     except Exception as error:
         if settings.mode == RunMode.MULTIRUN:
             bad_input = isinstance(error, UserError)

@@ -30,6 +30,7 @@ STRATEGIES = (
 CONTEXT_STRATEGIES = ("no_context", "random_context", "hard_context")
 # `open` has no right answers: mutual information alone is measured.
 FAMILIES = ("personalization", "math", "mcq", "open")
+JUDGE_KINDS = ("pairwise", "rubric", "checks")
 # What `task=custom` suggests for its family: leaving the context out needs one.
 FAMILY_NEGATIVES = {"personalization": "no_context"}
 MMLU_SUBJECTS = (
@@ -336,6 +337,43 @@ class HarnessConfig:
 
 
 @dataclass(frozen=True)
+class JudgeConfig:
+    name: str
+
+
+@dataclass(frozen=True)
+class AskedJudgeConfig(JudgeConfig):
+    """What every judge has but `none`."""
+
+    kind: str = bounded(choices=("auto", *JUDGE_KINDS))
+    prompts: str | None
+    max_parse_failures: float = bounded(at_least=0, at_most=1)
+
+
+@dataclass(frozen=True)
+class EndpointJudgeConfig(AskedJudgeConfig):
+    max_tokens: int | None = bounded(at_least=1)
+    temperature: float | None = bounded(at_least=0)
+    base_url: str
+    model: str
+    identity: str | None
+    api_key_env: str | None
+    timeout_s: float = bounded(above=0)
+    retries: int = bounded(at_least=0)
+    concurrency: int = bounded(at_least=1)
+    extra: dict[str, Any]
+    price_per_million_input_tokens: float | None = bounded(at_least=0)
+    price_per_million_output_tokens: float | None = bounded(at_least=0)
+
+
+@dataclass(frozen=True)
+class LocalJudgeConfig(AskedJudgeConfig):
+    max_tokens: int = bounded(at_least=1)
+    temperature: float = bounded(at_least=0)
+    model: ModelConfig
+
+
+@dataclass(frozen=True)
 class TrackerConfig:
     name: str = bounded(choices=("none", "wandb"))
     project: str | None
@@ -374,6 +412,7 @@ class Config:
     trainer: TrainerConfig
     evaluation: EvaluationConfig
     harness: HarnessConfig
+    judge: JudgeConfig
     tracker: TrackerConfig
 
 
@@ -390,6 +429,10 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "prompted": PromptedConfig,
     "cad": CadConfig,
 }
+
+JUDGE_CONFIGS: dict[str, type[JudgeConfig]] = dict(
+    none=JudgeConfig, endpoint=EndpointJudgeConfig, local=LocalJudgeConfig
+)
 
 # The schema of each task: a task whose YAML has keys of its own names its dataclass here.
 TASK_CONFIGS: dict[str, type[TaskConfig]] = {

@@ -17,6 +17,10 @@ class ModelError(UserError):
     """A model that cannot be found, read or prompted."""
 
 
+class JudgeError(UserError):
+    """A judge that cannot be asked now, or whose replies cannot be read: the rest of the run is kept."""
+
+
 class StorageError(UserError):
     """A folder that cannot be written, or a disk that is too small."""
 

@@ -23,12 +23,14 @@ from mipo_exp.errors import ConfigError, StorageError, UserError, gib
 from mipo_exp.evaluation.accuracy import Measure
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
 from mipo_exp.evaluation.harness import locate_harness
-from mipo_exp.evaluation.harness_results import Outcome, compare_outcomes
+from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes
 from mipo_exp.evaluation.measure import PHASES, Evaluated, compare, diversity_facts, measures
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
+from mipo_exp.judging.run import judge
+from mipo_exp.judging.stage import Judging, prepare_judging
 from mipo_exp.models import ModelSource, locate
-from mipo_exp.pipeline import Run, declare, declare_examples, declare_model
+from mipo_exp.pipeline import Run, declare, declare_examples, declare_judgements, declare_model
 from mipo_exp.plan import disk_needed
 from mipo_exp.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
 from mipo_exp.reporting.report import Sample, write_report
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 
 SUMMARY_SCHEMA = 1
 SAMPLES_SHOWN = 24
+JUDGED = ("judge/score", "judge/accuracy")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,16 @@ class Prepared:
     runtime: Runtime
     examples: Stage
     stages: Mapping[str, Stage]
+    judging: Judging | None
+    judgements: Stage | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the metric that `objective` names, None where it is missing, and why parts are missing."""
+
+    objective: float | None
+    missing: Mapping[str, str]
 
 
 def prepare(config: Config, output: Path) -> Prepared:
@@ -72,6 +85,7 @@ def prepare(config: Config, output: Path) -> Prepared:
     harness = locate_harness(config.harness, store.root)
     device = choose_device(config.device)
     task = make_task(config.task, store.root)
+    judging = prepare_judging(config, task, store.root, device)
     data = task.prepare()
     if not task.needs_tokenizer:
         examples = declare_examples(config, task, data, None)
@@ -80,15 +94,16 @@ def prepare(config: Config, output: Path) -> Prepared:
     runtime = Runtime(config.model, source, task, device)
     _check_disk(store, source, runtime)
     if task.needs_tokenizer:
-        _fetch_model(run, runtime)
+        run.fetch_model(runtime)
         examples = declare_examples(config, task, data, runtime)
         _fetch_examples(run, examples, config, task)
     stages = declare(config, runtime, examples, encoder, harness)
     check_harness(harness, [store.status(stage) for name, stage in stages.items() if stage.name == "harness"], True)
-    return Prepared(config, output, store, run, task, runtime, examples, stages)
+    judgements = None if judging is None else declare_judgements(judging, examples, stages)
+    return Prepared(config, output, store, run, task, runtime, examples, stages, judging, judgements)
 
 
-def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, command: str) -> float | None:
+def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, command: str) -> Outcome:
     """Run one experiment and write `summary.json`, `metrics.jsonl`, `report.html` and `adapter/` into `output`.
 
     Args:
@@ -98,7 +113,7 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
         command: how this run was asked for.
 
     Returns:
-        the metric that `objective` names, which a sweeper optimizes.
+        the metric that `objective` names, which a sweeper optimizes, and what is missing.
 
     Raises:
         UserError: bad input; what was computed before stays in the cache.
@@ -107,7 +122,8 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
     tracker: tracking.Tracker | None = None
     try:
         prepared = prepare(config, output)
-        run_id = digest({name: stage.key for name, stage in prepared.stages.items()})
+        judgements = {} if prepared.judgements is None else {"judgements": prepared.judgements}
+        run_id = digest({name: stage.key for name, stage in {**prepared.stages, **judgements}.items()})
         source = prepared.runtime.source
         model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": prepared.runtime.dtype}
         summary.update(run_id=run_id, device=prepared.runtime.device, model_source=model)
@@ -124,9 +140,9 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
         raise
 
 
-def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker) -> float | None:
+def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker) -> Outcome:
     config, run, runtime, output = prepared.config, prepared.run, prepared.runtime, prepared.output
-    _fetch_model(run, runtime)
+    run.fetch_model(runtime)
     live: list[int] = []
 
     def follow(row: Mapping[str, Any]) -> None:
@@ -152,10 +168,14 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
         phase: measures(evaluated, examples, prepared.task.scorer, config.evaluation)
         for phase, evaluated in (("before", before), ("after", after))
     }
+    if prepared.judging is not None and prepared.judgements is not None:
+        texts = {name: [row.text for row in of.responses] for name, of in (("before", before), ("after", after))}
+        for phase, found in judge(run, prepared.judging, prepared.judgements, examples, texts, summary).items():
+            measured[phase].update(found)
     compared = compare(measured["before"], measured["after"], examples, config.evaluation)
     estimates = compared.estimates
-    for phase, found in compare_outcomes(_outcome(run, "before"), _outcome(run, "after")).items():
-        estimates[phase].update(found)
+    for phase, outcome in compare_outcomes(_outcome(run, "before"), _outcome(run, "after")).items():
+        estimates[phase].update(outcome)
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if trained else None
     summary.update(
         metrics={phase: {name: item.as_json() for name, item in of.items()} for phase, of in estimates.items()},
@@ -175,7 +195,7 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
             "report": str(output / "report.html"),
             "metrics": str(output / "metrics.jsonl"),
         },
-        status="ok",
+        status="incomplete" if summary["missing"] else "ok",
     )
     if prepared.task.scorer in READERS:
         old, new = (kinds(prepared.task.scorer, examples, evaluated.responses) for evaluated in (before, after))
@@ -193,7 +213,8 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
     write_summary(output / "summary.json", summary)
     tracker.finish(summary, samples, adapter, output / "report.html")
     _say_result(estimates, output)
-    return _objective(config.objective, estimates)
+    reasons = {part: str(facts["why"]) for part, facts in summary["missing"].items()}
+    return Outcome(_objective(config.objective, estimates), reasons)
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
@@ -224,6 +245,7 @@ def _summary_head(config: Config, command: str) -> dict[str, Any]:
         "metrics": {phase: {} for phase in PHASES},
         "stages": {},
         "paths": {},
+        "missing": {},
         "status": "running",
         "error": None,
     }
@@ -260,12 +282,6 @@ def _fetch_examples(run: Run, stage: Stage, config: Config, task: Task) -> None:
     check_examples(config, task, artefact.table("train", Example), artefact.table("eval", Example))
 
 
-def _fetch_model(run: Run, runtime: Runtime) -> None:
-    stage = declare_model(runtime)
-    if stage is not None and "model" not in run.finished:
-        runtime.folder = run.fetch("model", stage).path / "model"
-
-
 def _track_training(tracker: tracking.Tracker, row: Mapping[str, Any]) -> None:
     metrics = {f"train/{name}": float(value) for name, value in row.items() if name != "step"}
     tracker.log(metrics, int(row["step"]))
@@ -282,11 +298,13 @@ def _evaluated(run: Run, phase: str) -> Evaluated:
     return Evaluated(responses, scores, None if options is None else options.artefact.table("options", OptionScores))
 
 
-def _outcome(run: Run, phase: str) -> Outcome | None:
+def _outcome(run: Run, phase: str) -> HarnessOutcome | None:
     found = run.finished.get(f"{phase}_harness")
     if found is None:
         return None
-    return Outcome(found.artefact.table("results", HarnessResult), found.artefact.table("samples", HarnessSample))
+    return HarnessOutcome(
+        found.artefact.table("results", HarnessResult), found.artefact.table("samples", HarnessSample)
+    )
 
 
 def _counts(run: Run) -> dict[str, int]:
@@ -343,19 +361,26 @@ def _samples(
 
 
 def _say_result(estimates: Mapping[str, Mapping[str, Estimate]], output: Path) -> None:
-    for name in ("mi/base/nats", "mi/base/context_accuracy", "accuracy", "options/accuracy", "response/tokens"):
+    shown = ("mi/base/nats", "mi/base/context_accuracy", "accuracy", "options/accuracy", "response/tokens", *JUDGED)
+    for name in shown:
         if name in estimates["delta"]:
             before, after, delta = (estimates[phase][name] for phase in PHASES)
             log.info(
                 "%s: %.3f → %.3f (difference %+.3f, 95%% interval %+.3f to %+.3f, n = %d)",
                 *(name, before.mean, after.mean, delta.mean, delta.low, delta.high, delta.n),
             )
+    if (rate := estimates["after"].get("judge/win_rate")) is not None:
+        log.info(
+            "judge/win_rate of after against before: %.3f (95%% interval %.3f to %.3f, n = %d)",
+            *(rate.mean, rate.low, rate.high, rate.n),
+        )
     log.info("report: %s", output / "report.html")
 
 
-def _objective(objective: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> float:
+def _objective(objective: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> float | None:
     phase, _, name = objective.partition("/")
-    if name not in estimates[phase]:  # the harness's metrics are known once it has run
+    found = estimates[phase].get(name)
+    if found is None and name.startswith("harness/"):  # its metrics are known once it has run
         known = ", ".join(metric for metric in estimates[phase] if metric.startswith("harness/"))
         raise ConfigError(f"objective={objective!r}: the run has no such metric; of the harness it has {known}")
-    return float(estimates[phase][name].mean)
+    return None if found is None else float(found.mean)

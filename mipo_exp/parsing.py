@@ -19,6 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from mipo_exp.config import (
     CONTEXT_STRATEGIES,
     F_DIVERGENCE_LOSSES,
+    JUDGE_CONFIGS,
     LOSS_TYPES,
     METHOD_CONFIGS,
     STRATEGIES,
@@ -51,7 +52,11 @@ def parse(raw: DictConfig) -> Config:
     """
     plain = resolve(raw)
     schemas: dict[str, Any] = {}
-    groups: tuple[tuple[str, Mapping[str, Any]], ...] = (("task", TASK_CONFIGS), ("method", METHOD_CONFIGS))
+    groups: tuple[tuple[str, Mapping[str, Any]], ...] = (
+        ("task", TASK_CONFIGS),
+        ("method", METHOD_CONFIGS),
+        ("judge", JUDGE_CONFIGS),
+    )
     for group, options in groups:
         name = str((plain.get(group) or {}).get("name"))
         if name not in options:

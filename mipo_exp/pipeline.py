@@ -3,7 +3,8 @@
 `declare` says what depends on what; it reads like the method:
 
     examples → chosen y⁺ ~ π_ref(·|c,x) and rejected y⁻ ~ π_ref(·|negative condition) → pairs → their log-probabilities
-    under π_ref → an adapter by DPO → responses of π_ref and π_θ to held-out examples → mutual information, accuracy.
+    under π_ref → an adapter by DPO → responses of π_ref and π_θ to held-out examples → mutual information, accuracy,
+    and what a judge thinks of them.
 
 On-policy methods go from the examples to the adapter at once: they sample while they train.
 """
@@ -22,6 +23,7 @@ from mipo_exp.config import Config, MethodConfig, PromptedConfig, TrainsOn
 from mipo_exp.data.base import Task
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
+from mipo_exp.judging.stage import Judging, judge_responses
 from mipo_exp.pairs import build_pairs
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime
@@ -53,6 +55,7 @@ VERSIONS = {
     "scores": 1,
     "option_scores": 1,
     "harness": 1,
+    "judgements": 1,
 }
 
 
@@ -211,6 +214,19 @@ def declare(
     return stages
 
 
+def declare_judgements(judging: Judging, examples: Stage, stages: Mapping[str, Stage]) -> Stage:
+    """The `judgements` stage, after the others. Where a server is, its prices and the pauses between attempts are not
+    in its key, unless `judge.identity` is left to be the address."""
+    shape = {
+        "kind": judging.kind_name,
+        "max_parse_failures": judging.config.max_parse_failures,
+        **judging.judge.identity(judging.kind.prompts),
+    }
+    inputs = {"examples": examples, "before": stages["before_responses"], "after": stages["after_responses"]}
+    build = partial(judge_responses, judging)
+    return Stage("judgements", VERSIONS["judgements"], shape, inputs, build)
+
+
 def _decoding(method: MethodConfig) -> MethodConfig | None:
     """What a method without training changes in answering; None where it is what `before` does, and is shared."""
     return None if isinstance(method, PromptedConfig) and method.context else method
@@ -241,6 +257,12 @@ class Run:
         self.finished[name] = Finished(stage, artefact, cached, seconds)
         log.info("%s: %s (%s)", name, "cached" if cached else f"done in {seconds:.1f} s", stage.key)
         return artefact
+
+    def fetch_model(self, runtime: Runtime, name: str = "model") -> None:
+        """Make the folder of a runtime's model, where it has none yet; `name` is what the stage is called."""
+        stage = declare_model(runtime)
+        if stage is not None and name not in self.finished:
+            runtime.folder = self.fetch(name, stage).path / "model"
 
     def path(self, name: str) -> Path:
         """The folder of a fetched stage."""

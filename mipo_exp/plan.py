@@ -14,16 +14,17 @@ from omegaconf import OmegaConf
 from mipo_exp.checks import check_examples, check_extra, check_harness
 from mipo_exp.config import Config, MiRlConfig, ModelConfig, OnPolicyConfig
 from mipo_exp.data.tasks import make_task
-from mipo_exp.errors import UserError, gib
+from mipo_exp.errors import ModelError, UserError, gib
 from mipo_exp.evaluation.harness import locate_harness
+from mipo_exp.judging.stage import Judging, estimate_judging, prepare_judging, response_texts
 from mipo_exp.models import ModelSource, locate
 from mipo_exp.negatives import sample_negatives
-from mipo_exp.pipeline import declare, declare_examples, declare_model
+from mipo_exp.pipeline import declare, declare_examples, declare_judgements, declare_model
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime, choose_device
 from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES
 from mipo_exp.similarity import Encoder, in_order, locate_encoder
-from mipo_exp.store import Store
+from mipo_exp.store import Stage, Store
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,12 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     store = Store(Path(config.paths.cache).expanduser())
     device = choose_device(config.device)
     task = make_task(config.task, store.root)
-    notes = []
+    notes: list[str] = []
+    judging: Judging | None = None
+    try:
+        judging = prepare_judging(config, task, store.root, device, download=False)
+    except ModelError as error:
+        notes.append(f"a run would fetch it first: {error}")
     data: str | None = None
     try:
         data = task.prepare(download=False)
@@ -95,6 +101,8 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
         **({"model": model} if model else {}),
         **declare(config, runtime, examples_stage, encoder, harness),
     }
+    if judging is not None:
+        stages["judgements"] = declare_judgements(judging, examples_stage, stages)
     status = {name: store.status(stage) for name, stage in stages.items()}
     check_harness(harness, [status[name] for name, stage in stages.items() if stage.name == "harness"], False)
     found = store.find(examples_stage)
@@ -118,6 +126,8 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
         lines.append("(the tokens of the harness are not estimated)")
     if not works:
         lines.append("(tokens are known once the data, and for token budgets the model's tokenizer, are here)")
+    if judging is not None and examples is not None:
+        lines.append(_judge_line(judging, examples[1], store, stages, config.evaluation.sampling.max_new_tokens))
     lines += ["", *notes]
     if model is not None and status["model"] == "cached":
         runtime.folder = store.path(model) / "model"
@@ -126,6 +136,24 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     )
     lines.append(_resources(config, runtime, math.ceil(longest / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS))
     return "\n".join(lines)
+
+
+def _judge_line(
+    judging: Judging, examples: list[Example], store: Store, stages: Mapping[str, Stage], response_tokens: int
+) -> str:
+    """How often the judge would be asked, and what that would cost."""
+    if store.status(stages["judgements"]) == "cached":
+        return "judge: every reply is cached"
+    responses = {phase: store.find(stages[f"{phase}_responses"]) for phase in ("before", "after")}
+    found = {phase: artefact for phase, artefact in responses.items() if artefact is not None}
+    texts = response_texts(found) if len(found) == len(responses) else None
+    work = estimate_judging(judging, examples, texts, response_tokens)
+    cost = "its prices are not set" if work.cost is None else f"cost about {work.cost:.2f} at most"
+    cached = f", {work.requests - work.missing} of them cached" if texts is not None else " at most"
+    return (
+        f"judge: {judging.judge.backend.description}, {judging.kind_name}, {work.requests} requests{cached}; about "
+        f"{work.input_tokens} tokens in and {work.output_tokens} out at most, {cost}"
+    )
 
 
 def estimate_work(config: Config, train: list[Example], evaluation: list[Example]) -> dict[str, Work]:

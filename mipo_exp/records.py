@@ -164,6 +164,25 @@ class HarnessSample:
     metrics: str
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """One verdict of the judge. `subject` is whose response it is of (`before`, `after`), or `pair`.
+
+    `item` is which of the example's judgements: the order of a pair, the number of a rubric, the name of a check.
+    `verdict` is null where none could be read; `reply` is what the judge wrote, null where it refused (`refusal` says
+    why) or did not have to be asked.
+    """
+
+    example: str
+    subject: str
+    item: str
+    verdict: str | None
+    reply: str | None
+    refusal: str | None
+    input_tokens: int
+    output_tokens: int
+
+
 Row = TypeVar("Row")
 
 _ARROW: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}

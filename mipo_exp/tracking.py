@@ -83,7 +83,8 @@ class JsonlTracker:
     """One JSON object a line, on disk as soon as it is logged; what is not finite is written as null.
 
     Training rows are `{"time", "step", NAME: value}`; the final ones are `{"time", "phase": "before" | "after" |
-    "delta", NAME: mean, NAME/ci_low, NAME/ci_high}`.
+    "delta", NAME: mean, NAME/ci_low, NAME/ci_high}`, and `{"time", "phase": "missing", "part", "why"}` for each part
+    that an incomplete run lacks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,6 +101,8 @@ class JsonlTracker:
         for phase in PHASES:
             if values := flat_metrics(summary, phase):
                 self._write({"phase": phase, **values})
+        for part, facts in (summary.get("missing") or {}).items():
+            self._write({"phase": "missing", "part": part, "why": facts["why"]})
         self._file.close()
 
     def fail(self, error: str) -> None:
@@ -245,6 +248,8 @@ def _summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
         values.update({f"{phase}/{name}": _plain(value) for name, value in flat_metrics(summary, phase).items()})
     after = (summary.get("metrics") or {}).get("after") or {}
     values.update({name: _plain(entry.get("mean")) for name, entry in after.items()})
+    values.update({f"judge/{name}": value for name, value in (summary.get("judge") or {}).items()})
+    values.update({f"missing/{part}": facts["why"] for part, facts in (summary.get("missing") or {}).items()})
     for group in ("mi", "diversity", "transitions", "counts"):
         numbers = (summary.get(group) or {}).items()
         values.update({f"{group}/{name}": value for name, value in numbers if name != "kinds"})

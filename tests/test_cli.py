@@ -85,7 +85,7 @@ def test_a_sweeper_gets_the_metric_that_the_objective_names(tmp_path: Path, monk
         f"paths.cache={tmp_path / 'cache'}",
         "objective=after/response/tokens",
     )
-    value = run_experiment(parse(raw), resolve(raw), tmp_path, "test")
+    value = run_experiment(parse(raw), resolve(raw), tmp_path, "test").objective
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert value == summary["metrics"]["after"]["response/tokens"]["mean"]
 

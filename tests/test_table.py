@@ -25,6 +25,7 @@ def summary(command: str, run_id: str, after: float, seed: int, **more: Any) -> 
         **{"seed": seed, "data": {}, "mi": {"k": 3}, "error": None, "status": "ok"},
         "resampling": {"samples": 19, "seed": 0, "examples": 4, "clusters": 2, "digest": "d"},
         "stages": {"before_responses": {"key": "b"}},
+        "missing": {},
         "metrics": {"before": {"accuracy": {**value, "mean": 0.2}}, "after": {"accuracy": value}, "delta": {}},
         **more,
     }
@@ -132,6 +133,29 @@ def test_failed_and_older_jobs_are_left_out_and_failed_ones_named(tmp_path: Path
     assert write_table(tmp_path, since=1000.0) is not None
     (panel,) = json.loads((tmp_path / "table.json").read_text())["panels"]
     assert [arm["label"] for arm in panel["arms"]] == ["a=0", "a=1"]
+
+
+def test_what_is_measured_after_training_only_has_an_interval_of_its_own(tmp_path: Path) -> None:
+    """A win rate of 0.6 in one run and of 0.8 in the other; the draws of both lie between 0 and 18 / 18."""
+    for number, rate in enumerate((0.6, 0.8)):
+        content = summary(f"seed={number}", f"r{number}", 0.5, number)
+        content["metrics"]["after"] = {"judge/win_rate": {"mean": rate, "ci95": [0, 1], "n": 4}}
+        path = tmp_path / str(number)
+        path.mkdir()
+        (path / "summary.json").write_text(json.dumps(content))
+        write_draws(path / DRAWS, {"before": {}, "after": {"judge/win_rate": DRAWN / 18}})
+    (panel,) = table(tmp_path)["panels"]
+    assert panel["arms"][0]["metrics"]["judge/win_rate"]["against_before"] is None
+    assert "| `mipo` | 2 | 70.0 ± 14.1 [2.5, 97.5] |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_part_that_a_run_lacks_is_named(tmp_path: Path) -> None:
+    for number in range(2):
+        lacking = {"judge": {"why": "no server", "metrics": []}} if number else {}
+        job(tmp_path, number, summary(f"a={number}", f"r{number}", 0.5, 1, missing=lacking), 0.3)
+    assert table(tmp_path)["missing"] == [
+        {"job": "1", "command": "python -m mipo_exp a=1", "error": "judge: no server"}
+    ]
 
 
 def test_one_run_makes_no_table(tmp_path: Path) -> None:

@@ -43,6 +43,12 @@ class Task(ABC):
         self.config = config
         self.cache = cache
 
+    @property
+    def judging(self) -> str | None:
+        """The kind of LLM judging that suits the task (`pairwise`, `rubric`, `checks`); None where right answers say
+        it all. A task with rubrics or stated preferences in its references sets its own."""
+        return "pairwise" if self.config.family in ("personalization", "open") else None
+
     @abstractmethod
     def prepare(self, download: bool = True) -> str:
         """Make sure that the data is on this machine; cheap once it is.

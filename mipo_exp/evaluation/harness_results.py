@@ -17,7 +17,7 @@ REACH = float(norm.ppf((1 + CONFIDENCE) / 2))
 
 
 @dataclass(frozen=True)
-class Outcome:
+class HarnessOutcome:
     """All results of one model."""
 
     results: Sequence[HarnessResult]
@@ -30,7 +30,7 @@ def metric_name(result: HarnessResult) -> str:
     return name if result.filter == "none" else f"{name}/{result.filter}"
 
 
-def compare_outcomes(before: Outcome | None, after: Outcome | None) -> dict[str, dict[str, Estimate]]:
+def compare_outcomes(before: HarnessOutcome | None, after: HarnessOutcome | None) -> dict[str, dict[str, Estimate]]:
     """Estimates `before`, `after` and their `delta`.
 
     The interval of a model's metric is the normal one of the harness's standard error. That of a difference is paired

@@ -10,12 +10,15 @@ from typing import Literal
 # Keeps the sign with its number where a line breaks.
 PERCENT = "\N{NO-BREAK SPACE}%"
 
-Unit = Literal["nats", "nats per token", "proportion", "tokens", "score"]
+Unit = Literal["nats", "nats per token", "proportion", "tokens", "characters", "score"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One line of the table. `direction`: 1 higher is better, -1 lower is better, 0 neither."""
+    """One line of the table. `direction`: 1 higher is better, -1 lower is better, 0 neither.
+
+    `neutral` is the value that says "no difference", for a metric of one side against the other, which has no change.
+    """
 
     name: str
     label: str
@@ -23,6 +26,7 @@ class Metric:
     unit: Unit
     direction: int
     explanation: str
+    neutral: float | None = None
 
 
 def _mutual_information(scorer: str, words: str) -> list[Metric]:
@@ -81,7 +85,7 @@ HARNESS_SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_matc
 HARNESS_HIGHER = ("f1", "mcc", "bleu", "chrf", "likelihood", "rouge1", "rouge2", "rougeL")
 HARNESS_LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
 
-_QUALITY, _RESPONSES, _DIVERSITY = "Task quality", "Responses", "Diversity"
+_QUALITY, _JUDGE, _RESPONSES, _DIVERSITY = "Task quality", "LLM judge", "Responses", "Diversity"
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -148,6 +152,74 @@ METRICS: dict[str, Metric] = {
             1,
             "F1 of the longest common subsequence of words with the reference, from 0 to 1.",
         ),
+        Metric(
+            "judge/win_rate",
+            "Win rate against before",
+            _JUDGE,
+            "proportion",
+            1,
+            "Share of examples for which the judge prefers the response after training to the one before, ties counted "
+            "half. It sees both orders; where they disagree, it is a tie. 50 % is no difference.",
+            0.5,
+        ),
+        Metric(
+            "judge/length_controlled_win_rate",
+            "Win rate, length-controlled",
+            _JUDGE,
+            "proportion",
+            1,
+            "The win rate that a logistic regression on the difference in length predicts for responses of equal "
+            "length, as in AlpacaEval 2. 50 % is no difference.",
+            0.5,
+        ),
+        Metric(
+            "judge/position_consistency",
+            "Same verdict in both orders",
+            _JUDGE,
+            "proportion",
+            1,
+            "Share of the examples with two readable verdicts for which they agree: how little the judge minds the "
+            "order. It says something about the judge, not about the responses.",
+        ),
+        Metric(
+            "judge/score",
+            "Judge's score",
+            _JUDGE,
+            "score",
+            1,
+            "Mean score from 1 to 5, over the rubrics of an example, then over examples.",
+        ),
+        Metric(
+            "judge/accuracy",
+            "Preference followed",
+            _JUDGE,
+            "proportion",
+            1,
+            "Share of responses without an error, as in PrefEval: they help, and do not violate the preference.",
+        ),
+        *(
+            Metric(f"judge/{check}", label, _JUDGE, "proportion", direction, f"Share of responses that {words}.")
+            for check, label, direction, words in (
+                ("acknowledge", "Preference stated", 0, "say what the user prefers"),
+                ("violate", "Preference violated", -1, "go against the preference"),
+                ("hallucinate", "Preference made up", -1, "state a preference that is not the user's"),
+                ("helpful", "Helpful", 1, "help with the request"),
+                ("error/unhelpful", "Error: unhelpful", -1, "do not help"),
+                ("error/inconsistent", "Error: inconsistent", -1, "state the preference rightly and violate it"),
+                ("error/hallucinated_violation", "Error: hallucinated", -1, "state another preference and violate it"),
+                ("error/unaware_violation", "Error: unaware", -1, "violate the preference and do not mention it"),
+            )
+        ),
+        Metric(
+            "judge/parse_failure_rate",
+            "Verdicts not found",
+            _JUDGE,
+            "proportion",
+            -1,
+            "Share of the judge's replies without a verdict that can be read, refusals among them; the other "
+            "metrics leave them out.",
+        ),
+        Metric("judge/characters", "Length judged", _JUDGE, "characters", 0, "Mean characters of a response."),
         Metric("response/tokens", "Response length", _RESPONSES, "tokens", 0, "Mean number of tokens of a response."),
         Metric(
             "response/truncated_rate",
@@ -244,7 +316,7 @@ def written(metric: Metric, value: float | None, *, signed: bool = False) -> str
     """
     if value is None or not math.isfinite(value):
         return "–"
-    scaled, digits = value, {"nats": 2, "nats per token": 4, "tokens": 1}.get(metric.unit, 3)
+    scaled, digits = value, {"nats": 2, "nats per token": 4, "tokens": 1, "characters": 1}.get(metric.unit, 3)
     if metric.unit == "proportion":
         scaled, digits = 100 * value, 1
     rounded = round(scaled, digits) + 0.0  # no −0

@@ -16,10 +16,13 @@ from markupsafe import Markup
 
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.reporting import changes, plots
+from mipo_exp.reporting.facts import items, judge_facts, missing_parts, number, run_facts, stages
 from mipo_exp.reporting.metrics import METRICS, PERCENT, Metric, describe, written
 
 # Longer texts are cut in the page; the tables in the cache have them whole.
 MAX_TEXT_CHARACTERS = 12_000
+# The first of these that a run has is a headline.
+JUDGE_CARDS = ("judge/win_rate", "judge/score", "judge/accuracy")
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,22 @@ def write_report(
         title=" · ".join(str(summary[key]) for key in ("task", "model", "method") if summary.get(key)) or "MIPO run",
         status=summary.get("status"),
         error=summary.get("error"),
-        facts=_facts(summary),
+        missing=missing_parts(summary),
+        facts=run_facts(summary),
         command=summary.get("command"),
         cards=_cards(summary),
         groups=groups,
         set_facts=_set_facts(summary),
         transitions=changes.transitions(summary.get("transitions")),
         answering=changes.answering(summary.get("transitions"), groups),
+        judge_facts=judge_facts(summary),
         figures=_result_figures(summary),
         training=_training_figures(history),
         length_figure=_length_figure(lengths),
-        stages=_stages(summary),
-        counts=_items(summary.get("counts")),
-        versions=_items(summary.get("versions")),
-        paths=_items(summary.get("paths")),
+        stages=stages(summary),
+        counts=items(summary.get("counts")),
+        versions=items(summary.get("versions")),
+        paths=items(summary.get("paths")),
         samples=[_sample(sample) for sample in samples],
         log_k=_ceiling(summary),
     )
@@ -93,20 +98,13 @@ def write_report(
     os.replace(draft, path)
 
 
-def _number(value: Any) -> float | None:
-    """The value as a finite float, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
 def _interval(summary: Mapping[str, Any], phase: str, name: str) -> plots.Interval | None:
     entry = ((summary.get("metrics") or {}).get(phase) or {}).get(name)
-    mean = _number((entry or {}).get("mean"))
+    mean = number((entry or {}).get("mean"))
     if mean is None:
         return None
     low, high = (*((entry or {}).get("ci95") or ()), None, None)[:2]
-    return plots.Interval(mean, _number(low), _number(high))
+    return plots.Interval(mean, number(low), number(high))
 
 
 def _names(summary: Mapping[str, Any]) -> list[str]:
@@ -118,17 +116,8 @@ def _names(summary: Mapping[str, Any]) -> list[str]:
 
 def _ceiling(summary: Mapping[str, Any]) -> tuple[int, float] | None:
     """K and log K (nats)."""
-    k = _number((summary.get("mi") or {}).get("k"))
+    k = number((summary.get("mi") or {}).get("k"))
     return (int(k), math.log(k)) if k is not None and k >= 2 else None
-
-
-def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    keys = ("model", "task", "method", "negatives", "seed", "device", "run_id", "git", "date", "created", "finished")
-    return [(key.replace("_", " "), str(summary[key])) for key in keys if summary.get(key) is not None]
-
-
-def _items(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    return [(key.replace("_", " "), str(value)) for key, value in (values or {}).items()]
 
 
 def _cell(metric: Metric, value: plots.Interval | None, *, signed: bool = False) -> dict[str, str]:
@@ -152,6 +141,14 @@ def _verdict(metric: Metric, delta: plots.Interval | None) -> tuple[str, str]:
     return ("good", "better") if delta.mean * metric.direction > 0 else ("bad", "worse")
 
 
+def _change(metric: Metric, after: plots.Interval | None, delta: plots.Interval | None) -> plots.Interval | None:
+    """What the verdict is about: the paired change, or how far a metric against the other side is from neutral."""
+    if metric.neutral is None or after is None:
+        return delta
+    low, high = (None if bound is None else bound - metric.neutral for bound in (after.low, after.high))
+    return plots.Interval(after.mean - metric.neutral, low, high)
+
+
 def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for name in _names(summary):
@@ -169,7 +166,7 @@ def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "before": _cell(metric, before),
                 "after": _cell(metric, after),
                 "delta": _cell(metric, delta, signed=True),
-                "verdict": _verdict(metric, delta),
+                "verdict": _verdict(metric, _change(metric, after, delta)),
                 "n": entry.get("n"),
             }
         )
@@ -195,7 +192,8 @@ def _cards(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         (name for name in METRICS if describe(name).group == "Task quality" and _interval(summary, "after", name)), None
     )
     cards = []
-    for name in ("mi/base/nats", "mi/base/context_accuracy", quality):
+    judged = next((name for name in JUDGE_CARDS if _interval(summary, "after", name)), None)
+    for name in ("mi/base/nats", "mi/base/context_accuracy", quality, judged):
         after = _interval(summary, "after", name) if name else None
         if name is None or after is None:
             continue
@@ -213,7 +211,7 @@ def _cards(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "label": metric.label,
                 "value": written(metric, after.mean),
                 "unit": unit.strip(),
-                "verdict": _verdict(metric, delta),
+                "verdict": _verdict(metric, _change(metric, after, delta)),
                 "sentence": f"{sentence}.{_against(metric, summary)}",
             }
         )
@@ -227,6 +225,8 @@ def _span(metric: Metric, value: plots.Interval, *, signed: bool = False) -> str
 
 def _against(metric: Metric, summary: Mapping[str, Any]) -> str:
     """What a headline number is to be compared with."""
+    if metric.neutral is not None:
+        return f" {written(metric, metric.neutral)} is no difference to before."
     ceiling = _ceiling(summary)
     if ceiling is None:
         return ""
@@ -315,9 +315,9 @@ def _training_figures(history: Sequence[Mapping[str, float]]) -> list[dict[str, 
 def _curve(history: Sequence[Mapping[str, float]], key: str, name: str, color: str) -> plots.Curve | None:
     points = {}
     for row in history:  # a resumed run may log a step twice: the last row counts
-        step = _number(row.get("step"))
+        step = number(row.get("step"))
         if step is not None and key in row:
-            value = _number(row[key])
+            value = number(row[key])
             points[step] = math.nan if value is None else value
     if all(math.isnan(value) for value in points.values()):
         return None
@@ -344,25 +344,6 @@ def _length_figure(lengths: Mapping[str, Sequence[int]]) -> dict[str, Any] | Non
     return _figure("Response length", plots.lengths(before, after), f"Mean tokens: {', '.join(means)}.")
 
 
-def _stages(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for name, stage in (summary.get("stages") or {}).items():
-        seconds = _number(stage.get("seconds"))
-        cached = stage.get("cached")
-        how = "" if cached is None else ("cached" if cached else "built")
-        rows.append({"name": name, "how": how, "time": _duration(seconds), "key": stage.get("key") or ""})
-    return rows
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _sample(sample: Sample) -> dict[str, Any]:
     nats = METRICS["mi/base/nats"]
     return {
@@ -371,8 +352,8 @@ def _sample(sample: Sample) -> dict[str, Any]:
         "prompt": _cut(sample.prompt),
         "before": _cut(sample.before),
         "after": _cut(sample.after),
-        "pmi_before": written(nats, _number(sample.pmi_before), signed=True),
-        "pmi_after": written(nats, _number(sample.pmi_after), signed=True),
+        "pmi_before": written(nats, number(sample.pmi_before), signed=True),
+        "pmi_after": written(nats, number(sample.pmi_after), signed=True),
     }
 
 

@@ -35,6 +35,7 @@ COLUMNS = (
     *("mi/base/nats", "mi/base/context_accuracy"),
     *("accuracy", "accuracy/strict", "macro_f1", "mae", "rmse", "rouge1", "rougeL", "answer/unparsed_rate"),
     *("options/accuracy", "options/accuracy_norm"),
+    *("judge/win_rate", "judge/length_controlled_win_rate", "judge/score", "judge/accuracy"),
     *("response/tokens", "response/context_overlap", "diversity/self_bleu", "response/kl_to_base"),
 )
 # What a difference from `before` says nothing new about: it is one already.
@@ -144,6 +145,9 @@ def write_table(folder: Path, since: float = 0.0) -> Path | None:
             missing.append({"job": path.parent.name, "command": summary["command"], "error": summary["error"]})
         else:
             runs.append(run)
+            for part, facts in run.summary["missing"].items():
+                command = run.summary["command"]
+                missing.append({"job": path.parent.name, "command": command, "error": f"{part}: {facts['why']}"})
     if len(runs) < 2:
         return None
     panels = [Panel(arms) for arms in group(runs)]
@@ -296,7 +300,8 @@ def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> 
         "Runs: different seeds that are in the mean; ± is the standard deviation over them. In brackets: the paired "
         "difference from `before` (the model before training, with the context in its prompt) and its 95% interval, "
         f"from resampled users (questions where there are none). {CLEAR}: below {ALPHA} after Holm's adjustment over "
-        "all differences of that table. Intervals are of these runs: they do not cover the spread over seeds."
+        "all differences of that table. In square brackets: the 95% interval of what is measured after training only. "
+        "Intervals are of these runs: they do not cover the spread over seeds."
     )
     yield ""
     if missing:
@@ -323,6 +328,9 @@ def _results(panel: Panel) -> Iterable[str]:
             difference = panel.against_before.get((index, metric.name))
             if difference is not None and metric.name not in WITHOUT_TEST:
                 text += f" ({_written(metric, difference)})"
+            elif metric.name not in before and _drawn(arm, "after", metric.name):
+                found = summarize(float(values.mean()), arm.draws("after", metric.name), 0)
+                text += f" [{_number(metric, found.low)}, {_number(metric, found.high)}]"
             cells.append(text)
         yield _row([f"`{arm.label}`", str(len(arm.runs)), *cells])
     yield ""

@@ -1,0 +1,287 @@
+"""The kinds of judging: what is asked about each example, and the verdicts that come back.
+
+A kind is a class and a line in `KINDS`; its name stands in `config.JUDGE_KINDS` and its prompts in `templates.FILES`.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mipo_exp.errors import ConfigError
+from mipo_exp.evaluation.accuracy import Measure
+from mipo_exp.judging.formulas import (
+    CHECK_ERRORS,
+    known_mean,
+    length_controlled,
+    mean_score,
+    pair_outcome,
+    preference_error,
+    share,
+)
+from mipo_exp.judging.judge import RUBRIC_PROMPTS
+from mipo_exp.judging.replies import Messages, Reply
+from mipo_exp.judging.templates import NOTHING_KNOWN, Rubric, Templates, rubric
+from mipo_exp.judging.verdicts import read_choice, read_restatement, read_score, read_yes_no
+from mipo_exp.records import Example, Judgement
+
+Ask = Callable[[Sequence[Messages]], list[Reply]]
+Texts = Mapping[str, Sequence[str]]  # the responses by phase, in the order of the examples
+Measures = dict[str, dict[str, Measure]]  # by phase and metric
+SIDES = ("before", "after")
+
+
+class Kind(ABC):
+    """One kind of judging."""
+
+    prompts: ClassVar[tuple[str, ...]]  # the prompt files that it uses
+    phases: ClassVar[tuple[str, ...]]  # of summary.json in which its main metrics stand
+
+    @abstractmethod
+    def check(self, examples: Sequence[Example], task: str) -> None:
+        """Raise `ConfigError` where the references of these examples lack what the kind needs."""
+
+    @abstractmethod
+    def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
+        """All verdicts on the responses, those that could not be read among them."""
+
+    @abstractmethod
+    def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
+        """The metrics of these verdicts, with a value for each example."""
+
+
+class Pairwise(Kind):
+    """`after` against `before`, in both orders. Equal responses tie without being shown to the judge."""
+
+    prompts = ("pairwise",)
+    phases = ("after",)
+    orders: ClassVar[dict[str, tuple[str, str]]] = {
+        "before_first": ("before", "after"),
+        "after_first": ("after", "before"),
+    }
+
+    def check(self, examples: Sequence[Example], task: str) -> None:
+        """See `Kind.check`: any example will do."""
+
+    def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
+        """See `Kind.judge`."""
+        requests: list[Messages] = []
+        places: list[tuple[int, str]] = []
+        for i, example in enumerate(examples):
+            for order, (first, second) in self.orders.items():
+                if texts["before"][i] != texts["after"][i]:
+                    values = {**_asked(example), "response_a": texts[first][i], "response_b": texts[second][i]}
+                    requests.append(templates.message("pairwise", values))
+                    places.append((i, order))
+        replies = dict(zip(places, ask(requests), strict=True))
+        rows = []
+        for i, example in enumerate(examples):
+            for order, shown in self.orders.items():
+                if (reply := replies.get((i, order))) is None:
+                    rows.append(Judgement(example.id, "pair", order, "tie", None, None, 0, 0))
+                    continue
+                choice = read_choice(reply.text or "")
+                verdict = None if choice is None else {"A": shown[0], "B": shown[1], "C": "tie"}[choice]
+                rows.append(_row(example, "pair", order, verdict, reply))
+        return rows
+
+    def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
+        """See `Kind.measures`."""
+        found = _by_place(judgements)
+        pairs = [[found[example.id, "pair", order] for order in self.orders] for example in examples]
+        outcomes = np.array([pair_outcome(first.verdict, second.verdict) for first, second in pairs])
+        asked = np.array([was_asked(first) for first, _ in pairs])
+        consistent = np.array([float(first.verdict == second.verdict) for first, second in pairs])
+        lengths = {phase: np.array([len(text) for text in texts[phase]], dtype=np.float64) for phase in SIDES}
+        delta = lengths["after"] - lengths["before"]
+        after = {
+            "judge/win_rate": Measure(outcomes, known_mean),
+            "judge/length_controlled_win_rate": Measure(np.stack([outcomes, delta], axis=1), length_controlled),
+            "judge/position_consistency": Measure(
+                np.where(asked & ~np.isnan(outcomes), consistent, np.nan), known_mean
+            ),
+            "judge/parse_failure_rate": _failures(examples, judgements, "pair"),
+        }
+        characters = {phase: {"judge/characters": Measure(lengths[phase], known_mean)} for phase in SIDES}
+        return {"before": characters["before"], "after": {**after, **characters["after"]}}
+
+
+class Rubrics(Kind):
+    """A score from 1 to 5 for every rubric of an example, with its reference answer where there is one."""
+
+    prompts = RUBRIC_PROMPTS
+    phases = SIDES
+
+    def check(self, examples: Sequence[Example], task: str) -> None:
+        """See `Kind.check`: an example without rubrics gets the default one; those that are there must be whole."""
+        for example in examples:
+            _rubrics(example, default=None)
+
+    def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
+        """See `Kind.judge`."""
+        requests: list[Messages] = []
+        places: list[tuple[Example, str, str]] = []
+        for phase in SIDES:
+            for i, example in enumerate(examples):
+                answer = json.loads(example.reference).get("reference_answer")
+                values = {**_asked(example), "response": texts[phase][i], "reference_answer": answer or ""}
+                for number, item in enumerate(_rubrics(example, templates.default_rubric)):
+                    scale = {"criteria": item.criteria, "score_descriptions": item.scale}
+                    requests.append(templates.message("rubric_reference" if answer else "rubric", {**values, **scale}))
+                    places.append((example, phase, str(number)))
+        rows = []
+        for place, reply in zip(places, ask(requests), strict=True):
+            score = read_score(reply.text or "")
+            rows.append(_row(*place, None if score is None else str(score), reply))
+        return rows
+
+    def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
+        """See `Kind.measures`."""
+        scores: dict[tuple[str, str], list[int | None]] = {}
+        for row in judgements:
+            verdict = None if row.verdict is None else int(row.verdict)
+            scores.setdefault((row.example, row.subject), []).append(verdict)
+        return {
+            phase: {
+                "judge/score": Measure(np.array([mean_score(scores[e.id, phase]) for e in examples]), known_mean),
+                "judge/parse_failure_rate": _failures(examples, judgements, phase),
+            }
+            for phase in SIDES
+        }
+
+
+class Checks(Kind):
+    """PrefEval's four questions about a response and a stated preference.
+
+    Whether the preference is hallucinated is asked of the words that `acknowledge` quotes, and only where there are
+    some: PrefEval reads the answer only then.
+    """
+
+    prompts = ("check_acknowledge", "check_violate", "check_hallucinate", "check_helpful")
+    phases = SIDES
+
+    def check(self, examples: Sequence[Example], task: str) -> None:
+        """See `Kind.check`."""
+        for example in examples:
+            if not isinstance(json.loads(example.reference).get("preference"), str):
+                raise ConfigError(
+                    f"judge.kind=checks needs the preference that each example states, and task={task} has none "
+                    f"(example {example.id}); use judge.kind=pairwise or rubric"
+                )
+
+    def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
+        """See `Kind.judge`."""
+        places = [(example, phase, texts[phase][i]) for phase in SIDES for i, example in enumerate(examples)]
+        asked = [{**_asked(example), **_preference(example), "response": text} for example, _, text in places]
+        first = ("acknowledge", "violate", "helpful")
+        requests = [templates.message(f"check_{check}", values) for check in first for values in asked]
+        replies = ask(requests)
+        of = {check: replies[n * len(places) : (n + 1) * len(places)] for n, check in enumerate(first)}
+        stating = [i for i, reply in enumerate(of["acknowledge"]) if read_yes_no(reply.text or "")]
+        stated = [read_restatement(of["acknowledge"][i].text or "") for i in stating]
+        again = [
+            templates.message("check_hallucinate", {**asked[i], "restatement": words})
+            for i, words in zip(stating, stated, strict=True)
+        ]
+        rows = [
+            _row(example, phase, check, _word(read_yes_no(reply.text or "")), reply)
+            for check in first
+            for (example, phase, _), reply in zip(places, of[check], strict=True)
+        ]
+        for i, reply in zip(stating, ask(again), strict=True):
+            rows.append(_row(*places[i][:2], "hallucinate", _word(read_yes_no(reply.text or "")), reply))
+        return rows
+
+    def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
+        """See `Kind.measures`."""
+        found = _by_place(judgements)
+        measures: Measures = {}
+        for phase in SIDES:
+            answers: dict[str, list[bool | None]] = {
+                check: [_yes(found.get((example.id, phase, check))) for example in examples]
+                for check in ("acknowledge", "violate", "hallucinate", "helpful")
+            }
+            results = [preference_error(*row) for row in zip(*answers.values(), strict=True)]
+            # Of all responses: one that states no preference hallucinates none.
+            answers["hallucinate"] = [
+                False if stated is False else answer
+                for stated, answer in zip(answers["acknowledge"], answers["hallucinate"], strict=True)
+            ]
+            rates = {f"judge/{check}": _rate(values) for check, values in answers.items()}
+            # Not known: whether there is an error, or of which kind it is.
+            known = [kind is not None or right == 1.0 for right, kind in results]
+            errors = {
+                f"judge/error/{name}": _rate(
+                    [kind == name if clear else None for (_, kind), clear in zip(results, known, strict=True)]
+                )
+                for name in CHECK_ERRORS
+            }
+            measures[phase] = {
+                "judge/accuracy": Measure(np.array([right for right, _ in results]), known_mean),
+                **rates,
+                **errors,
+                "judge/parse_failure_rate": _failures(examples, judgements, phase),
+            }
+        return measures
+
+
+def _asked(example: Example) -> dict[str, str]:
+    return {"context": NOTHING_KNOWN if example.context is None else example.context, "prompt": example.prompt}
+
+
+def _preference(example: Example) -> dict[str, str]:
+    reference = json.loads(example.reference)
+    return {"preference": reference["preference"], "explanation": str(reference.get("explanation") or "")}
+
+
+def _rubrics(example: Example, default: Rubric | None) -> list[Rubric]:
+    """The rubrics of an example's reference; the default where it has none."""
+    given: Any = json.loads(example.reference).get("rubrics")
+    if not given:
+        return [] if default is None else [default]
+    if not isinstance(given, list):
+        raise ConfigError(f"example {example.id}: the rubrics of its reference are not a list")
+    return [
+        rubric(item, f"example {example.id}: rubric {number} of its reference") for number, item in enumerate(given)
+    ]
+
+
+def _row(example: Example, subject: str, item: str, verdict: str | None, reply: Reply) -> Judgement:
+    tokens = reply.input_tokens, reply.output_tokens
+    return Judgement(example.id, subject, item, verdict, reply.text, reply.refusal, *tokens)
+
+
+def _by_place(judgements: Sequence[Judgement]) -> dict[tuple[str, str, str], Judgement]:
+    return {(row.example, row.subject, row.item): row for row in judgements}
+
+
+def was_asked(row: Judgement) -> bool:
+    """Whether the judge was asked for it; equal responses tie by themselves."""
+    return row.reply is not None or row.refusal is not None
+
+
+def _failures(examples: Sequence[Example], judgements: Sequence[Judgement], subject: str) -> Measure:
+    """The share of the verdicts that could not be read: by example, how many and of how many."""
+    counts = {example.id: [0.0, 0.0] for example in examples}
+    for row in judgements:
+        if row.subject == subject and was_asked(row):
+            counts[row.example][0] += row.verdict is None
+            counts[row.example][1] += 1
+    return Measure(np.array(list(counts.values())), share)
+
+
+def _word(answer: bool | None) -> str | None:
+    return None if answer is None else ("yes" if answer else "no")
+
+
+def _yes(row: Judgement | None) -> bool | None:
+    return None if row is None or row.verdict is None else row.verdict == "yes"
+
+
+def _rate(flags: Sequence[bool | None]) -> Measure:
+    return Measure(np.array([np.nan if flag is None else float(flag) for flag in flags]), known_mean)
+
+
+KINDS: dict[str, Kind] = {"pairwise": Pairwise(), "rubric": Rubrics(), "checks": Checks()}

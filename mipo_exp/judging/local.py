@@ -1,0 +1,74 @@
+"""A judge in this process: a local model, sampled by the package's own engine."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mipo_exp.config import EngineConfig, LocalJudgeConfig, SamplingConfig
+from mipo_exp.errors import JudgeError
+from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
+from mipo_exp.judging.judge import Keep
+from mipo_exp.judging.replies import Messages, Reply
+from mipo_exp.runtime import Runtime
+from mipo_exp.store import digest
+
+
+class Local:
+    """Answers in batches of similar length.
+
+    Args:
+        config: checked.
+        engine: the limits of a batch.
+        runtime: of the judge's own model.
+    """
+
+    shared = False
+
+    def __init__(self, config: LocalJudgeConfig, engine: EngineConfig, runtime: Runtime) -> None:
+        self.config, self.engine = config, engine
+        self.runtime: Runtime | None = runtime
+        self._model = runtime
+        self.identity: Mapping[str, Any] = {
+            "runtime": runtime.identity,
+            "max_tokens": config.max_tokens,
+            "temperature": config.temperature,
+        }
+        self.description = runtime.source.description
+
+    def answer(self, requests: Sequence[Messages], keep: Keep) -> None:
+        """See `Backend.answer`."""
+        import torch
+
+        config, renderer = self.config, self._model.renderer
+        prompts = [renderer.prompt_ids(request) for request in requests]
+        limit = self._model.max_positions
+        fitting = []
+        for index, ids in enumerate(prompts):
+            if limit is not None and len(ids) + config.max_tokens > limit:
+                said = (
+                    f"the prompt has {len(ids)} tokens, and with judge.max_tokens={config.max_tokens} it does not fit "
+                )
+                keep(index, Reply(None, 0, 0, f"{said}into the judge's {limit} positions"))
+            else:
+                fitting.append(index)
+        sampling = SamplingConfig(config.temperature, top_p=1.0, top_k=0, max_new_tokens=config.max_tokens)
+        for batch in plan_batches([prompts[i] for i in fitting], self.engine, config.max_tokens):
+            rows = [fitting[i] for i in batch]
+            seed = batch_seed(0, "judge", int(digest([list(requests[i]) for i in rows])[:8], 16))
+            stops, pad = renderer.stop_ids, renderer.pad_id
+            try:
+                sampled = sample_batch(self._model.model(), [prompts[i] for i in rows], sampling, stops, pad, seed)
+            except torch.OutOfMemoryError as error:
+                raise JudgeError(
+                    f"the judge {self.description} has no memory for a batch ({error}); lower engine.batch_tokens or "
+                    "judge.max_tokens"
+                ) from error
+            for index, item in zip(rows, sampled, strict=True):
+                keep(index, Reply(renderer.text(item.token_ids), len(prompts[index]), len(item.token_ids)))
+
+    def cost(self, input_tokens: int, output_tokens: int) -> float | None:
+        """See `Backend.cost`: a local model has no price."""
+        return None
+
+    def release(self) -> None:
+        """See `Backend.release`."""
+        self._model.release()
