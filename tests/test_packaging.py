@@ -68,7 +68,8 @@ def test_every_direct_dependency_is_pinned_to_a_version_that_pyproject_allows() 
         canonicalize_name(pin.name): next(iter(pin.specifier)).version
         for pin in (Requirement(line) for line in lines if line and not line.startswith("#"))
     }
-    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["dev"], *extras["eval"]]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)], prereleases=True), text
 

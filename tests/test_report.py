@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mipo_exp.evaluation.error_kinds import transitions
+from mipo_exp.evaluation.error_kinds import answering_and_knowing, transitions
 from mipo_exp.reporting import plots
 from mipo_exp.reporting.metrics import METRICS, PERCENT, describe, written
 from mipo_exp.reporting.report import MAX_TEXT_CHARACTERS, Sample, write_report
@@ -225,6 +225,59 @@ def test_what_changed_is_a_table_where_the_run_has_it(tmp_path: Path) -> None:
     assert rows["all"] == ["3", "1", "0", "1", "1", "0", "6"]
     _, page = render(tmp_path, summary())
     assert "What changed" not in page.text
+
+
+def changed(accuracy: float, ranked: float) -> dict[str, Any]:
+    """A run whose accuracies have moved by these, ±0.1."""
+    of = summary()
+    of["metrics"]["delta"]["accuracy"] = interval(accuracy)
+    of["metrics"]["delta"]["options/accuracy"] = interval(ranked)
+    return of
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "ranked", "reading"),
+    [
+        (0.2, 0.0, "what improved is answering, not knowing"),
+        (0.2, 0.2, "it also ranks the options better"),
+        (0.2, -0.2, "what improved is answering, and knowing was lost"),
+        (0.0, 0.2, "what was learned does not reach the answers"),
+        (0.0, 0.0, "Neither generated answers nor the likeliest option show a clear change"),
+        (0.0, -0.2, "although generated answers show no clear change"),
+        (-0.2, 0.0, "what was lost is answering, not knowing"),
+        (-0.2, 0.2, "what was lost is answering."),
+        (-0.2, -0.2, "are both right less often"),
+    ],
+)
+def test_page_says_whether_answering_or_knowing_changed(
+    accuracy: float, ranked: float, reading: str, tmp_path: Path
+) -> None:
+    _, page = render(tmp_path, changed(accuracy, ranked))
+    assert reading in page.text
+
+
+def test_generated_answers_and_likeliest_options_stand_side_by_side(tmp_path: Path) -> None:
+    before, after = ["no_answer", "no_answer", "right"], ["right", "right", "right"]
+    crossed = answering_and_knowing(before, after, [True, False, True], [True, True, True])
+    of = changed(0.2, 0.0) | {"transitions": {**transitions(before, after), "options": crossed}}
+    html, page = render(tmp_path, of)
+    section = html[html.index('id="answering"') : html.index("Where “wrong → right” rows")]
+    rows = {
+        name: re.findall(r'<td class="num">(\d+)</td>', row)
+        for name, row in re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', section)
+    }
+    # columns: the likeliest option right → right, right → wrong, wrong → right, wrong → wrong, all
+    assert rows["wrong → right"] == ["1", "0", "1", "0", "2"]
+    assert rows["all"] == ["2", "0", "1", "0", "3"]
+    assert {"Accuracy", "Likeliest option", "Likeliest option, by length"} <= set(rows)
+    assert "+20.0" in section
+    del of["metrics"]["delta"]["options/accuracy"]
+    _, page = render(tmp_path, of)
+    assert "answering, not knowing" not in page.text, "without intervals nothing is claimed"
+    for phase in of["metrics"].values():
+        phase.pop("options/accuracy", None)
+    _, page = render(tmp_path, of)
+    assert "Answering and knowing" not in page.text
 
 
 def test_page_says_how_many_responses_diversity_compares(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ READINGS = {
         "good",
     ): "Generated answers are right less often although the likeliest option is right more often: what was "
     "lost is answering.",
+    ("none", "bad"): "The likeliest option is right less often, although generated answers show no clear change.",
     ("none", "none"): "Neither generated answers nor the likeliest option show a clear change.",
 }
 
