@@ -444,7 +444,7 @@ def test_a_wrong_value_is_named_with_the_way_out(overrides: list[str], message: 
     ("overrides", "message"),
     [
         (
-            ["method=mi_rl", "method.k=100"],
+            ["method=mi_rl", "method.estimator=infonce", "method.k=100"],
             r"method\.k=100 needs 99 contexts .* training example.*task\.train_examples",
         ),
         (
