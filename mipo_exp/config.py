@@ -259,6 +259,11 @@ class RlvrConfig(OnPolicyConfig):
 
 
 @dataclass(frozen=True)
+class RlaifConfig(OnPolicyConfig):
+    """The reward is the score of the judge group's judge."""
+
+
+@dataclass(frozen=True)
 class MiRlConfig(OnPolicyConfig):
     estimator: str = bounded(choices=("infonce", "own_marginal", "identification"))
     k: int = bounded(at_least=2)
@@ -424,6 +429,7 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
     "infonce": InfonceConfig,
     "sami": SamiConfig,
     "rlvr": RlvrConfig,
+    "rlaif": RlaifConfig,
     "mi_rl": MiRlConfig,
     "base": PromptedConfig,
     "prompted": PromptedConfig,

@@ -16,7 +16,7 @@ from typing import Any
 
 from mipo_exp import tracking
 from mipo_exp.checks import check_examples, check_extra, check_harness
-from mipo_exp.config import Config
+from mipo_exp.config import Config, RlaifConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, StorageError, UserError, gib
@@ -97,7 +97,7 @@ def prepare(config: Config, output: Path) -> Prepared:
         run.fetch_model(runtime)
         examples = declare_examples(config, task, data, runtime)
         _fetch_examples(run, examples, config, task)
-    stages = declare(config, runtime, examples, encoder, harness)
+    stages = declare(config, runtime, examples, encoder, harness, judging)
     check_harness(harness, [store.status(stage) for name, stage in stages.items() if stage.name == "harness"], True)
     judgements = None if judging is None else declare_judgements(judging, examples, stages)
     return Prepared(config, output, store, run, task, runtime, examples, stages, judging, judgements)
@@ -150,6 +150,10 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
         _track_training(tracker, row)
 
     runtime.on_training_log = follow
+    if isinstance(config.method, RlaifConfig) and prepared.judging is not None:
+        asked = prepared.judging.judge.backend.runtime
+        if asked is not None and prepared.store.status(prepared.stages["adapter"]) != "cached":
+            run.fetch_model(asked, "judge_model")
     for name, stage in prepared.stages.items():
         run.fetch(name, stage)
     runtime.release()

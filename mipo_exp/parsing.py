@@ -24,11 +24,13 @@ from mipo_exp.config import (
     METHOD_CONFIGS,
     STRATEGIES,
     TASK_CONFIGS,
+    AskedJudgeConfig,
     Config,
     MipoConfig,
     MiRlConfig,
     NegativesConfig,
     OnPolicyConfig,
+    RlaifConfig,
     TaskConfig,
 )
 from mipo_exp.errors import ConfigError
@@ -183,6 +185,10 @@ def _check_method(config: Config) -> None:
 
 
 def _check_on_policy(config: Config, method: OnPolicyConfig) -> None:
+    if isinstance(method, RlaifConfig) and not isinstance(config.judge, AskedJudgeConfig):
+        raise ConfigError(
+            "method=rlaif learns from a judge's scores, and judge=none asks nobody; use judge=endpoint or judge=local"
+        )
     if config.sampling.temperature == 0:
         raise ConfigError(
             f"sampling.temperature=0 gives the same response to a prompt every time, and method={method.name} compares "

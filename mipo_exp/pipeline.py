@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp import conversion
-from mipo_exp.config import Config, MethodConfig, PromptedConfig, TrainsOn
+from mipo_exp.config import Config, MethodConfig, PromptedConfig, RlaifConfig, TrainsOn
 from mipo_exp.data.base import Task
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
+from mipo_exp.judging.judge import RUBRIC_PROMPTS
 from mipo_exp.judging.stage import Judging, judge_responses
 from mipo_exp.pairs import build_pairs
 from mipo_exp.records import Example
@@ -111,9 +112,10 @@ def declare(
     examples: Stage,
     encoder: Encoder | None = None,
     harness: Harness | None = None,
+    judging: Judging | None = None,
 ) -> dict[str, Stage]:
     """All stages after the examples, in an order in which they can be built. `encoder` finds near negatives; `harness`
-    evaluates on other tasks, where there are any."""
+    evaluates on other tasks, where there are any; `judging` is for methods that learn from a judge's scores."""
 
     def stage(name: str, build: Callable[..., None], inputs: Mapping[str, Stage], **slices: Any) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""
@@ -171,6 +173,7 @@ def declare(
         pairs=filters,
         seed=seed,
         **({"rollout": Rollout(sampling, engine, scoring)} if on == "examples" else {}),
+        **({"judging": judging} if isinstance(config.method, RlaifConfig) else {}),
     )
 
     def responses(of: Mapping[str, Stage], decoding: MethodConfig | None = None) -> Stage:
@@ -236,6 +239,8 @@ def _plain(value: Any) -> Any:
     """A config slice as JSON-like data."""
     if isinstance(value, Encoder):
         return value.fingerprint
+    if isinstance(value, Judging):
+        return value.judge.identity(RUBRIC_PROMPTS)
     if isinstance(value, Harness):
         return value.identity
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value

@@ -99,7 +99,7 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     stages = {
         "examples": examples_stage,
         **({"model": model} if model else {}),
-        **declare(config, runtime, examples_stage, encoder, harness),
+        **declare(config, runtime, examples_stage, encoder, harness, judging),
     }
     if judging is not None:
         stages["judgements"] = declare_judgements(judging, examples_stage, stages)

@@ -282,7 +282,9 @@ def test_every_model_config_is_complete(name: str) -> None:
 @pytest.mark.parametrize("method", yaml_names("method"))
 @pytest.mark.parametrize("engine", yaml_names("engine"))
 def test_every_other_option_runs(tracker: str, method: str, engine: str, experiment: Experiment) -> None:
-    summary, output = experiment(f"tracker={tracker}", f"method={method}", f"engine={engine}", "tracker.mode=offline")
+    judge = ["judge=local", "model@judge.model=tiny", "judge.max_parse_failures=1"] if method == "rlaif" else []
+    options = [f"tracker={tracker}", f"method={method}", f"engine={engine}", *judge]
+    summary, output = experiment(*options, "tracker.mode=offline")
     assert summary["method"] == method
     assert bool(list(output.glob("wandb/offline-run-*"))) == (tracker == "wandb")
 

@@ -53,8 +53,9 @@ class Judge:
         """What verdicts from these prompts depend on: part of the key of a stage that asks."""
         return {"judge": dict(self.backend.identity), "prompts": self.templates.fingerprint(prompts)}
 
-    def ask(self, requests: Sequence[Messages], label: str) -> list[Reply]:
-        """A reply to each request, in their order; equal requests are asked once.
+    def ask(self, requests: Sequence[Messages], label: str | None) -> list[Reply]:
+        """A reply to each request, in their order; equal requests are asked once. `label` names the progress shown,
+        None where it is part of another's.
 
         Raises:
             JudgeError: the judge cannot be reached or stopped replying; what it has replied is kept.
@@ -73,15 +74,17 @@ class Judge:
                 self._ask_for(missing, found, label)
         return [found[digest(list(request))] for request in requests]
 
-    def _ask_for(self, missing: Mapping[str, Messages], found: dict[str, Reply], label: str) -> None:
+    def _ask_for(self, missing: Mapping[str, Messages], found: dict[str, Reply], label: str | None) -> None:
         keys, lock = list(missing), threading.Lock()
-        with Progress(label, len(keys), "tokens") as progress:
+        with contextlib.ExitStack() as stack:
+            progress = None if label is None else stack.enter_context(Progress(label, len(keys), "tokens"))
 
             def keep(index: int, reply: Reply) -> None:
                 self.replies.keep(missing[keys[index]], reply)
                 with lock:
                     found[keys[index]] = reply
-                    progress.advance(1, reply.input_tokens + reply.output_tokens)
+                    if progress is not None:
+                        progress.advance(1, reply.input_tokens + reply.output_tokens)
 
             self.backend.answer(list(missing.values()), keep)
 
@@ -126,5 +129,5 @@ def rate(judge: Judge, items: Sequence[Rated]) -> list[float | None]:
         )
         for item in items
     ]
-    scores = [read_score(reply.text or "") for reply in judge.ask(requests, "rating responses")]
+    scores = [read_score(reply.text or "") for reply in judge.ask(requests, None)]
     return [None if score is None else float(score) for score in scores]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mipo_exp.config import LoraConfig, MethodConfig, PairsConfig, TrainerConfig
 from mipo_exp.errors import ConfigError, UserError
+from mipo_exp.judging.stage import Judging
 from mipo_exp.progress import Progress
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace, file_sha256, write_atomically
@@ -32,6 +33,7 @@ def train_adapter(
     pairs: PairsConfig,
     seed: int,
     rollout: Rollout | None = None,
+    judging: Judging | None = None,
 ) -> None:
     """Train the adapter and write `adapter/` (PEFT's format), `history.json` (the log rows) and `training.json`.
 
@@ -39,6 +41,7 @@ def train_adapter(
 
     Raises:
         ConfigError: nothing trainable, a TRL key that does not exist, or a first loss that is not what it must be.
+        JudgeError: the judge whose scores are the reward cannot be asked; its replies and the checkpoints are kept.
     """
     from transformers import set_seed
 
@@ -47,7 +50,7 @@ def train_adapter(
     runtime.release()
     set_seed(seed)
     with _progress_callback(runtime) as callback:
-        job = Job(work, runtime, method, lora, trainer, pairs, seed, checkpoints, callback, rollout)
+        job = Job(work, runtime, method, lora, trainer, pairs, seed, checkpoints, callback, rollout, judging)
         loop = METHODS[method.name](job)
         model: Any = loop.model
         trainable, total = model.get_nb_trainable_parameters()

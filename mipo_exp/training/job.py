@@ -22,6 +22,7 @@ from mipo_exp.config import (
     TrainerConfig,
 )
 from mipo_exp.errors import ConfigError
+from mipo_exp.judging.stage import Judging
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace
 
@@ -56,7 +57,7 @@ class Rollout:
 @dataclass(frozen=True)
 class Job:
     """One training: the stage's inputs and config slices. `output` is the folder of its checkpoints, `rollout` is
-    there for methods that sample while they train."""
+    there for methods that sample while they train, `judging` for those that ask a judge about the samples."""
 
     work: Workspace
     runtime: Runtime
@@ -68,6 +69,7 @@ class Job:
     output: Path
     callback: Any
     rollout: Rollout | None = None
+    judging: Judging | None = None
 
 
 def training_arguments(

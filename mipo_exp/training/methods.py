@@ -9,6 +9,7 @@ from mipo_exp.training.dpo import build_mipo
 from mipo_exp.training.infonce import build_infonce
 from mipo_exp.training.job import Job
 from mipo_exp.training.mi_rl import build_mi_rl
+from mipo_exp.training.rlaif import build_rlaif
 from mipo_exp.training.rlvr import build_rlvr
 from mipo_exp.training.sami import build_sami
 from mipo_exp.training.sft import build_sft
@@ -25,6 +26,7 @@ METHODS: Mapping[str, Callable[[Job], "Trainer"]] = MappingProxyType(
         "infonce": build_infonce,
         "sami": build_sami,
         "rlvr": build_rlvr,
+        "rlaif": build_rlaif,
         "mi_rl": build_mi_rl,
     }
 )

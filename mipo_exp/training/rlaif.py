@@ -1,0 +1,48 @@
+"""RLAIF: reinforcement learning whose reward is a judge's score of a response, from 1 to 5."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mipo_exp.errors import JudgeError
+from mipo_exp.judging.judge import Rated, rate
+from mipo_exp.judging.stage import Judging
+from mipo_exp.records import Example
+from mipo_exp.training.job import Job
+from mipo_exp.training.on_policy import Reward, build_on_policy
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
+
+
+def build_rlaif(job: Job) -> "GRPOTrainer":
+    """The reward is the score by the judge's default rubric; a response whose score cannot be read has no influence."""
+    if job.judging is None:
+        raise ValueError("method=rlaif asks a judge while it trains and was given none")
+    reward = judged_reward(job.judging)
+    return build_on_policy(job, lambda _: reward)
+
+
+def judged_reward(judging: Judging) -> Reward:
+    """The judge's score of each response, from 1 to 5; None where none could be read.
+
+    The reward raises `JudgeError` where the judge cannot be asked, and where more than `judge.max_parse_failures` of
+    all its replies so far say nothing: a training on the rest would learn from hardly anything.
+    """
+    asked = unread = 0
+
+    def reward(
+        examples: Sequence[Example], token_ids: Sequence[Sequence[int]], texts: Sequence[str]
+    ) -> list[float | None]:
+        nonlocal asked, unread
+        items = [Rated(item.context, item.prompt, text) for item, text in zip(examples, texts, strict=True)]
+        scores = rate(judging.judge, items)
+        asked, unread = asked + len(scores), unread + scores.count(None)
+        if unread > judging.config.max_parse_failures * asked:
+            raise JudgeError(
+                f"method=rlaif: {unread} of {asked} replies of {judging.judge.backend.description} have no score that "
+                f"can be read (judge.max_parse_failures={judging.config.max_parse_failures:g}); use a judge that keeps "
+                "to the form, another prompt (judge.prompts=DIR), or raise judge.max_parse_failures"
+            )
+        return scores
+
+    return reward
