@@ -217,10 +217,9 @@ def _row_tokens(config: Config, prompt: float) -> tuple[float, float]:
     method, trainer = config.method, config.trainer
     responses = trainer.per_device_train_batch_size if method.across_batch else 1
     responses = {"mipo": 2, "softmax_dpo": 1 + config.negatives.k}.get(method.name, responses)
-    share = trainer.share_prompt
-    if isinstance(method, OnPolicyConfig):  # TRL computes the prompt of each response
-        responses, share = method.num_generations, False
-    return prompt if share else responses * prompt, responses * config.sampling.max_new_tokens
+    if isinstance(method, OnPolicyConfig):
+        responses = method.num_generations
+    return prompt if trainer.share_prompt else responses * prompt, responses * config.sampling.max_new_tokens
 
 
 def _resources(config: Config, runtime: Runtime, prompt_tokens: int) -> str:

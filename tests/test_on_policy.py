@@ -331,6 +331,41 @@ def test_a_reference_that_is_not_the_policy_stops_the_training() -> None:
             check_first_kl(kl, dtype)
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_sharing_prompts_gives_trls_loss_metrics_and_gradients(n: int, kind: str, tmp_path: Path) -> None:
+    """Rows in any order, groups that are split, a response that is masked; the adapter is not at its start."""
+    overrides = (f"trainer.per_device_train_batch_size={n}", "method.num_generations=3", "sampling.temperature=0.7")
+    config = composed("+debug=quick", "method=rlvr", f"model.random.model_type={kind}", *overrides)
+    runtime = make_runtime(config, tmp_path / "model")
+    found = []
+    for share in (False, True):
+        trainer = dataclasses.replace(config.trainer, share_prompt=share)
+        one = job(runtime, dataclasses.replace(config, trainer=trainer), tmp_path / str(share), examples(8))
+        loop = build_on_policy(one, of_texts(lambda text: float(len(text))))
+        assert ("arrange" in loop.model.get_base_model().forward.__code__.co_freevars) == share
+        torch.manual_seed(1)
+        for name, weight in loop.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight.data, std=0.05)
+        batch = loop._generate_and_score_completions([loop.train_dataset[i] for i in range(n) for _ in range(3)])
+        order = torch.randperm(3 * n, generator=torch.Generator().manual_seed(0))[: max(2, 3 * n - 2)]
+        batch = {name: value[order] if value.dim() else value for name, value in batch.items()}
+        batch["completion_mask"][1] = 0
+        loop.current_gradient_accumulation_steps = loop._step = 1  # not the first step, where the KL must be 0
+        loss = loop._compute_loss(loop.model, batch)
+        loss.backward()
+        gradients = {name: weight.grad for name, weight in loop.model.named_parameters() if weight.requires_grad}
+        metrics = {name: loop._metrics["train"][name] for name in ("kl", "entropy", "reward")}
+        found.append((float(loss.detach()), metrics, gradients))
+    (loss, metrics, gradients), shared = found
+    assert shared[0] == pytest.approx(loss, abs=1e-5)
+    assert {name: pytest.approx(value, abs=1e-5) for name, value in metrics.items()} == shared[1]
+    assert any(float(gradient.abs().max()) > 1e-4 for gradient in gradients.values()), "nothing to compare"
+    for name, gradient in gradients.items():
+        assert torch.allclose(shared[2][name], gradient, atol=1e-5, rtol=1e-3), name
+
+
 @pytest.mark.parametrize("loss", GRPO_LOSSES)
 def test_every_loss_takes_a_step(loss: str, tiny: Runtime, tmp_path: Path) -> None:
     level = ["method.importance_sampling_level=sequence"] if loss == "luspo" else []
@@ -484,21 +519,21 @@ def test_a_prompt_that_leaves_no_room_is_named(tmp_path: Path) -> None:
 
 def test_the_plan_counts_what_is_sampled_scored_and_trained() -> None:
     """100 characters are 25 tokens, and 25 for the template. 8 prompts of 50 tokens, 4 responses of 10 tokens to each,
-    two epochs: 640 tokens sampled and 8 · 4 · 60 · 2 = 3840 trained; as many for the KL."""
+    two epochs: 640 tokens sampled and 8 · (50 + 40) · 2 = 1440 trained; as many for the KL."""
     rows = [Example(f"e{i}", f"u{i}", f"q{i}", "c" * 50, "x" * 50, "{}") for i in range(8)]
     common = ("task.max_new_tokens=10", "trainer.num_train_epochs=2")
     adapters = {
         name: estimate_work(composed(*common, *overrides), rows, rows)["adapter"]
         for name, overrides in {
             "rlvr": ["method=rlvr"],
-            "without KL": ["method=rlvr", "method.beta=0"],
+            "apart": ["method=rlvr", "method.beta=0", "trainer.share_prompt=false"],
             "twice": ["method=rlvr", "method.num_iterations=2", "trainer.max_steps=8"],
             "marginal": ["method=mi_rl", "method.beta=0"],
             "infonce": ["method=mi_rl", "method.estimator=infonce", "method.k=5"],
         }.items()
     }
-    assert adapters["rlvr"] == Work(sampled=640, scored=3840, trained=3840)
-    assert adapters["without KL"] == Work(sampled=640, scored=0, trained=3840)
-    assert adapters["twice"] == Work(sampled=640, scored=3840, trained=7680)
-    assert adapters["marginal"] == Work(sampled=640, scored=2 * (640 + 2 * 400), trained=3840)
-    assert adapters["infonce"] == Work(sampled=640, scored=3840 + 5 * (640 + 2 * 400), trained=3840)
+    assert adapters["rlvr"] == Work(sampled=640, scored=1440, trained=1440)
+    assert adapters["apart"] == Work(sampled=640, scored=0, trained=8 * 4 * 60 * 2)
+    assert adapters["twice"] == Work(sampled=640, scored=1440, trained=2880)
+    assert adapters["marginal"] == Work(sampled=640, scored=2 * (640 + 2 * 400), trained=1440)
+    assert adapters["infonce"] == Work(sampled=640, scored=1440 + 5 * (640 + 2 * 400), trained=1440)

@@ -13,7 +13,7 @@ from mipo_exp.store import Store, Workspace
 from mipo_exp.training.dpo import make_trainer
 from mipo_exp.training.job import Job
 from mipo_exp.training.layout import IGNORED
-from mipo_exp.training.shared_prompt import arrange, share_prompts
+from mipo_exp.training.shared_prompt import arrange_pairs, share_prompts
 from tests.conftest import composed, make_runtime
 from tests.test_training import train
 
@@ -54,7 +54,7 @@ def step(runtime: Runtime, pairs: list[ScoredPair], tmp_path: Path, shared: bool
     base = dpo.model.get_base_model()
     batch = dpo._prepare_inputs(dpo.data_collator(list(dpo.train_dataset)))
     if shared:
-        share_prompts(base)
+        share_prompts(base, arrange_pairs)
     loss = dpo.compute_loss(dpo.model, batch)
     loss.backward()
     metrics = {name: values[-1] for name, values in dpo._metrics["train"].items()}
@@ -113,8 +113,10 @@ def test_every_way_to_train_equals_trls(overrides: tuple[str, ...], tiny: Runtim
 def test_the_layout_of_a_batch_is_what_its_docstring_says() -> None:
     batch = batch_of([pair(2, 3, 2), pair(4, 1, 3, 11)])
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
-    layout = arrange(batch["input_ids"], batch["attention_mask"], labels)
-    assert layout is not None
+    arranged = arrange_pairs(batch["input_ids"], batch["attention_mask"], labels)
+    assert arranged is not None
+    layout, order = arranged
+    assert order == [0, 1, 2, 3]
     first, second = pair(2, 3, 2), pair(4, 1, 3, 11)
     assert layout.input_ids.tolist() == [
         [0, 0, *first.prompt_ids, *first.chosen_ids[:2], first.rejected_ids[0], 0],
@@ -136,9 +138,9 @@ def test_prompts_that_were_cut_differently_are_not_shared() -> None:
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
     other = batch["input_ids"].clone()
     other[1, 0] += 1
-    assert arrange(other, batch["attention_mask"], labels) is None
+    assert arrange_pairs(other, batch["attention_mask"], labels) is None
     labels[1] = IGNORED
-    assert arrange(batch["input_ids"], batch["attention_mask"], labels) is None
+    assert arrange_pairs(batch["input_ids"], batch["attention_mask"], labels) is None
 
 
 MISTRAL = ("model.random.model_type=mistral", "+model.random.sliding_window=20")

@@ -22,7 +22,7 @@ from mipo_exp.training.job import (
     wrong_targets,
 )
 from mipo_exp.training.layout import can_share, rounding
-from mipo_exp.training.shared_prompt import share_prompts
+from mipo_exp.training.shared_prompt import arrange_pairs, share_prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,7 +95,7 @@ def _share_prompts(dpo: "DPOTrainer", pairs: Sequence[ScoredPair]) -> None:
     possible = can_share(base, max(lengths), [prompt], [sides])
     dpo.model.train()
     if possible:
-        share_prompts(base)
+        share_prompts(base, arrange_pairs)
 
 
 def _dataset(pairs: Sequence[ScoredPair], reference: str) -> "Dataset":

@@ -25,6 +25,8 @@ from mipo_exp.training.job import (
     training_arguments,
     wrong_targets,
 )
+from mipo_exp.training.layout import can_share
+from mipo_exp.training.shared_prompt import arrange_groups, share_prompts
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -101,8 +103,24 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
         raise wrong_targets(job.lora, error) from error
     check_trainable(loop.model, job.lora)
     restore_lora_dropout(loop.model, job.lora)
+    if job.trainer.share_prompt:
+        _share_prompts(loop, prompts, rollout.sampling.max_new_tokens)
     loop.remove_callback(PrinterCallback)
     return loop
+
+
+def _share_prompts(loop: "GRPOTrainer", prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+    """Compute each prompt once for all responses to it, where this architecture allows it; the longest one is tried,
+    with pieces of itself as responses."""
+    import torch
+
+    longest = torch.tensor(max(prompts, key=len), device=loop.args.device)
+    pieces = [longest.repeat(1 + new_tokens // len(longest))[:new_tokens], longest[: (len(longest) + 1) // 2]]
+    base = loop.accelerator.unwrap_model(loop.model).get_base_model()
+    with _evaluating(loop.model):
+        possible = can_share(base, len(longest) + new_tokens, [longest], [pieces])
+    if possible:
+        share_prompts(base, arrange_groups)
 
 
 def _trainer_class(job: Job, rollout: Rollout) -> Any:
