@@ -1,6 +1,5 @@
 """What a task is: where its examples come from, how they are asked, and which scorer reads the answers."""
 
-import dataclasses
 import json
 import random
 from abc import ABC, abstractmethod
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 from mipo_exp.config import TaskConfig
 from mipo_exp.data.overlap import separate
 from mipo_exp.data.rendering import Message
-from mipo_exp.data.splitting import split_rows
+from mipo_exp.data.splitting import named, split_rows
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
 from mipo_exp.store import digest, remembered_sha256
@@ -41,6 +40,12 @@ class Task(ABC):
     def __init__(self, config: TaskConfig, cache: Path) -> None:
         self.config = config
         self.cache = cache
+
+    @property
+    def judging(self) -> str | None:
+        """The kind of LLM judging that suits the responses: `pairwise`, `rubric` or `checks`; None where each has a
+        right answer that the scorer reads."""
+        return "pairwise" if self.config.family in ("personalization", "open") else None
 
     @abstractmethod
     def prepare(self, download: bool = True) -> str:
@@ -148,12 +153,8 @@ class Task(ABC):
         config = self.config
         if not rows:
             raise DataError(f"task={config.name} has no examples; check task.path and docs/tasks.md")
-        sides = split_rows(rows, share, config.seed, config.overlap == "split", config.name, unit)
-        train, test = (
-            [dataclasses.replace(row, id=f"{side}/{row.id}") for row in of]
-            for side, of in zip(("train", "test"), sides, strict=False)
-        )
-        return self.select(train, test, {**notes, "rows_of_both_sides": sides[2]})
+        train, test, dropped = split_rows(rows, share, config.seed, config.overlap == "split", config.name, unit)
+        return self.select(named(train, "train"), named(test, "test"), {**notes, "rows_of_both_sides": dropped})
 
     def draw(self, rows: Sequence[Example], limit: int | None) -> list[Example]:
         """The first `limit` rows of a permutation seeded by `task.seed` (None: all, in the order of the source).

@@ -6,6 +6,7 @@ from typing import Any
 
 from mipo_exp.data.files import WAY_OUT, Record
 from mipo_exp.errors import DataError
+from mipo_exp.records import Example
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,9 @@ def check_contradictions(facts: Iterable[Fact]) -> None:
             f"{fact.where}: the same prompt as in {first.where} with another right answer ({fact.answer[:80]!r}, there "
             f"{first.answer[:80]!r}); correct one, or leave one out"
         )
+
+
+def without_repetitions(examples: Sequence[Example]) -> list[Example]:
+    """The examples without those that repeat another's user, context and prompt."""
+    found = {(example.user, example.context, example.prompt): example for example in reversed(examples)}
+    return list(found.values())[::-1]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mipo_exp.config import CustomConfig
 from mipo_exp.data.base import Examples, Task
-from mipo_exp.data.consistency import Fact, check_contradictions
+from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
 from mipo_exp.data.custom_references import (
     Cells,
     letter_references,
@@ -30,6 +30,7 @@ from mipo_exp.data.downloads import has_all_shards, hub_snapshot
 from mipo_exp.data.files import READERS, Record, read_rows
 from mipo_exp.data.options import choice_fact, options_key, question_text
 from mipo_exp.data.overlap import question_key
+from mipo_exp.data.splitting import named
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.records import Example
 from mipo_exp.store import digest
@@ -90,15 +91,15 @@ class Custom(Task):
         rows, notes = self._rows([record for side in files for record in records[side]])
         check_contradictions(row.fact(self.config.family) for row in rows if row is not None)
         position = 0
-        sides: dict[str, list[Row]] = {}
+        sides: dict[str, list[Example]] = {}
         for side in files:
-            sides[side] = [row for row in rows[position : position + len(records[side])] if row is not None]
+            sides[side] = [row.example for row in rows[position : position + len(records[side])] if row is not None]
             position += len(records[side])
         found = {side: without_repetitions(of) for side, of in sides.items()}
         notes["repeated_rows"] = sum(map(len, sides.values())) - sum(map(len, found.values()))
         if "all" in found:
-            return self.divide([row.example for row in found["all"]], self.config.eval_share, notes)
-        train, test = ([_named(row.example, side) for row in found[side]] for side in SIDES)
+            return self.divide(found["all"], self.config.eval_share, notes)
+        train, test = (named(found[side], side) for side in SIDES)
         return self.select(train, test, notes)
 
     def _read(self, path: Path) -> list[Record]:
@@ -234,14 +235,3 @@ def _side_files(folder: Path, side: str) -> list[Path]:
 
 def _context_user(context: str | None) -> str | None:
     return None if context is None else f"context/{question_key(context)}"
-
-
-def without_repetitions(rows: Sequence[Row]) -> list[Row]:
-    """The rows without those that repeat another in everything."""
-    return list({(row.example.user, row.example.context, row.example.prompt): row for row in reversed(rows)}.values())[
-        ::-1
-    ]
-
-
-def _named(example: Example, side: str) -> Example:
-    return dataclasses.replace(example, id=f"{side}/{example.id}")

@@ -66,6 +66,15 @@ class Record:
         value = self.values.get(field)
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else self.text(field).strip()
 
+    def optional(self, field: str) -> str | None:
+        """The value of `field`, a string; None where it is missing, null or blank.
+
+        Raises:
+            DataError: it is something else.
+        """
+        value = None if self.values.get(field) is None else self.get(field, str)
+        return value if value and value.strip() else None
+
     def child(self, label: str, values: Any) -> "Record":
         """A nested object of this row, as a record of its own.
 

@@ -1,5 +1,6 @@
 """Dividing the rows of data that come as one table into training and evaluation."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
@@ -66,3 +67,8 @@ def _draw(units: Sequence[str], share: float, seed: str, what: str, task: str) -
         )
     count = max(1, min(round(share * len(different)), len(different) - 1))
     return set(random.Random(seed).sample(different, count))
+
+
+def named(examples: Sequence[Example], side: str) -> list[Example]:
+    """The examples with their side's name before their ids."""
+    return [dataclasses.replace(example, id=f"{side}/{example.id}") for example in examples]
