@@ -33,6 +33,11 @@ FAMILIES = ("personalization", "math", "mcq", "open")
 JUDGE_KINDS = ("pairwise", "rubric", "checks")
 # What `task=custom` suggests for its family: leaving the context out needs one.
 FAMILY_NEGATIVES = {"personalization": "no_context"}
+# LaMP's tasks whose main metric is an error (mae), so that less is better.
+LAMP_ERRORS = (3,)
+# The parts of PRISM's survey that a profile may have, and the kinds of its conversations.
+PRISM_PROFILE = ("self_description", "system_string", "stated_prefs", "demographics")
+PRISM_TYPES = ("unguided", "values guided", "controversy guided")
 MMLU_SUBJECTS = (
     *("abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge", "college_biology"),
     *("college_chemistry", "college_computer_science", "college_mathematics", "college_medicine"),
@@ -151,6 +156,58 @@ class ColumnsConfig:
 @dataclass(frozen=True)
 class CustomConfig(TaskConfig):
     columns: ColumnsConfig
+    eval_share: float = bounded(above=0, below=1)
+
+
+@dataclass(frozen=True)
+class HistoryConfig(TaskConfig):
+    """A task whose user contexts are made of what users did before."""
+
+    history: int = bounded(at_least=0)
+    min_history: int = bounded(at_least=0)
+    text_chars: int = bounded(at_least=20)
+    eval_share: float = bounded(above=0, below=1)
+
+
+@dataclass(frozen=True)
+class PrismConfig(HistoryConfig):
+    profile: list[str]
+    conversation_types: list[str]
+
+
+@dataclass(frozen=True)
+class CommunityAlignmentConfig(HistoryConfig):
+    history: int = bounded(at_least=1)
+    min_history: int = bounded(at_least=1)
+    others: int = bounded(at_least=0, at_most=3)
+    languages: list[str] | None
+
+
+@dataclass(frozen=True)
+class MultiBenchConfig(TaskConfig):
+    eval_share: float = bounded(above=0, below=1)
+
+
+@dataclass(frozen=True)
+class AskedConfig:
+    instruction: str | None
+    max_new_tokens: int = bounded(at_least=1)
+
+
+@dataclass(frozen=True)
+class AnswersConfig:
+    """What each way of answering asks for."""
+
+    generation: AskedConfig
+    mcq: AskedConfig
+
+
+@dataclass(frozen=True)
+class PrefevalConfig(TaskConfig):
+    form: str = bounded(choices=("explicit", "implicit_choice", "implicit_persona"))
+    answering: str = bounded(choices=("generation", "mcq"))
+    answers: AnswersConfig
+    split: str = bounded(choices=("topic", "question"))
     eval_share: float = bounded(above=0, below=1)
 
 
@@ -451,5 +508,9 @@ TASK_CONFIGS: dict[str, type[TaskConfig]] = {
     "svamp": TaskConfig,
     "mmlu": MmluConfig,
     "openbookqa": TaskConfig,
+    "prism": PrismConfig,
+    "community_alignment": CommunityAlignmentConfig,
+    "multi_bench": MultiBenchConfig,
+    "prefeval": PrefevalConfig,
     "custom": CustomConfig,
 }

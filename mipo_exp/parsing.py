@@ -22,6 +22,8 @@ from mipo_exp.config import (
     JUDGE_CONFIGS,
     LOSS_TYPES,
     METHOD_CONFIGS,
+    PRISM_PROFILE,
+    PRISM_TYPES,
     STRATEGIES,
     TASK_CONFIGS,
     AskedJudgeConfig,
@@ -30,6 +32,7 @@ from mipo_exp.config import (
     MiRlConfig,
     NegativesConfig,
     OnPolicyConfig,
+    PrismConfig,
     RlaifConfig,
     TaskConfig,
 )
@@ -119,6 +122,10 @@ def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
     """Raise `ConfigError` where `value` is outside the bounds that the schema gives for `key`."""
     if value is None:
         return
+    if isinstance(value, list):
+        for item in value:
+            check_bounds(key, item, bounds)
+        return
     if "choices" in bounds and value not in bounds["choices"]:
         near = difflib.get_close_matches(str(value), bounds["choices"], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? It takes one of " if near else "it takes one of "
@@ -135,6 +142,8 @@ def check_together(config: Config) -> None:
     task = config.task
     _check_negatives(config.negatives, task)
     _check_method(config)
+    if isinstance(task, PrismConfig):
+        _check_prism(task)
     if config.trainer.max_length is not None and config.trainer.reference == "scored":
         raise ConfigError(
             "trainer.max_length cuts the sequences, and the stored reference log-probabilities are of whole ones; "
@@ -213,8 +222,7 @@ def _check_on_policy(config: Config, method: OnPolicyConfig) -> None:
 
 
 def _check_mipo(method: MipoConfig, reference: str) -> None:
-    for loss in method.loss_type:
-        check_bounds("method.loss_type", loss, {"choices": LOSS_TYPES})
+    check_bounds("method.loss_type", method.loss_type, {"choices": LOSS_TYPES})
     if not method.loss_type:
         raise ConfigError(f"method.loss_type is empty; name at least one of {', '.join(LOSS_TYPES)}")
     if method.loss_weights is not None and len(method.loss_weights) != len(method.loss_type):
@@ -247,6 +255,18 @@ def _check_mipo(method: MipoConfig, reference: str) -> None:
     if method.ld_alpha is not None and reference == "scored":
         raise ConfigError(
             "method.ld_alpha reweights tokens, which stored reference sums cannot do; set trainer.reference=live"
+        )
+
+
+def _check_prism(task: PrismConfig) -> None:
+    check_bounds("task.profile", task.profile, {"choices": PRISM_PROFILE})
+    check_bounds("task.conversation_types", task.conversation_types, {"choices": PRISM_TYPES})
+    if not task.conversation_types:
+        raise ConfigError(f"task.conversation_types is empty; name at least one of {', '.join(PRISM_TYPES)}")
+    if not task.profile and min(task.history, task.min_history) == 0:
+        raise ConfigError(
+            "task.profile is empty, so that users without a history would have no context; name a part of the profile "
+            f"({', '.join(PRISM_PROFILE)}), or set task.history and task.min_history to 1 or more"
         )
 
 

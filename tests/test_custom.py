@@ -13,7 +13,8 @@ import pytest
 
 from mipo_exp.config import FAMILIES
 from mipo_exp.data.base import Examples, Task
-from mipo_exp.data.custom import NEEDED, REFUSED, split_rows
+from mipo_exp.data.custom import NEEDED, REFUSED
+from mipo_exp.data.splitting import split_rows
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation.accuracy import SCORERS, measure
@@ -165,7 +166,7 @@ def test_the_hubs_cache_is_searched_for_any_format(tmp_path: Path, monkeypatch: 
     (tmp_path / "default" / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"me/mine@main is not on this machine yet"):
         task.prepare(download=False)
-    monkeypatch.setattr("mipo_exp.data.files.hub_reachable", lambda: True)
+    monkeypatch.setattr("mipo_exp.data.downloads.hub_reachable", lambda: True)
     with pytest.raises(DataError, match=r"task\.hub_id=me/mine@main has no file test\[-_\.\]\* or .*task\.path=DIR"):
         task.prepare(download=True)
 
@@ -351,14 +352,14 @@ def test_rows_of_both_sides_leave_neither_side_empty() -> None:
         return [Example(pair, pair[0], pair[1], f"context {pair[0]}", pair[1], "{}") for pair in pairs]
 
     for seed in range(20):
-        train, test, dropped = split_rows(asked("ax", "bx", "by", "cx", "cz", "ay"), 0.2, seed, apart=True)
+        train, test, dropped = split_rows(asked("ax", "bx", "by", "cx", "cz", "ay"), 0.2, seed, True, "custom")
         assert train
         assert test
         assert len(train) + len(test) + dropped == 6
         assert not {row.question for row in train} & {row.question for row in test}
     with pytest.raises(DataError, match=r"all users have the one prompt 'x'.*task\.overlap=allow"):
-        split_rows(asked("ax", "bx", "cx"), 0.2, 0, apart=True)
-    assert len(split_rows(asked("ax", "bx", "cx"), 0.2, 0, apart=False)[1]) == 1
+        split_rows(asked("ax", "bx", "cx"), 0.2, 0, True, "custom")
+    assert len(split_rows(asked("ax", "bx", "cx"), 0.2, 0, False, "custom")[1]) == 1
 
 
 def test_too_little_to_split_is_said(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mipo_exp.data.tasks import TASKS
 from mipo_exp.records import Example, Negative, Pair, Response, ScoredPair, by_id
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store import Artefact
+from tests import personal_data
 from tests.conftest import Experiment, composed, make_runtime
 
 DATA = Path(os.environ.get("MIPO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -50,6 +51,9 @@ def openbookqa(folder: Path) -> str:
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return f"task.path={folder}"
+
+
+MADE = {"openbookqa": openbookqa, **personal_data.MADE}
 
 
 def artefact(summary: dict[str, Any], stage: str) -> Artefact:
@@ -236,8 +240,8 @@ def test_every_task_runs_with_every_strategy_that_it_can(
         pytest.skip("needs a user context")
     if task == "custom":
         pytest.skip("has no data of its own; test_custom runs it in every family")
-    if task == "openbookqa":
-        overrides.append(openbookqa(tmp_path))
+    if task in MADE:
+        overrides.append(MADE[task](tmp_path))
     if task == "lamp" and strategy == "random_context":
         overrides.append("task.train_examples=null")
     summary, _ = experiment(*overrides, f"negatives={strategy}", "trainer.max_steps=1")

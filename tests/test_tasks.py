@@ -18,7 +18,8 @@ import yaml
 
 from mipo_exp.config import TASK_CONFIGS, TaskConfig
 from mipo_exp.data.base import Examples, Task
-from mipo_exp.data.files import Record, download_json, read_json, read_jsonl
+from mipo_exp.data.downloads import download_json
+from mipo_exp.data.files import Record, read_json, read_jsonl
 from mipo_exp.data.gsm8k import gold_answer
 from mipo_exp.data.overlap import normalise, separate
 from mipo_exp.data.tasks import TASKS, make_task
@@ -306,9 +307,9 @@ def test_bad_lines_are_named_with_a_way_out(tmp_path: Path, content: str | bytes
 def test_missing_files_are_named(tmp_path: Path) -> None:
     gsm8k_folder(tmp_path, json.dumps(GSM8K_ROW))
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(DataError, match=r"has neither test\.jsonl nor test-\*\.parquet"):
+    with pytest.raises(DataError, match=r"has train\.jsonl and lacks test\.jsonl or main/test-\*\.parquet"):
         task("gsm8k", path=str(tmp_path)).prepare(download=False)
-    with pytest.raises(DataError, match=r"has no ARC-Easy-Train\.jsonl"):
+    with pytest.raises(DataError, match=r"has no ARC-Easy/train-\*\.parquet and .*ARC-Easy-Train\.jsonl"):
         task("arc", path=str(tmp_path)).prepare(download=False)
     with pytest.raises(DataError, match=r"does not exist"):
         read_json(tmp_path / "none.json")
@@ -446,7 +447,7 @@ def test_arc_reads_the_hubs_layout_like_the_release(tmp_path: Path) -> None:
         write_parquet(tmp_path / "hub" / "ARC-Easy" / f"{split}-00000-of-00001.parquet", hub_rows)
     assert task("arc", path=str(tmp_path / "hub")).load(None) == release
     assert task("arc", path=str(tmp_path / "hub" / "ARC-Easy")).load(None) == release
-    with pytest.raises(DataError, match=r"has no ARC-Challenge-Train\.jsonl"):
+    with pytest.raises(DataError, match=r"has no ARC-Challenge/train-\*\.parquet .*ARC-Challenge-Train\.jsonl"):
         task("arc", path=str(tmp_path / "hub" / "ARC-Easy"), subset="challenge").prepare(False)
 
 

@@ -6,34 +6,39 @@
 Labels may be 1–4 instead of A–D: options are lettered by position here, and the key is translated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mipo_exp.data.base import reference
-from mipo_exp.data.files import WAY_OUT, Record, check_unique, read_jsonl, read_parquet
-from mipo_exp.data.options import letters, question_text
+from mipo_exp.data.consistency import Fact, check_contradictions, check_unique
+from mipo_exp.data.files import WAY_OUT, Record, read_rows
+from mipo_exp.data.options import choice_fact, letters, question_text
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
 
 
-def read_questions(split: str, paths: Sequence[Path], stem: str) -> list[Example]:
-    """The examples of one split.
+def read_questions(files: Mapping[str, Sequence[Path]], stem: str) -> dict[str, list[Example]]:
+    """The examples of each split.
 
     Args:
-        split: begins their ids.
-        paths: one JSON-lines file of the release, or the hub's parquet shards.
+        files: by split, which begins the examples' ids: one JSON-lines file of the release, or the hub's shards.
         stem: the hub's name of the column with the question.
 
     Raises:
-        DataError: a file is damaged, a field is missing, an id is used twice, or a key is none of its row's labels.
+        DataError: a file is damaged, a field is missing, an id is used twice, a key is none of its row's labels, or two
+            rows give one question with the same options different keys.
     """
-    if paths[0].suffix == ".jsonl":
-        records = read_jsonl(paths[0])
-    else:
-        records = read_parquet(paths, ("id", stem, "choices", "answerKey"))
-    check_unique(records, "id")
-    return [to_example(split, record, stem) for record in records]
+    sides: dict[str, list[Example]] = {}
+    facts: list[Fact] = []
+    for split, paths in files.items():
+        records = read_rows(paths, ("id", stem, "choices", "answerKey"))
+        check_unique(records, "id")
+        sides[split] = [to_example(split, record, stem) for record in records]
+        for record, example in zip(records, sides[split], strict=True):
+            facts.append(choice_fact(record.where, example.question, example.reference))
+    check_contradictions(facts)
+    return sides
 
 
 def to_example(split: str, record: Record, stem: str) -> Example:
@@ -59,7 +64,10 @@ def to_example(split: str, record: Record, stem: str) -> Example:
 
 def _hub_choices(record: Record, stem: str) -> tuple[str, list[str], list[str]]:
     choices = record.child("choices", record.values["choices"])
-    return record.text(stem), *_check(record, choices.get("text", list), choices.get("label", list))
+    options, labels = choices.get("text", list), choices.get("label", list)
+    for index, value in enumerate((*options, *labels)):
+        choices.child(f"item {index}", {"text": value}).text("text")
+    return record.text(stem), *_check(record, options, labels)
 
 
 def _release_choices(record: Record) -> tuple[str, list[str], list[str]]:

@@ -12,6 +12,7 @@ from mipo_exp.config import TaskConfig
 from mipo_exp.data.options import stem_of
 from mipo_exp.data.overlap import separate
 from mipo_exp.data.rendering import Message
+from mipo_exp.data.splitting import named, split_rows
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
 from mipo_exp.store import digest, remembered_sha256
@@ -149,6 +150,24 @@ class Task(ABC):
             "eval_users": len({row.user for row in drawn_eval if row.user is not None}),
         }
         return Examples(drawn_train, drawn_eval, counts)
+
+    def divide(
+        self,
+        rows: Sequence[Example],
+        share: float,
+        notes: Mapping[str, int],
+        unit: Callable[[Example], str] | None = None,
+    ) -> Examples:
+        """Both sides from one table, by users (see `split_rows`), then `select`; ids begin with their side's name.
+
+        Raises:
+            DataError: there are too few users to divide, or `select` refuses.
+        """
+        config = self.config
+        if not rows:
+            raise DataError(f"task={config.name} has no examples; check task.path and docs/tasks.md")
+        train, test, dropped = split_rows(rows, share, config.seed, config.overlap == "split", config.name, unit)
+        return self.select(named(train, "train"), named(test, "test"), {**notes, "rows_of_both_sides": dropped})
 
     def draw(self, rows: Sequence[Example], limit: int | None) -> list[Example]:
         """The first `limit` rows of a permutation seeded by `task.seed` (None: all, in the order of the source).

@@ -11,7 +11,6 @@ no users), or a folder or hub data set with train.* and test.*.
 
 import dataclasses
 import difflib
-import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from mipo_exp.config import CustomConfig
 from mipo_exp.data.base import Examples, Task
+from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
 from mipo_exp.data.custom_references import (
     Cells,
     letter_references,
@@ -26,28 +26,16 @@ from mipo_exp.data.custom_references import (
     number_references,
     option_lists,
 )
-from mipo_exp.data.files import (
-    Record,
-    has_all_shards,
-    hub_snapshot,
-    read_csv,
-    read_json_rows,
-    read_jsonl,
-    read_parquet,
-)
-from mipo_exp.data.options import options_key, question_text
+from mipo_exp.data.downloads import has_all_shards, hub_snapshot
+from mipo_exp.data.files import READERS, Record, read_rows
+from mipo_exp.data.options import choice_fact, options_key, question_text
 from mipo_exp.data.overlap import question_key
+from mipo_exp.data.splitting import named
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.records import Example
 from mipo_exp.store import digest
 
 SIDES = ("train", "test")
-READERS: dict[str, Callable[[Path], list[Record]]] = {
-    ".jsonl": read_jsonl,
-    ".json": read_json_rows,
-    ".csv": read_csv,
-    ".parquet": lambda path: read_parquet([path], None),
-}
 # The columns that each family must have, and those that it has no use for.
 NEEDED = {"personalization": ("context",), "math": ("reference",), "mcq": ("reference", "options"), "open": ()}
 REFUSED = {
@@ -64,6 +52,14 @@ class Row:
 
     example: Example
     where: str
+
+    def fact(self, family: str) -> Fact:
+        """What the row says is right, to this question (in `personalization`: for this user and context)."""
+        one = self.example
+        if family == "mcq":
+            return choice_fact(self.where, one.question, one.reference)
+        user = one.user if family == "personalization" else None
+        return Fact(self.where, (user, one.context, one.question), one.reference)
 
 
 class Custom(Task):
@@ -93,23 +89,18 @@ class Custom(Task):
         files = self._files(download=False)
         records = {side: [one for path in paths for one in self._read(path)] for side, paths in files.items()}
         rows, notes = self._rows([record for side in files for record in records[side]])
-        check_contradictions(rows, by_user=self.config.family == "personalization")
+        check_contradictions(row.fact(self.config.family) for row in rows if row is not None)
         position = 0
-        sides: dict[str, list[Row]] = {}
+        sides: dict[str, list[Example]] = {}
         for side in files:
-            sides[side] = [row for row in rows[position : position + len(records[side])] if row is not None]
+            sides[side] = [row.example for row in rows[position : position + len(records[side])] if row is not None]
             position += len(records[side])
         found = {side: without_repetitions(of) for side, of in sides.items()}
         notes["repeated_rows"] = sum(map(len, sides.values())) - sum(map(len, found.values()))
         if "all" in found:
-            config = self.config
-            train, test, crossed = split_rows(
-                [row.example for row in found["all"]], config.eval_share, config.seed, config.overlap == "split"
-            )
-            notes["rows_of_both_sides"] = crossed
-        else:
-            train, test = ([row.example for row in found[side]] for side in SIDES)
-        return self.select(_named(train, "train"), _named(test, "test"), notes)
+            return self.divide(found["all"], self.config.eval_share, notes)
+        train, test = (named(found[side], side) for side in SIDES)
+        return self.select(train, test, notes)
 
     def _read(self, path: Path) -> list[Record]:
         """The rows of a file.
@@ -117,7 +108,7 @@ class Custom(Task):
         Raises:
             DataError: it cannot be read, or lacks a column.
         """
-        records = READERS[path.suffix](path)
+        records = read_rows([path])
         found = list(dict.fromkeys(str(name) for record in records for name in record.values))
         for key, name in dataclasses.asdict(self.config.columns).items():
             if name is not None and name not in found:
@@ -244,80 +235,3 @@ def _side_files(folder: Path, side: str) -> list[Path]:
 
 def _context_user(context: str | None) -> str | None:
     return None if context is None else f"context/{question_key(context)}"
-
-
-def check_contradictions(rows: Sequence[Row | None], by_user: bool) -> None:
-    """Raise `DataError` where rows with one prompt and context (and, `by_user`, one user) have different references."""
-    seen: dict[tuple[str | None, ...], Row] = {}
-    for row in rows:
-        if row is None:
-            continue
-        example = row.example
-        key = (example.user if by_user else None, example.context, example.prompt)
-        first = seen.setdefault(key, row)
-        if first.example.reference != example.reference:
-            raise DataError(
-                f"{row.where}: the same prompt as in {first.where} with another right answer "
-                f"({example.reference[:80]}, there {first.example.reference[:80]}); correct one, or leave one out"
-            )
-
-
-def without_repetitions(rows: Sequence[Row]) -> list[Row]:
-    """The rows without those that repeat another in everything."""
-    return list({(row.example.user, row.example.context, row.example.prompt): row for row in reversed(rows)}.values())[
-        ::-1
-    ]
-
-
-def split_rows(
-    examples: Sequence[Example], share: float, seed: int, apart: bool
-) -> tuple[list[Example], list[Example], int]:
-    """Give `share` of the users (of the questions where there are no users) to evaluation.
-
-    Args:
-        examples: the whole table; all have a user or none has.
-        share: of users or questions that go to evaluation; at least one goes to each side.
-        seed: of the draw.
-        apart: where users of both sides ask the same question, give it to one side too, and drop its rows on the other.
-
-    Returns:
-        Both sides, and how many rows were dropped.
-
-    Raises:
-        DataError: there are fewer than two users or questions, or all users have one and the same prompt.
-    """
-    by_user = examples[0].user is not None
-    units = [example.user or "" if by_user else example.question for example in examples]
-    held_out = _draw(units, share, f"custom/{seed}", "users" if by_user else "different prompts")
-    train = [example for example, unit in zip(examples, units, strict=True) if unit not in held_out]
-    test = [example for example, unit in zip(examples, units, strict=True) if unit in held_out]
-    shared = {example.question for example in train} & {example.question for example in test}
-    if not apart or not shared:
-        return train, test, 0
-    least = int(all(example.question in shared for example in test))
-    most = len(shared) - int(all(example.question in shared for example in train))
-    if least > most:
-        raise DataError(
-            f"task=custom: all users have the one prompt {train[0].prompt[:60]!r}, so that training and evaluation "
-            "must share it; set task.overlap=allow, or add rows with other prompts"
-        )
-    count = max(least, min(round(share * len(shared)), most))
-    evaluated = set(random.Random(f"custom/questions/{seed}").sample(sorted(shared), count))
-    train = [example for example in train if example.question not in evaluated]
-    test = [example for example in test if example.question not in shared - evaluated]
-    return train, test, len(examples) - len(train) - len(test)
-
-
-def _draw(units: Sequence[str], share: float, seed: str, what: str) -> set[str]:
-    different = sorted(set(units))
-    if len(different) < 2:
-        raise DataError(
-            f"task=custom: the data has {len(different)} {what}, too few to split; add rows, or give a folder with "
-            "train.* and test.*"
-        )
-    count = max(1, min(round(share * len(different)), len(different) - 1))
-    return set(random.Random(seed).sample(different, count))
-
-
-def _named(examples: Sequence[Example], side: str) -> list[Example]:
-    return [dataclasses.replace(example, id=f"{side}/{example.id}") for example in examples]

@@ -1,30 +1,22 @@
 """Reading data files, so that whatever is wrong with one is reported with its name, the line and the way out."""
 
 import csv
-import http.client
-import io
 import json
-import re
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TextIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mipo_exp.errors import DataError
-from mipo_exp.hub import hub_endpoint, hub_reachable, reachable
-from mipo_exp.store import write_atomically
 
 # What to do about a damaged file; every reader ends its messages with it unless the caller knows something better.
 WAY_OUT = (
     "correct the file or download it again, or give another folder with task.path=DIR (docs/tasks.md lists the files)"
 )
-DOWNLOAD_TIMEOUT_S = 60
 MAX_CSV_FIELD = 2**31 - 1  # characters; the library's own limit is shorter than some user profiles
 
 T = TypeVar("T")
@@ -64,6 +56,24 @@ class Record:
         if not value.strip():
             raise DataError(f"{self.where}: {field!r} is empty; {WAY_OUT}")
         return value
+
+    def name(self, field: str) -> str:
+        """The value of `field` as the name of something: a text, or a whole number written as text.
+
+        Raises:
+            DataError: the field is missing, neither of them, or blank.
+        """
+        value = self.values.get(field)
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else self.text(field).strip()
+
+    def optional(self, field: str) -> str | None:
+        """The value of `field`, a string; None where it is missing, null or blank.
+
+        Raises:
+            DataError: it is something else.
+        """
+        value = None if self.values.get(field) is None else self.get(field, str)
+        return value if value and value.strip() else None
 
     def child(self, label: str, values: Any) -> "Record":
         """A nested object of this row, as a record of its own.
@@ -177,46 +187,83 @@ def read_json_rows(path: Path, value: Any = None) -> list[Record]:
     return [Record(f"{path}, row {index}", row) for index, row in enumerate(rows)]
 
 
-def read_csv(path: Path, header: Sequence[str] | None = None) -> list[Record]:
+def read_csv(path: Path, header: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> list[Record]:
     """The rows of a CSV file with commas, every value a string.
+
+    The file is read line by line, so that one of a gigabyte needs the memory of the chosen columns only.
 
     Args:
         path: the file.
         header: the columns of a file that does not name them; None takes them from its first line.
+        columns: the columns to keep; None keeps all.
 
     Raises:
-        DataError: the file cannot be read, has no rows, two columns of one name, a quote that is not closed, or a
-            line with more or fewer values than there are columns.
+        DataError: the file cannot be read, has no rows, lacks a column or has two of one name, a quote that is not
+            closed, or a line with more or fewer values than there are columns.
     """
-    text = read_text(path)
     csv.field_size_limit(MAX_CSV_FIELD)
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     records = []
-    columns = list(header) if header is not None else None
+    names = list(header) if header is not None else None
     line = 1
     try:
-        for row in rows:
-            where, line = f"{path}, line {line}", rows.line_num + 1
-            if not row:
-                continue
-            if columns is None:
-                # Tables written with an index have a first column without a name.
-                columns = [name.strip() or f"column {number}" for number, name in enumerate(row, start=1)]
-                twice = next((name for name in columns if columns.count(name) > 1), None)
-                if twice is not None:
-                    raise DataError(f"{where}: two columns have the name {twice!r}; {WAY_OUT}")
-                continue
-            if len(row) != len(columns):
-                raise DataError(
-                    f"{where}: {len(row)} values for the {len(columns)} columns {', '.join(columns)} (a comma in a "
-                    f"text needs quotes around it); {WAY_OUT}"
-                )
-            records.append(Record(where, dict(zip(columns, row, strict=True))))
+        with _open_text(path) as handle:
+            rows = csv.reader(handle, strict=True)
+            for row in rows:
+                where, line = f"{path}, line {line}", rows.line_num + 1
+                if not row:
+                    continue
+                if names is None:
+                    names = _csv_header(where, row)
+                    check_columns(str(path), names, columns or ())
+                    continue
+                if len(row) != len(names):
+                    raise DataError(
+                        f"{where}: {len(row)} values for the {len(names)} columns {', '.join(names)} (a comma in a "
+                        f"text needs quotes around it); {WAY_OUT}"
+                    )
+                values = dict(zip(names, row, strict=True))
+                records.append(Record(where, values if columns is None else {name: values[name] for name in columns}))
     except csv.Error as error:
         raise DataError(f"{path}, line {line}: not valid CSV ({error}); {WAY_OUT}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (at or soon after line {line}); {WAY_OUT}") from error
     if not records:
         raise DataError(f"{path} holds no rows; {WAY_OUT}")
     return records
+
+
+def _open_text(path: Path) -> TextIO:
+    """A file whose beginning is neither missing, empty nor an HTML page.
+
+    Raises:
+        DataError: it is one of these.
+    """
+    try:
+        with path.open("rb") as handle:
+            start = handle.read(1000)
+        if len(start) < 1000 or looks_like_html(start.decode("utf-8", errors="replace")):
+            read_text(path)  # says what is wrong
+        return path.open(encoding="utf-8-sig", newline="")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; {WAY_OUT}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {WAY_OUT}") from error
+
+
+def _csv_header(where: str, row: Sequence[str]) -> list[str]:
+    """The columns' names. Tables written with an index have a first column without one."""
+    names = [name.strip() or f"column {number}" for number, name in enumerate(row, start=1)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{where}: two columns have the name {twice!r}; {WAY_OUT}")
+    return names
+
+
+def check_columns(where: str, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise `DataError` where one of the wanted columns is not among a file's."""
+    missing = next((name for name in wanted if name not in names), None)
+    if missing is not None:
+        raise DataError(f"{where}: the column {missing!r} is missing (found: {', '.join(names)}); {WAY_OUT}")
 
 
 def read_parquet(paths: Sequence[Path], columns: Sequence[str] | None) -> list[Record]:
@@ -231,12 +278,8 @@ def read_parquet(paths: Sequence[Path], columns: Sequence[str] | None) -> list[R
             raise DataError(f"{path} does not exist; {WAY_OUT}")
         try:
             with pq.ParquetFile(path) as file:
-                names = file.schema_arrow.names if columns is None else list(columns)
-                missing = [name for name in names if name not in file.schema_arrow.names]
-                if missing:
-                    found = ", ".join(file.schema_arrow.names)
-                    raise DataError(f"{path}: the column {missing[0]!r} is missing (found: {found}); {WAY_OUT}")
-                rows = file.read(columns=names).to_pylist()
+                check_columns(str(path), file.schema_arrow.names, columns or ())
+                rows = file.read(columns=columns).to_pylist()
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"{path} is not a readable parquet file ({reason}); {WAY_OUT}") from error
@@ -246,112 +289,29 @@ def read_parquet(paths: Sequence[Path], columns: Sequence[str] | None) -> list[R
     return records
 
 
-def check_unique(records: Sequence[Record], field: str) -> None:
-    """Raise `DataError` where two rows have the same value in `field`."""
-    seen: dict[Any, str] = {}
-    for record in records:
-        value = record.get(field, str)
-        if value in seen:
-            raise DataError(f"{record.where}: the {field} {value!r} was already used in {seen[value]}; {WAY_OUT}")
-        seen[value] = record.where
+# How a file of rows is read, by what its name ends in.
+READERS: dict[str, Callable[[Sequence[Path], Sequence[str] | None], list[Record]]] = {
+    ".jsonl": lambda paths, columns: [record for path in paths for record in read_jsonl(path)],
+    ".json": lambda paths, columns: [record for path in paths for record in read_json_rows(path)],
+    ".csv": lambda paths, columns: [record for path in paths for record in read_csv(path, columns=columns)],
+    ".parquet": lambda paths, columns: read_parquet(paths, columns),
+}
+
+
+def read_rows(paths: Sequence[Path], columns: Sequence[str] | None = None) -> list[Record]:
+    """The rows of files of one of the kinds in `READERS`.
+
+    Args:
+        paths: the files, at least one.
+        columns: of CSV and parquet files: those to keep, which must be there; None keeps all. Rows of JSON say
+            themselves, when they are asked, what is missing.
+
+    Raises:
+        DataError: a file cannot be read, has no rows, or lacks a column.
+    """
+    return READERS[paths[0].suffix](paths, columns)
 
 
 def resource(name: str) -> Path:
     """A data file that ships with the package."""
     return cast(Path, resources.files("mipo_exp.data") / "resources" / name)
-
-
-def download_json(url: str, path: Path) -> None:
-    """Download a JSON file to `path`, complete and checked or not at all.
-
-    Raises:
-        DataError: the server cannot be reached, refuses, or sends something that is not JSON.
-    """
-    remedy = f"download {url} elsewhere and set task.path=DIR (docs/tasks.md shows the layout)"
-    if not reachable(url):
-        raise DataError(f"{url} cannot be downloaded (its server does not answer); {remedy}")
-    try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
-            content: bytes = answer.read()
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        raise DataError(f"{url} cannot be downloaded ({error}); {remedy}") from error
-    if looks_like_html(content[:1000].decode("utf-8", errors="replace")):
-        raise DataError(f"{url} answers with an HTML page instead of JSON: the server has no such file; {remedy}")
-    try:
-        json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{url} sent no complete JSON ({error}); run the same command again, or {remedy}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
-
-
-def has_all_shards(paths: Sequence[Path]) -> bool:
-    """Whether the files `…-00000-of-00002.parquet` … of one split are all there; an interrupted download has some."""
-    counts = {int(found[1]) for path in paths if (found := re.search(r"-of-(\d+)\.", path.name))}
-    return bool(paths) and all(len(paths) >= count for count in counts)
-
-
-def hub_snapshot(
-    hub_id: str | None, revision: str, patterns: Sequence[str | tuple[str, ...]], task: str, download: bool
-) -> Path:
-    """The local folder of a data set from the hub, holding a file for each of `patterns`; where one is a tuple, for
-    any of its patterns.
-
-    Raises:
-        DataError: it is not on this machine and may not or cannot be downloaded, or lacks the files.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    if hub_id is None:
-        raise DataError(f"task={task} has neither task.path nor task.hub_id; set task.path=DIR")
-    remedy = (
-        f"download it where the hub can be reached (hf download --repo-type dataset {hub_id}) and set task.path=DIR"
-    )
-
-    wanted = [(pattern,) if isinstance(pattern, str) else pattern for pattern in patterns]
-
-    def fetch(local_only: bool) -> Path:
-        folder = snapshot_download(
-            hub_id,
-            repo_type="dataset",
-            revision=revision,
-            allow_patterns=[pattern for group in wanted for pattern in group],
-            local_files_only=local_only,
-        )
-        return Path(folder)
-
-    try:
-        folder = fetch(local_only=True)
-        if all(any(has_all_shards(list(folder.glob(pattern))) for pattern in group) for group in wanted):
-            return folder
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError as error:
-        raise DataError(f"task.hub_id={hub_id!r} is not of the form OWNER/NAME ({error})") from error
-    if not download:
-        raise DataError(f"task={task}: {hub_id}@{revision} is not on this machine yet; {remedy}")
-    if not hub_reachable():
-        raise DataError(
-            f"task={task}: {hub_id} is neither in the hub's local cache nor reachable ({hub_endpoint()} does not "
-            f"answer); {remedy}"
-        )
-    try:
-        folder = fetch(local_only=False)
-    except GatedRepoError as error:
-        raise DataError(f"task={task}: {hub_id} is gated; accept its terms on the hub and log in") from error
-    except RepositoryNotFoundError as error:
-        raise DataError(f"task.hub_id={hub_id} does not exist on the hub, or is private") from error
-    except (OSError, HfHubHTTPError) as error:
-        raise DataError(f"task={task}: downloading {hub_id} failed ({error}); {remedy}") from error
-    for group in wanted:
-        if not any(any(folder.glob(pattern)) for pattern in group):
-            names = " or ".join(group)
-            raise DataError(f"task.hub_id={hub_id}@{revision} has no file {names}; set task.path=DIR instead")
-    return folder

@@ -7,11 +7,12 @@ From the hub (`openai/gsm8k`, config `main`), or from a folder with the authors'
 """
 
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.data.files import WAY_OUT, Record, hub_snapshot, read_jsonl, read_parquet
+from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.consistency import Fact, check_contradictions
+from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.files import WAY_OUT, Record, read_rows
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
@@ -21,50 +22,25 @@ COLUMNS = ("question", "answer")
 _GOLD = re.compile(r"-?\d+(\.\d+)?")
 
 
-class Gsm8k(Task):
+class Gsm8k(FileTask):
     """Train and test as they are; a training question that is also in test is dropped and counted."""
 
     scorer = "number"
 
-    def prepare(self, download: bool = True) -> str:
-        """See `Task.prepare`."""
-        return self.fingerprint([path for paths in self._files(download).values() for path in paths])
+    def layouts(self) -> Sequence[Layout]:
+        """See `FileTask.layouts`."""
+        return [{split: (f"{split}.jsonl", f"main/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS}]
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""
-        files = self._files(download=False)
-        sides = {
-            split: [to_example(split, index, record) for index, record in enumerate(_read(files[split]))]
+        records = {split: read_rows(paths, COLUMNS) for split, paths in self.files(download=False).items()}
+        sides = {split: [to_example(split, *row) for row in enumerate(rows)] for split, rows in records.items()}
+        check_contradictions(
+            Fact(record.where, example.question, example.reference)
             for split in SPLITS
-        }
+            for record, example in zip(records[split], sides[split], strict=True)
+        )
         return self.select(sides["train"], sides["test"], {})
-
-    def _files(self, download: bool) -> dict[str, list[Path]]:
-        if self.config.path is None:
-            patterns = [f"main/{split}-*.parquet" for split in SPLITS]
-            folder = hub_snapshot(self.config.hub_id, self.config.revision, patterns, self.config.name, download)
-        else:
-            folder = Path(self.config.path).expanduser()
-        files = {split: find_split(folder, split) for split in SPLITS}
-        missing = [split for split, paths in files.items() if not paths]
-        if missing:
-            raise DataError(
-                f"task.path={folder} has neither {missing[0]}.jsonl nor {missing[0]}-*.parquet (nor below main/); "
-                "give the folder that holds them (docs/tasks.md), or task.path=null for the hub"
-            )
-        return files
-
-
-def find_split(folder: Path, split: str) -> list[Path]:
-    """The files of one split: the authors' JSON lines, or the hub's parquet shards."""
-    lines = folder / f"{split}.jsonl"
-    if lines.is_file():
-        return [lines]
-    return sorted(folder.glob(f"main/{split}-*.parquet")) or sorted(folder.glob(f"{split}-*.parquet"))
-
-
-def _read(paths: list[Path]) -> list[Record]:
-    return read_jsonl(paths[0]) if paths[0].suffix == ".jsonl" else read_parquet(paths, COLUMNS)
 
 
 def to_example(split: str, index: int, record: Record) -> Example:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from mipo_exp.config import LampConfig
 from mipo_exp.data.base import Examples, Task, reference
+from mipo_exp.data.consistency import check_unique
+from mipo_exp.data.downloads import download_json
 from mipo_exp.data.files import (
     WAY_OUT,
     Record,
     check_not_cut,
-    check_unique,
-    download_json,
     looks_like_html,
     read_json,
     read_json_rows,

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipo_exp.config import MMLU_SUBJECTS, MmluConfig
-from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.data.files import WAY_OUT, Record, hub_snapshot, read_csv, read_parquet
+from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.consistency import Fact, check_contradictions, contradictions
+from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.files import WAY_OUT, Record, read_csv, read_parquet
 from mipo_exp.data.options import letters, option_lines, options_key, question_text, stem_of
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
@@ -42,21 +44,39 @@ class Question:
         """Whether the question or an option has no text."""
         return not all(text.strip() for text in (self.stem, *self.options))
 
+    @property
+    def fact(self) -> Fact:
+        """What the row says is right: the text of an option, to the question with these options in any order."""
+        return Fact(self.where, options_key(self.stem, self.options), self.options[self.answer])
 
-class Mmlu(Task):
+
+class Mmlu(FileTask):
     """One subject, or all of them; a training question that is also in test is dropped and counted."""
 
     config: MmluConfig
     scorer = "letter"
     option_form = "letter"
 
-    def prepare(self, download: bool = True) -> str:
-        """See `Task.prepare`."""
-        return self.fingerprint([path for paths in self._files(download).values() for path in paths])
+    def layouts(self) -> Sequence[Layout]:
+        """See `FileTask.layouts`."""
+        subject = self.config.subject
+        files = "*" if subject == "all" else subject
+        hub = {
+            split: (f"all/{split}-*.parquet", f"{subject}/{split}-*.parquet", f"{split}-*.parquet")
+            for split in (*FOLDERS, AUXILIARY)
+        }
+        lines = {split: f"{name}/{files}_{name}.csv" for split, name in FOLDERS.items()}
+        lines[AUXILIARY] = f"{AUXILIARY}/*.csv"
+        authors = {split: (pattern, f"data/{pattern}") for split, pattern in lines.items()}
+        return [
+            {split: patterns[split] for split in ("test", *train)}
+            for patterns in (hub, authors)
+            for train in ((AUXILIARY,), ("dev", "validation"), ("dev",), ("validation",))
+        ]
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""
-        questions = {split: self._questions(split, paths) for split, paths in self._files(download=False).items()}
+        questions = {split: self._questions(split, paths) for split, paths in self.files(download=False).items()}
         test = questions.pop("test")
         self._check_subjects(test)
         notes = {f"{split}_rows": len(rows) for split, rows in questions.items()}
@@ -65,6 +85,14 @@ class Mmlu(Task):
         for row in test:
             if row.blank:
                 raise DataError(f"{row.where}: the question or an option is empty; {WAY_OUT}")
+        if AUXILIARY in kept:
+            # Questions of many other data sets, whose keys nobody has compared.
+            unclear = {fact.where for fact, _ in contradictions(row.fact for row in kept[AUXILIARY])}
+            kept[AUXILIARY] = [row for row in kept[AUXILIARY] if row.where not in unclear]
+            notes["contradictory_train_rows"] = len(unclear)
+        else:
+            check_contradictions(row.fact for rows in kept.values() for row in rows)
+        check_contradictions(row.fact for row in test)
         train = [example for split, rows in kept.items() for example in to_examples(split, rows)]
         return self.select(train, to_examples("test", test), notes)
 
@@ -100,46 +128,6 @@ class Mmlu(Task):
                 f"task.subject={self.config.subject}: the test data has no rows of {len(missing)} subjects (e.g. "
                 f"{missing[0]}); choose one that is there with task.subject=NAME, or {WAY_OUT}"
             )
-
-    def _files(self, download: bool) -> dict[str, list[Path]]:
-        """The files of test and of each split that training prompts come from."""
-        subject = self.config.subject
-        if self.config.path is None:
-            patterns = [f"all/{split}-*.parquet" for split in ("test", AUXILIARY)]
-            root = hub_snapshot(self.config.hub_id, self.config.revision, patterns, self.config.name, download)
-        else:
-            root = Path(self.config.path).expanduser()
-        subjects = MMLU_SUBJECTS if subject == "all" else (subject,)
-        for files in (
-            *(_csv_files(folder, subjects) for folder in (root, root / "data")),
-            *(_parquet_files(folder) for folder in (root / "all", root / subject, root)),
-        ):
-            if not files["test"]:
-                continue
-            train = [AUXILIARY] if files[AUXILIARY] else [split for split in ("dev", "validation") if files[split]]
-            if not train:
-                raise DataError(
-                    f"task.path={root} has test files and none of {AUXILIARY}, dev or validation to train on; {WAY_OUT}"
-                )
-            return {split: files[split] for split in ("test", *train)}
-        raise DataError(
-            f"task.path={root} has neither test/{subjects[0]}_test.csv (nor below data/) nor test-*.parquet (nor below "
-            f"{subject}/); give the authors' folder data or the hub's layout (docs/tasks.md), or task.path=null for "
-            "the hub"
-        )
-
-
-def _csv_files(folder: Path, subjects: Sequence[str]) -> dict[str, list[Path]]:
-    """The authors' files below a folder; subjects that have none are left out."""
-    files = {
-        split: [path for subject in subjects if (path := folder / name / f"{subject}_{name}.csv").is_file()]
-        for split, name in FOLDERS.items()
-    }
-    return {**files, AUXILIARY: sorted((folder / AUXILIARY).glob("*.csv"))}
-
-
-def _parquet_files(folder: Path) -> dict[str, list[Path]]:
-    return {split: sorted(folder.glob(f"{split}-*.parquet")) for split in (*FOLDERS, AUXILIARY)}
 
 
 def from_authors(subject: str, record: Record) -> Question:

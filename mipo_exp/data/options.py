@@ -1,8 +1,10 @@
 """How multiple-choice questions are written out."""
 
+import json
 import string
 from collections.abc import Sequence
 
+from mipo_exp.data.consistency import Fact
 from mipo_exp.data.overlap import question_key
 
 
@@ -30,3 +32,16 @@ def options_key(stem: str, options: Sequence[str]) -> str:
     """`question_key` of a question with its options in any order, for sets where stems such as "Which is true?" are
     the beginning of many questions."""
     return question_key("\n".join([stem, *sorted(options)]))
+
+
+def choice_fact(where: str, question: str, reference: str) -> Fact:
+    """What a row says is right: the text of the option, to this question with these options in any order.
+
+    Args:
+        where: the row's file and line.
+        question: the example's name of the question.
+        reference: the example's reference, with `answer` and `options`.
+    """
+    gold = json.loads(reference)
+    options: list[str] = gold["options"]
+    return Fact(where, (question, *sorted(options)), options[letters(len(options)).index(gold["answer"])])

@@ -15,7 +15,8 @@ from typing import Any
 
 from mipo_exp.config import PersonasConfig
 from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.data.files import Record, check_unique, read_json, read_json_rows, resource
+from mipo_exp.data.consistency import check_unique
+from mipo_exp.data.files import Record, read_json, read_json_rows, resource
 from mipo_exp.errors import ConfigError
 from mipo_exp.records import Example
 

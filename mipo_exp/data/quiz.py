@@ -10,7 +10,8 @@ import random
 from collections.abc import Callable
 
 from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.data.files import Record, check_unique, read_jsonl, resource
+from mipo_exp.data.consistency import check_unique
+from mipo_exp.data.files import Record, read_jsonl, resource
 from mipo_exp.data.options import letters, question_text
 from mipo_exp.records import Example
 

@@ -11,20 +11,13 @@ the authors' `SVAMP.json`. That file has no split: test is the hub's, by the 300
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.data.files import (
-    WAY_OUT,
-    Record,
-    check_unique,
-    hub_snapshot,
-    read_json_rows,
-    read_parquet,
-    read_text,
-    resource,
-)
+from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.consistency import Fact, check_contradictions, check_unique
+from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.files import WAY_OUT, Record, read_json_rows, read_rows, read_text, resource
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
@@ -35,44 +28,33 @@ FILE = "SVAMP.json"
 TEST_IDS = "svamp_test_ids.json"
 
 
-class Svamp(Task):
+class Svamp(FileTask):
     """The hub's train and test; a training question that is also in test is dropped and counted."""
 
     scorer = "float_number"
 
-    def prepare(self, download: bool = True) -> str:
-        """See `Task.prepare`."""
-        return self.fingerprint([path for paths in self._files(download).values() for path in paths])
+    def layouts(self) -> Sequence[Layout]:
+        """See `FileTask.layouts`."""
+        return [
+            {split: (f"data/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS},
+            {"all": (FILE, f"data/{FILE}")},
+        ]
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""
-        files = self._files(download=False)
+        files = self.files(download=False)
         if "all" in files:
             records = split_records(files["all"][0])
         else:
-            records = {split: read_parquet(files[split], COLUMNS) for split in SPLITS}
+            records = {split: read_rows(files[split], COLUMNS) for split in SPLITS}
         check_unique([record for split in SPLITS for record in records[split]], "ID")
         sides = {split: [to_example(split, record) for record in records[split]] for split in SPLITS}
-        return self.select(sides["train"], sides["test"], {})
-
-    def _files(self, download: bool) -> dict[str, list[Path]]:
-        """The authors' file under `all`, or the hub's shards by split."""
-        if self.config.path is None:
-            patterns = [(f"data/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS]
-            folder = hub_snapshot(self.config.hub_id, self.config.revision, patterns, self.config.name, download)
-        else:
-            folder = Path(self.config.path).expanduser()
-            for path in (folder, folder / FILE, folder / "data" / FILE):
-                if path.is_file():
-                    return {"all": [path]}
-        for base in (folder, folder / "data"):
-            files = {split: sorted(base.glob(f"{split}-*.parquet")) for split in SPLITS}
-            if all(files.values()):
-                return files
-        raise DataError(
-            f"task.path={folder} has neither {FILE} nor train-*.parquet and test-*.parquet (nor below data/); give the "
-            "file or the folder that holds it (docs/tasks.md), or task.path=null for the hub"
+        check_contradictions(
+            Fact(record.where, example.question, example.reference)
+            for split in SPLITS
+            for record, example in zip(records[split], sides[split], strict=True)
         )
+        return self.select(sides["train"], sides["test"], {})
 
 
 def test_ids() -> frozenset[str]:

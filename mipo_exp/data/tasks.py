@@ -5,12 +5,16 @@ from pathlib import Path
 from mipo_exp.config import TaskConfig
 from mipo_exp.data.arc import Arc
 from mipo_exp.data.base import Task
+from mipo_exp.data.community_alignment import CommunityAlignment
 from mipo_exp.data.custom import Custom
 from mipo_exp.data.gsm8k import Gsm8k
 from mipo_exp.data.lamp import Lamp
 from mipo_exp.data.mmlu import Mmlu
+from mipo_exp.data.multi_bench import MultiBench
 from mipo_exp.data.openbookqa import OpenBookQa
 from mipo_exp.data.personas import Personas
+from mipo_exp.data.prefeval import Prefeval
+from mipo_exp.data.prism import Prism
 from mipo_exp.data.quiz import Quiz
 from mipo_exp.data.svamp import Svamp
 from mipo_exp.data.word_problems import WordProblems
@@ -26,6 +30,10 @@ TASKS: dict[str, type[Task]] = {
     "svamp": Svamp,
     "mmlu": Mmlu,
     "openbookqa": OpenBookQa,
+    "prism": Prism,
+    "community_alignment": CommunityAlignment,
+    "multi_bench": MultiBench,
+    "prefeval": Prefeval,
     "custom": Custom,
 }
 

@@ -1,0 +1,87 @@
+"""Multi-Bench, or Multifaceted-Bench (Lee et al. 2024, https://arxiv.org/abs/2405.17977): instructions under personas.
+
+    {"source": "self-instruct", "system": "You are a master storyteller …", "prompt": "…", "reference_answer": "…",
+     "rubrics": [{"criteria": "Does the response …?", "score_descriptions": {"1": "…", …, "5": "…"}}, …]}
+
+The context is the persona, a system message; each prompt has several. Responses are judged by the rubrics, four a row.
+From the hub (`kaist-ai/Multifaceted-Bench`), or from its parquet file or a JSON file of such rows; older ones say
+`rubric`. There is one split: a share of the prompts is evaluated on.
+"""
+
+from collections.abc import Callable, Sequence
+
+from mipo_exp.config import MultiBenchConfig
+from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.consistency import Fact, check_contradictions, check_unique, without_repetitions
+from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.files import WAY_OUT, Record, read_rows
+from mipo_exp.data.overlap import question_key
+from mipo_exp.errors import DataError
+from mipo_exp.records import Example
+
+SCORES = tuple("12345")
+
+
+class MultiBench(FileTask):
+    """All personas of a prompt are on one side; a persona of both sides goes to one."""
+
+    config: MultiBenchConfig
+    scorer = "none"
+    judging = "rubric"
+
+    def layouts(self) -> Sequence[Layout]:
+        """See `FileTask.layouts`."""
+        return [
+            {"rows": ("data/train-*.parquet", "default/train/*.parquet", "train-*.parquet")},
+            {"rows": ("multifaceted_bench.json", "multifaceted_bench.jsonl")},
+        ]
+
+    def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
+        """See `Task.load`.
+
+        Raises:
+            DataError: also where a persona and a prompt have two reference answers or lists of rubrics.
+        """
+        records = read_rows(self.files(download=False)["rows"])
+        if any(record.values.get("id") is not None for record in records):
+            check_unique(records, "id")
+        rows = [to_example(index, record) for index, record in enumerate(records)]
+        check_contradictions(
+            Fact(record.where, (row.user, row.question), row.reference)
+            for record, row in zip(records, rows, strict=True)
+        )
+        examples = without_repetitions(rows)
+        notes = {"prompts": len({row.question for row in rows}), "repeated_rows": len(rows) - len(examples)}
+        return self.divide(examples, self.config.eval_share, notes, unit=lambda row: row.question)
+
+
+def to_example(index: int, record: Record) -> Example:
+    """One row as an example; the persona names the user."""
+    persona, prompt = record.text("system").strip(), record.text("prompt").strip()
+    return Example(
+        id=record.name("id") if record.values.get("id") is not None else f"{index:05d}",
+        user=f"persona/{question_key(persona)}",
+        question=question_key(prompt),
+        context=persona,
+        prompt=prompt,
+        reference=reference(reference_answer=record.text("reference_answer"), rubrics=read_rubrics(record)),
+    )
+
+
+def read_rubrics(record: Record) -> list[dict[str, object]]:
+    """What the judge is told: for each criterion, what each score from 1 to 5 means.
+
+    Raises:
+        DataError: there is no rubric, or one lacks its criterion or a score.
+    """
+    field = "rubrics" if "rubrics" in record.values else "rubric"
+    found: list[dict[str, object]] = []
+    for index, values in enumerate(record.get(field, list)):
+        rubric = record.child(f"{field} {index}", values)
+        scores = rubric.child("score_descriptions", rubric.get("score_descriptions", dict))
+        found.append(
+            {"criteria": rubric.text("criteria"), "score_descriptions": {score: scores.text(score) for score in SCORES}}
+        )
+    if not found:
+        raise DataError(f"{record.where}: {field!r} is empty; {WAY_OUT}")
+    return found

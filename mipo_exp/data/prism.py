@@ -1,0 +1,210 @@
+"""PRISM (Kirk et al. 2024, https://arxiv.org/abs/2404.16019): people from 75 countries, what they say about themselves
+and their conversations with language models.
+
+    survey.jsonl         {"user_id": "user1", "self_description": "…", "system_string": "…",
+                          "stated_prefs": {"values": 50, …, "other_text": null}, "age": "25-34 years old", …}
+    conversations.jsonl  {"conversation_id": "c1", "user_id": "user1", "conversation_type": "unguided",
+                          "opening_prompt": "…", "conversation_history": [{"turn": 0, "role": "model", "content": "…",
+                          "score": 80, "if_chosen": true}, …]}
+
+The context is the user's profile and the openings of their earlier conversations, each with the response that they
+chose; the prompt is the opening of the next one. From the hub (`HannahRoseKirk/prism-alignment`), or from a folder with
+these two files, as JSON lines or parquet.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mipo_exp.config import PrismConfig
+from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.consistency import check_unique
+from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.files import WAY_OUT, Record, read_rows
+from mipo_exp.data.histories import earlier, shorten
+from mipo_exp.data.overlap import question_key
+from mipo_exp.errors import DataError
+from mipo_exp.records import Example
+
+# How the source writes a response without text.
+EMPTY = "EMPTY STRING"
+# What the survey's sliders are about, each from 0 (not important) to 100.
+TRAITS = {
+    "values": "reflects my values",
+    "creativity": "is creative",
+    "fluency": "is well written",
+    "factuality": "is factual",
+    "diversity": "shows several viewpoints",
+    "safety": "is safe",
+    "personalisation": "learns from our conversations",
+    "helpfulness": "is helpful",
+}
+# Where `demographics` finds what it says: a field of the survey, or one inside a field.
+DEMOGRAPHICS = {
+    "age": ("age",),
+    "gender": ("gender",),
+    "education": ("education",),
+    "employment": ("employment_status",),
+    "marital status": ("marital_status",),
+    "country": ("location", "reside_country"),
+    "religion": ("religion", "simplified"),
+    "ethnicity": ("ethnicity", "simplified"),
+}
+UNSAID = ("Prefer not to say", "")
+
+
+class Prism(FileTask):
+    """A share of the users is evaluated on; a prompt that users of both sides opened with goes to one side."""
+
+    config: PrismConfig
+    scorer = "none"
+
+    def layouts(self) -> Sequence[Layout]:
+        """See `FileTask.layouts`: the repository's files, or their conversion to parquet."""
+        return [
+            {
+                name: (f"{name}.jsonl", f"{name}/train/*.parquet", f"{name}/train-*.parquet", f"{name}.parquet")
+                for name in ("survey", "conversations")
+            }
+        ]
+
+    def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
+        """See `Task.load`.
+
+        Raises:
+            DataError: also for an id that is used twice, and for a user who is not in the survey.
+        """
+        files = self.files(download=False)
+        survey, conversations = (read_rows(files[name]) for name in ("survey", "conversations"))
+        check_unique(survey, "user_id")
+        check_unique(conversations, "conversation_id")
+        profiles = {record.name("user_id"): self.profile(record) for record in survey}
+        by_user: dict[str, list[Record]] = {}
+        for record in _in_time(conversations):
+            user = record.name("user_id")
+            if user not in profiles:
+                raise DataError(f"{record.where}: the user {user!r} is not in the survey; {WAY_OUT}")
+            by_user.setdefault(user, []).append(record)
+        rows = {user: self._examples(user, profiles[user], of) for user, of in by_user.items()}
+        wanted = sum(_type(record) in self.config.conversation_types for record in conversations)
+        examples = [example for of in rows.values() for example in of]
+        notes = {
+            "users": len(profiles),
+            "users_without_conversations": len(profiles) - len(by_user),
+            "users_with_too_little_history": sum(not of for of in rows.values()),
+            "conversations_of_other_types": len(conversations) - wanted,
+            "conversations_with_too_little_history": wanted - len(examples),
+        }
+        return self.divide(examples, self.config.eval_share, notes)
+
+    def _examples(self, user: str, profile: str, records: Sequence[Record]) -> list[Example]:
+        """The user's conversations of the wanted types that have enough others before them."""
+        config = self.config
+        prompts = [record.text("opening_prompt").strip() for record in records]
+        exchanges = [self._exchange(record) for record in records]
+        found = []
+        for position, record in enumerate(records):
+            shown = [text for index in earlier(prompts, position) if (text := exchanges[index]) is not None]
+            if _type(record) not in config.conversation_types or len(shown) < config.min_history:
+                continue
+            parts = [profile] if profile else []
+            if config.history and shown:
+                parts.append("\n\n".join(["My earlier conversations:", *shown[-config.history :]]))
+            if parts:
+                found.append(
+                    Example(
+                        id=record.name("conversation_id"),
+                        user=user,
+                        question=question_key(prompts[position]),
+                        context="\n\n".join(parts),
+                        prompt=prompts[position],
+                        reference=reference(),
+                    )
+                )
+        return found
+
+    def profile(self, record: Record) -> str:
+        """What the user says in the survey: the parts that the config names, those without an answer left out."""
+        parts = {name: PROFILE[name](record) for name in self.config.profile}
+        lines = [f"{TITLES[name]}: {shorten(text, self.config.text_chars)}" for name, text in parts.items() if text]
+        return "\n".join(lines)
+
+    def _exchange(self, record: Record) -> str | None:
+        """The conversation's opening and the response to it that the user chose; None where that has no text."""
+        limit = self.config.text_chars
+        response = chosen_response(record)
+        if response is None:
+            return None
+        return f"I asked: {shorten(record.text('opening_prompt'), limit)}\nI liked: {shorten(response, limit)}"
+
+
+def _stated_prefs(record: Record) -> str:
+    prefs = record.child("stated_prefs", record.get("stated_prefs", dict))
+    rated = [f"{words} {_slider(prefs, key):.0f}" for key, words in TRAITS.items() if prefs.values.get(key) is not None]
+    own = prefs.optional("other_text")
+    if own and prefs.values.get("other") is not None:
+        rated.append(f"{own.strip()} {_slider(prefs, 'other'):.0f}")
+    return ", ".join(rated)
+
+
+def _slider(prefs: Record, key: str) -> float:
+    value = prefs.values[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise DataError(f"{prefs.where}: {key!r} should be a number from 0 to 100 and is {value!r}; {WAY_OUT}")
+    return float(value)
+
+
+def _demographics(record: Record) -> str:
+    found = []
+    for words, (field, *inner) in DEMOGRAPHICS.items():
+        value: Any = record.values.get(field)
+        if inner and isinstance(value, Mapping):
+            value = value.get(inner[0], value.get(f"{field}_{inner[0]}"))
+        if isinstance(value, str) and value.strip() not in UNSAID:
+            found.append(f"{words}: {value.strip()}")
+    return ", ".join(found)
+
+
+TITLES = {
+    "self_description": "About me",
+    "system_string": "How an assistant should be",
+    "stated_prefs": "How important it is to me, from 0 to 100, that an assistant",
+    "demographics": "My background",
+}
+PROFILE: dict[str, Callable[[Record], str]] = {
+    "self_description": lambda record: record.optional("self_description") or "",
+    "system_string": lambda record: record.optional("system_string") or "",
+    "stated_prefs": _stated_prefs,
+    "demographics": _demographics,
+}
+
+
+def chosen_response(record: Record) -> str | None:
+    """The response to the opening that the user chose, else the one they scored highest; None where it has no text.
+
+    Raises:
+        DataError: there is no response, or none that is chosen or scored.
+    """
+    turns = [
+        record.child(f"conversation_history {index}", item)
+        for index, item in enumerate(record.get("conversation_history", list))
+    ]
+    responses = [turn for turn in turns if turn.get("turn", int) == 0 and turn.text("role") == "model"]
+    chosen = [turn for turn in responses if turn.values.get("if_chosen") is True]
+    scored = [turn for turn in responses if turn.values.get("score") is not None]
+    if not chosen and not scored:
+        raise DataError(f"{record.where}: the opening has no response that is chosen or scored; {WAY_OUT}")
+    best = chosen[0] if chosen else max(scored, key=lambda turn: turn.get("score", int))
+    text = best.optional("content")
+    return None if text is None or text.strip() == EMPTY else text
+
+
+def _type(record: Record) -> str:
+    return record.text("conversation_type")
+
+
+def _in_time(records: Sequence[Record]) -> list[Record]:
+    """By the time of each conversation where all have one, else in the order of the file."""
+    times = [record.values.get("generated_datetime") for record in records]
+    if any(time is None for time in times):
+        return list(records)
+    return [record for _, record in sorted(zip(times, records, strict=True), key=lambda pair: str(pair[0]))]
