@@ -1,0 +1,78 @@
+"""Every table of conf/experiment/ and sweeps/, whole, on the tiny model and a few rows."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mipo_exp import cli
+from mipo_exp.runtime import Runtime
+from tests import personal_data
+from tests.judge_server import JudgeServer
+from tests.test_bad_input import run
+from tests.test_tasks import DATA
+
+TABLES = [path for path in sorted((cli.CONFIG_DIR / "experiment").rglob("*.yaml")) if "sweeper" in path.read_text()]
+NAMES = [path.relative_to(cli.CONFIG_DIR / "experiment").with_suffix("").as_posix() for path in TABLES]
+# One model and one seed; every other value of a table is run.
+SMALL = ["model=tiny", "+debug=quick", "seed=1", "trainer.max_steps=1", "hydra.sweep.dir=sweep"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`paths.data`: the public data where it is here, made-up rows in the public schemas of the rest."""
+    root = tmp_path_factory.mktemp("data")
+    if DATA.is_dir():
+        for name in ("gsm8k", "svamp", "mmlu", "arc"):
+            (root / name).symlink_to(DATA / name)
+    for name, make in personal_data.MADE.items():
+        (root / "made" / name).mkdir(parents=True)
+        path = make(root / "made" / name).partition("=")[2]
+        (root / name).symlink_to(path)
+    return root
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """The arms of a multirun's table."""
+    panels = json.loads((folder / "sweep" / "table.json").read_text())["panels"]
+    return [arm for panel in panels for arm in panel["arms"]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Path, tiny: Runtime) -> None:
+    definition = yaml.safe_load((cli.CONFIG_DIR / "experiment" / f"{name}.yaml").read_text())
+    params = definition["hydra"]["sweeper"]["params"]
+    tasks = str(params["task"]).split(",")
+    if not all((data / task).exists() for task in tasks):
+        pytest.skip("the public data is not here")
+    with JudgeServer(tiny) as server:
+        judge = [f"judge.base_url={server.url}"] if "judge" in definition else []
+        done = run("-m", f"+experiment={name}", *SMALL, f"paths.data={data}", *judge, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    arms = results(tmp_path)
+    jobs = math.prod(len(str(value).split(",")) for key, value in params.items() if key not in ("model", "seed"))
+    assert len(arms) == jobs, "an arm for every combination, since none comes to the same run as another"
+    assert {run["model"] for run in map(summary_of, arms)} == {"tiny"}
+    for arm in arms:
+        summary = summary_of(arm)
+        assert summary["status"] == "ok"
+        assert ("judge" in definition) == any(metric.startswith("judge/") for metric in arm["metrics"])
+    assert {summary_of(arm)["task"] for arm in arms} == set(tasks)
+
+
+def summary_of(arm: dict[str, Any]) -> dict[str, Any]:
+    (job,) = arm["runs"]
+    found: dict[str, Any] = json.loads((Path(job["folder"]) / "summary.json").read_text())
+    return found
+
+
+def test_the_tables_of_the_results_page_run(tmp_path: Path, data: Path) -> None:
+    if not DATA.is_dir():
+        pytest.skip("the public data is not here")
+    done = run("-m", "+sweeps=smollm2", *SMALL, f"paths.data={data}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tasks = [summary_of(arm)["task"] for arm in results(tmp_path)]
+    assert [tasks.count(name) for name in ("personas", "arc", "gsm8k")] == [9, 3, 3]
