@@ -13,7 +13,7 @@ from mipo_exp.runtime import Runtime
 from tests import personal_data
 from tests.judge_server import JudgeServer
 from tests.test_bad_input import run
-from tests.test_tasks import DATA
+from tests.test_pipeline import DATA
 
 TABLES = [path for path in sorted((cli.CONFIG_DIR / "experiment").rglob("*.yaml")) if "sweeper" in path.read_text()]
 NAMES = [path.relative_to(cli.CONFIG_DIR / "experiment").with_suffix("").as_posix() for path in TABLES]
@@ -41,6 +41,13 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return [arm for panel in panels for arm in panel["arms"]]
 
 
+def summaries(folder: Path, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The summary of each arm's only run."""
+    jobs = [run["folder"] for arm in arms for run in arm["runs"]]
+    assert len(jobs) == len(arms)
+    return [json.loads((folder / "sweep" / job / "summary.json").read_text()) for job in jobs]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Path, tiny: Runtime) -> None:
     definition = yaml.safe_load((cli.CONFIG_DIR / "experiment" / f"{name}.yaml").read_text())
@@ -55,18 +62,11 @@ def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Pa
     arms = results(tmp_path)
     jobs = math.prod(len(str(value).split(",")) for key, value in params.items() if key not in ("model", "seed"))
     assert len(arms) == jobs, "an arm for every combination, since none comes to the same run as another"
-    assert {run["model"] for run in map(summary_of, arms)} == {"tiny"}
+    found = summaries(tmp_path, arms)
+    assert {(summary["model"], summary["status"]) for summary in found} == {("tiny", "ok")}
+    assert {summary["task"] for summary in found} == set(tasks)
     for arm in arms:
-        summary = summary_of(arm)
-        assert summary["status"] == "ok"
         assert ("judge" in definition) == any(metric.startswith("judge/") for metric in arm["metrics"])
-    assert {summary_of(arm)["task"] for arm in arms} == set(tasks)
-
-
-def summary_of(arm: dict[str, Any]) -> dict[str, Any]:
-    (job,) = arm["runs"]
-    found: dict[str, Any] = json.loads((Path(job["folder"]) / "summary.json").read_text())
-    return found
 
 
 def test_the_tables_of_the_results_page_run(tmp_path: Path, data: Path) -> None:
@@ -74,5 +74,5 @@ def test_the_tables_of_the_results_page_run(tmp_path: Path, data: Path) -> None:
         pytest.skip("the public data is not here")
     done = run("-m", "+sweeps=smollm2", *SMALL, f"paths.data={data}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    tasks = [summary_of(arm)["task"] for arm in results(tmp_path)]
+    tasks = [summary["task"] for summary in summaries(tmp_path, results(tmp_path))]
     assert [tasks.count(name) for name in ("personas", "arc", "gsm8k")] == [9, 3, 3]

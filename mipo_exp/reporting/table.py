@@ -240,7 +240,7 @@ class Panel:
             "label": arm.label,
             "runs": [
                 {
-                    "folder": str(run.folder),
+                    "folder": run.folder.name,
                     **{key: run.summary[key] for key in ("run_id", "seed", "method", "negatives", "command", "git")},
                 }
                 for run in arm.runs
