@@ -33,7 +33,7 @@ PROJECT_ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONFIG_DIR = PROJECT_ROOT / "conf"
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-NOISY_LOGGERS = ("httpx", "matplotlib", "datasets", "filelock", "urllib3", "absl")
+NOISY_LOGGERS = ("httpx", "matplotlib", "datasets", "filelock", "urllib3", "absl", "lm_eval")
 
 _errors: list[Exception] = []  # of the single run
 _failures: list[tuple[str, bool]] = []  # of a multirun: one line for each failed job, and whether its input was bad
