@@ -36,7 +36,7 @@ CONFIG_DIR = PROJECT_ROOT / "conf"
 EXIT_BAD_INPUT = 2
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
-NOISY_LOGGERS = ("httpx", "httpx2", "openai", "matplotlib", "datasets", "filelock", "urllib3", "absl")
+NOISY_LOGGERS = ("httpx", "httpx2", "openai", "matplotlib", "datasets", "filelock", "urllib3", "absl", "lm_eval")
 
 _errors: list[Exception] = []  # of the single run
 _multiruns: list[tuple[Path, float]] = []  # folder and start (seconds since the epoch) of the multirun, if it is one

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import yaml
 
+from mipo_exp.config import SamplingConfig
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.answers import flexible_number
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.evaluation.options import option_accuracy
-from mipo_exp.records import Example, HarnessSample, OptionScores, Response
+from mipo_exp.generation.transformers_engine import sample_batch
+from mipo_exp.records import Condition, Example, HarnessSample, OptionScores, Response
 from mipo_exp.runtime import Runtime
-from tests.conftest import Experiment, composed
+from tests.conftest import Experiment, composed, make_runtime
 from tests.test_pipeline import artefact
 
 pytest.importorskip("lm_eval", reason="pip install 'mipo-exp[eval]'")
@@ -204,13 +206,15 @@ NOISE = ("model.random.seed=34", "trainer.learning_rate=0.05", "trainer.max_step
 
 def test_greedy_answers_to_gsm8k_agree_before_and_after_training(experiment: Experiment, tmp_path: Path) -> None:
     """So that some of the noise that the tiny model writes is right, half the golds become what it has written."""
-    first = gsm8k_run(experiment, tmp_path / "first", problems(), 40, *NOISE, "harness.tasks=[]")
-    written = sorted(artefact(first, "before_responses").table("responses", Response), key=lambda row: row.id)
+    noisy = make_runtime(composed("+debug=quick", "task=gsm8k", NOISE[0]), tmp_path)
+    prompts = [noisy.prompt_ids(Condition(None, str(row["question"]))) for row in problems()]
+    greedy, stops = SamplingConfig(0.0, 1.0, 0, 40), noisy.renderer.stop_ids
+    written = sample_batch(noisy.model(), prompts, greedy, stops, noisy.renderer.pad_id, 0)
     rows = [
-        {**row, "answer": f"#### {flexible_number(text.text) or 0}"} if i % 2 else row
-        for i, (row, text) in enumerate(zip(problems(), written, strict=True))
+        {**row, "answer": f"#### {flexible_number(noisy.renderer.text(one.token_ids)) or 0}"} if i % 2 else row
+        for i, (row, one) in enumerate(zip(problems(), written, strict=True))
     ]
-    summary = gsm8k_run(experiment, tmp_path / "second", rows, 40, *NOISE)
+    summary = gsm8k_run(experiment, tmp_path, rows, 40, *NOISE)
     for phase in ("before", "after"):
         check_gsm8k(summary, phase)
     assert 0 < summary["metrics"]["before"]["harness/ours/exact_match/flexible-extract"]["mean"] < 1
@@ -227,13 +231,16 @@ def test_likelihoods_of_arc_options_agree_before_and_after_training(
     assert scores[0] != scores[1], "the adapter was scored"
 
 
+REAL = ("model=smollm2", "trainer.max_steps=1", "evaluation.k=2", "evaluation.policy_scoring=false")
+
+
 @pytest.mark.slow
 def test_smollm2_agrees_with_the_harness_on_gsm8k(smollm2: Runtime, experiment: Experiment, tmp_path: Path) -> None:
     if not DATA.is_dir():
         pytest.skip("the public data is not here")
     lines = (DATA / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:32]
-    real = ("model=smollm2", f"model.path={smollm2.folder}", "trainer.max_steps=1")
-    summary = gsm8k_run(experiment, tmp_path, [json.loads(line) for line in lines], 128, *real)
+    rows = [json.loads(line) for line in lines]
+    summary = gsm8k_run(experiment, tmp_path, rows, 128, f"model.path={smollm2.folder}", *REAL)
     check_gsm8k(summary, "before")
 
 
@@ -251,5 +258,5 @@ def test_smollm2_agrees_with_the_harness_on_arc(
         options = row["question"]["choices"]
         lists = {name: [option[name] for option in options] for name in ("text", "label")}
         rows.append({**row, "question": row["question"]["stem"], "choices": lists})
-    real = ("model=smollm2", f"model.path={smollm2.folder}", "trainer.max_steps=1")
-    check_arc(arc_run(experiment, tmp_path, rows, rendering, *real), "before", rows, rendering == "chat")
+    summary = arc_run(experiment, tmp_path, rows, rendering, f"model.path={smollm2.folder}", *REAL)
+    check_arc(summary, "before", rows, rendering == "chat")

@@ -25,6 +25,7 @@ import yaml
 
 from mipo_exp.config import HarnessConfig
 from mipo_exp.errors import ConfigError, DataError
+from mipo_exp.hub import hub_reachable
 from mipo_exp.records import HarnessResult, HarnessSample
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace, digest, remembered_sha256
@@ -218,21 +219,24 @@ def _index(folder: str | None, everything: bool) -> "TaskManager":
 
 @contextlib.contextmanager
 def _environment(harness: Harness) -> Iterator[None]:
-    """Random numbers from the config's seed, data below `paths.cache`, no warnings of what is intended; all of it as
-    before afterwards."""
+    """Random numbers from the config's seed, data below `paths.cache`, no waiting for a hub that does not answer, no
+    warnings of what is intended; all of it as before afterwards."""
     import datasets
+    import huggingface_hub
     import torch
 
-    logger, kept = logging.getLogger("lm_eval"), datasets.config.HF_DATASETS_CACHE
-    handlers = [handler for handler in logging.getLogger().handlers if not isinstance(handler, logging.NullHandler)]
+    handlers = list(logging.getLogger().handlers)
     states = random.getstate(), np.random.get_state()
-    level = logger.level
+    changes: list[tuple[Any, str, Any]] = [(datasets.config, "HF_DATASETS_CACHE", harness.cache)]
+    if not hub_reachable():
+        changes += [(of, "HF_HUB_OFFLINE", True) for of in (datasets.config, huggingface_hub.constants)]
+    kept = [(of, name, getattr(of, name)) for of, name, _ in changes]
 
     def unexpected(record: logging.LogRecord) -> bool:
         return not (record.name.startswith("lm_eval") and record.getMessage().startswith(EXPECTED_WARNINGS))
 
-    datasets.config.HF_DATASETS_CACHE = harness.cache
-    logger.setLevel(logging.WARNING)
+    for of, name, value in changes:
+        setattr(of, name, value)
     for handler in handlers:
         handler.addFilter(unexpected)
     try:
@@ -244,8 +248,8 @@ def _environment(harness: Harness) -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(unexpected)
-        logger.setLevel(level)
-        datasets.config.HF_DATASETS_CACHE = kept
+        for of, name, value in kept:
+            setattr(of, name, value)
         random.setstate(states[0])
         np.random.set_state(states[1])
 
