@@ -425,8 +425,8 @@ def test_transformers_serve_with_smollm2_says_what_the_same_model_says_in_proces
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     program = str(Path(sys.executable).parent / "transformers")
     command = [program, "serve", str(smollm2.folder), "--port", str(port)]
-    log = (tmp_path / "serve.log").open("wb")
-    serving = subprocess.Popen([*command, "--device", "cpu"], env=environment, stdout=log, stderr=log)
+    with (tmp_path / "serve.log").open("wb") as log:
+        serving = subprocess.Popen([*command, "--device", "cpu"], env=environment, stdout=log, stderr=log)
     try:
         wait_for(f"http://127.0.0.1:{port}/health", serving)
         real = ["model=smollm2", f"model.path={smollm2.folder}", "task.max_new_tokens=24", "trainer.max_steps=4"]
