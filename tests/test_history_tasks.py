@@ -35,6 +35,9 @@ def test_what_is_shown_of_before_is_not_about_the_same_prompt() -> None:
     assert earlier(["Hi", "Why?", "hi ", "So?"], 2) == [1]
     assert shorten("one\n two", 20) == "one two"
     assert shorten("one two three four five", 13) == "one two …"
+    assert shorten("one two three four five", 15) == "one two three …"
+    assert shorten("one two three four five", 23) == "one two three four five"
+    assert shorten("x" * 30, 20) == "x" * 18 + " …"
 
 
 # --- PRISM

@@ -104,12 +104,13 @@ class CommunityAlignment(FileTask):
         """One annotator's prompts that have enough choices about other prompts before them."""
         config = self.config
         prompts = [choice.prompt for choice in choices]
+        texts = [self._shown(choice) for choice in choices]
         found = []
         for position, choice in enumerate(choices):
             before = earlier(prompts, position)
             if len(before) < config.min_history:
                 continue
-            shown = [self._shown(choices[index]) for index in before[-config.history :]]
+            shown = [texts[index] for index in before[-config.history :]]
             found.append(
                 Example(
                     id=choice.id,

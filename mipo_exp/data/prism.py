@@ -139,17 +139,18 @@ class Prism(FileTask):
 
 def _stated_prefs(record: Record) -> str:
     prefs = record.child("stated_prefs", record.get("stated_prefs", dict))
-    rated = [f"{words} {_slider(prefs, key):.0f}" for key, words in TRAITS.items() if prefs.values.get(key) is not None]
+    rated = [f"{words} {_rating(prefs, key):.0f}" for key, words in TRAITS.items() if prefs.values.get(key) is not None]
     own = prefs.optional("other_text")
     if own and prefs.values.get("other") is not None:
-        rated.append(f"{own.strip()} {_slider(prefs, 'other'):.0f}")
+        rated.append(f"{own.strip()} {_rating(prefs, 'other'):.0f}")
     return ", ".join(rated)
 
 
-def _slider(prefs: Record, key: str) -> float:
-    value = prefs.values[key]
+def _rating(record: Record, key: str) -> float:
+    """What somebody set a slider to."""
+    value = record.values[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-        raise DataError(f"{prefs.where}: {key!r} should be a number from 0 to 100 and is {value!r}; {WAY_OUT}")
+        raise DataError(f"{record.where}: {key!r} should be a number from 0 to 100 and is {value!r}; {WAY_OUT}")
     return float(value)
 
 
@@ -193,7 +194,7 @@ def chosen_response(record: Record) -> str | None:
     scored = [turn for turn in responses if turn.values.get("score") is not None]
     if not chosen and not scored:
         raise DataError(f"{record.where}: the opening has no response that is chosen or scored; {WAY_OUT}")
-    best = chosen[0] if chosen else max(scored, key=lambda turn: turn.get("score", int))
+    best = chosen[0] if chosen else max(scored, key=lambda turn: _rating(turn, "score"))
     text = best.optional("content")
     return None if text is None or text.strip() == EMPTY else text
 
