@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from mipo_exp.parsing import parse, resolve
 from mipo_exp.pipeline import declare_model
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store
+
+# The cache of tasks in tests that have no folder of their own: what is kept there are hashes of data files.
+SCRATCH = Path(tempfile.gettempdir()) / f"mipo-exp-tests-{os.getuid()}"
 
 
 @pytest.fixture(autouse=True)

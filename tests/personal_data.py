@@ -15,7 +15,7 @@ from mipo_exp.config import TaskConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.tasks import make_task
 from mipo_exp.records import Example
-from tests.conftest import composed
+from tests.conftest import SCRATCH, composed
 
 Row = dict[str, Any]
 
@@ -27,7 +27,7 @@ def config(name: str, *overrides: str) -> TaskConfig:
 
 
 def make(name: str, path: Path | str, *overrides: str) -> Task:
-    return make_task(dataclasses.replace(config(name, *overrides), path=str(path)), Path("no-cache"))
+    return make_task(dataclasses.replace(config(name, *overrides), path=str(path)), SCRATCH)
 
 
 def load(name: str, path: Path | str, *overrides: str) -> Examples:

@@ -19,7 +19,7 @@ from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation.accuracy import SCORERS, measure
 from mipo_exp.records import Example
-from tests.conftest import Experiment, composed
+from tests.conftest import SCRATCH, Experiment, composed
 from tests.test_bad_input import run
 
 Rows = Sequence[dict[str, Any]]
@@ -37,7 +37,7 @@ MATH = ("task.family=math", ANSWER)
 
 
 def custom(path: Path, *overrides: str) -> Task:
-    return make_task(composed("task=custom", f"task.path={path}", *overrides).task, Path("no-cache"))
+    return make_task(composed("task=custom", f"task.path={path}", *overrides).task, SCRATCH)
 
 
 def load(path: Path, *overrides: str) -> Examples:
@@ -158,7 +158,7 @@ def test_the_hubs_cache_is_searched_for_any_format(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     write(tmp_path / "default" / "train-00000-of-00001.parquet", prompts(3))
     write(tmp_path / "default" / "test-00000-of-00001.parquet", [{"prompt": "Another"}])
-    task = make_task(composed("task=custom", "task.hub_id=me/mine").task, Path("no-cache"))
+    task = make_task(composed("task=custom", "task.hub_id=me/mine").task, SCRATCH)
     task.prepare(download=False)
     assert len(task.load(None).train) == 3
     assert "train[-_.]*" in asked[0]
@@ -173,7 +173,7 @@ def test_the_hubs_cache_is_searched_for_any_format(tmp_path: Path, monkeypatch: 
 
 def test_without_a_source_it_says_what_to_set() -> None:
     with pytest.raises(DataError, match=r"task=custom has neither task\.path nor task\.hub_id; set task\.path=DIR"):
-        make_task(composed("task=custom").task, Path("no-cache")).prepare(False)
+        make_task(composed("task=custom").task, SCRATCH).prepare(False)
 
 
 # --- families

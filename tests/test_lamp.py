@@ -27,7 +27,7 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def task(cache: Path = Path("no-cache"), **changes: Any) -> Lamp:
+def task(cache: Path = SCRATCH, **changes: Any) -> Lamp:
     values = yaml.safe_load((ROOT / "conf" / "task" / "lamp.yaml").read_text(encoding="utf-8"))
     return Lamp(LampConfig(**{**values, **changes}), cache)
 

@@ -32,7 +32,6 @@ from mipo_exp.records import Example
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("MIPO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 # These tasks download through the hub's client or not at all.
-NO_CACHE = Path("no-cache")
 EMBEDDED = ("personas", "word_problems", "quiz")
 
 
@@ -42,7 +41,7 @@ def config(name: str, **changes: Any) -> TaskConfig:
 
 
 def task(name: str, **changes: Any) -> Task:
-    return make_task(config(name, **changes), NO_CACHE)
+    return make_task(config(name, **changes), SCRATCH)
 
 
 def prepare_and_load(one: Task) -> Examples:
@@ -81,7 +80,7 @@ def test_every_task_has_a_class_a_schema_and_a_yaml_with_exactly_its_keys() -> N
 
 def test_unknown_task_is_named() -> None:
     with pytest.raises(ConfigError, match="'gsm9k' is not a task"):
-        make_task(dataclasses.replace(config("gsm8k"), name="gsm9k"), NO_CACHE)
+        make_task(dataclasses.replace(config("gsm8k"), name="gsm9k"), SCRATCH)
 
 
 def test_importing_the_tasks_loads_nothing_heavy() -> None:
