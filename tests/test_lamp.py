@@ -17,6 +17,7 @@ from mipo_exp.data.lamp_prompts import FORMS, profile_text, retrieve, truncate
 from mipo_exp.data.lamp_users import recover_users
 from mipo_exp.errors import DataError
 from mipo_exp.evaluation.accuracy import measure
+from tests.conftest import SCRATCH
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("MIPO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "lamp3_extract"

@@ -28,6 +28,7 @@ from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.answers import has_keyword
 from mipo_exp.records import Example
+from tests.conftest import SCRATCH
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("MIPO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
