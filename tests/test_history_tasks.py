@@ -96,6 +96,9 @@ def test_prism_counts_users_without_enough_history(tmp_path: Path) -> None:
     assert found.notes["users_without_conversations"] == 1
     assert found.notes["users_with_too_little_history"] == 1
     assert found.notes["conversations_with_too_little_history"] == 6 * 2 + 1
+    # Whose only conversation is of another type has none to be too little for.
+    other = load("prism", tmp_path, "task.min_history=2", "task.conversation_types=[values guided,controversy guided]")
+    assert other.notes["users_with_too_little_history"] == 0
     everybody = load("prism", tmp_path, "task.min_history=0")
     assert everybody.notes["users_with_too_little_history"] == 0
     assert "My earlier conversations" not in (by_name(everybody)["c600"].context or "")

@@ -85,14 +85,13 @@ class Mmlu(FileTask):
         for row in test:
             if row.blank:
                 raise DataError(f"{row.where}: the question or an option is empty; {WAY_OUT}")
+        compared = [test, *(rows for split, rows in kept.items() if split != AUXILIARY)]
+        check_contradictions(row.fact for rows in compared for row in rows)
         if AUXILIARY in kept:
             # Questions of many other data sets, whose keys nobody has compared.
             unclear = {fact.where for fact, _ in contradictions(row.fact for row in kept[AUXILIARY])}
             kept[AUXILIARY] = [row for row in kept[AUXILIARY] if row.where not in unclear]
             notes["contradictory_train_rows"] = len(unclear)
-        else:
-            check_contradictions(row.fact for rows in kept.values() for row in rows)
-        check_contradictions(row.fact for row in test)
         train = [example for split, rows in kept.items() for example in to_examples(split, rows)]
         return self.select(train, to_examples("test", test), notes)
 

@@ -85,14 +85,14 @@ class Prism(FileTask):
                 raise DataError(f"{record.where}: the user {user!r} is not in the survey; {WAY_OUT}")
             by_user.setdefault(user, []).append(record)
         rows = {user: self._examples(user, profiles[user], of) for user, of in by_user.items()}
-        wanted = sum(_type(record) in self.config.conversation_types for record in conversations)
+        wanted = [record for record in conversations if _type(record) in self.config.conversation_types]
         examples = [example for of in rows.values() for example in of]
         notes = {
             "users": len(profiles),
             "users_without_conversations": len(profiles) - len(by_user),
-            "users_with_too_little_history": sum(not of for of in rows.values()),
-            "conversations_of_other_types": len(conversations) - wanted,
-            "conversations_with_too_little_history": wanted - len(examples),
+            "users_with_too_little_history": sum(not rows[user] for user in {one.name("user_id") for one in wanted}),
+            "conversations_of_other_types": len(conversations) - len(wanted),
+            "conversations_with_too_little_history": len(wanted) - len(examples),
         }
         return self.divide(examples, self.config.eval_share, notes)
 
