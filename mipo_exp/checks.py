@@ -5,7 +5,8 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from mipo_exp.config import Config, MiRlConfig, OnPolicyConfig, RlvrConfig
+from mipo_exp.config import Config
+from mipo_exp.config_methods import MiRlConfig, OnPolicyConfig, RlvrConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.accuracy import measure

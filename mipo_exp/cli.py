@@ -46,7 +46,7 @@ _incomplete: list[str] = []  # one line for each run that ended with parts missi
 
 def register_resolvers() -> None:
     """The values in conf/ that only the program knows."""
-    from mipo_exp.config import FAMILY_NEGATIVES, LAMP_ERRORS
+    from mipo_exp.config_tasks import FAMILY_NEGATIVES, LAMP_ERRORS
     from mipo_exp.store import default_cache
 
     for name, value in (("default_cache", default_cache), ("project_root", lambda: PROJECT_ROOT)):

@@ -16,7 +16,8 @@ from typing import Any
 
 from mipo_exp import tracking
 from mipo_exp.checks import check_examples, check_extra, check_harness
-from mipo_exp.config import Config, RlaifConfig
+from mipo_exp.config import Config
+from mipo_exp.config_methods import RlaifConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, StorageError, UserError, gib

@@ -16,26 +16,18 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mipo_exp.config import (
-    CONTEXT_STRATEGIES,
+from mipo_exp.config import JUDGE_CONFIGS, AskedJudgeConfig, Config, NegativesConfig
+from mipo_exp.config_fields import CONTEXT_STRATEGIES, STRATEGIES
+from mipo_exp.config_methods import (
     F_DIVERGENCE_LOSSES,
-    JUDGE_CONFIGS,
     LOSS_TYPES,
     METHOD_CONFIGS,
-    PRISM_PROFILE,
-    PRISM_TYPES,
-    STRATEGIES,
-    TASK_CONFIGS,
-    AskedJudgeConfig,
-    Config,
     MipoConfig,
     MiRlConfig,
-    NegativesConfig,
     OnPolicyConfig,
-    PrismConfig,
     RlaifConfig,
-    TaskConfig,
 )
+from mipo_exp.config_tasks import PRISM_PROFILE, PRISM_TYPES, TASK_CONFIGS, PrismConfig, TaskConfig
 from mipo_exp.errors import ConfigError
 
 COMPARISONS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp import conversion
-from mipo_exp.config import Config, MethodConfig, PromptedConfig, RlaifConfig, TrainsOn
+from mipo_exp.config import Config
+from mipo_exp.config_methods import MethodConfig, PromptedConfig, RlaifConfig, TrainsOn
 from mipo_exp.data.base import Task
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected

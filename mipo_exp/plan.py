@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mipo_exp.checks import check_examples, check_extra, check_harness
-from mipo_exp.config import Config, MiRlConfig, ModelConfig, OnPolicyConfig
+from mipo_exp.config import Config, ModelConfig
+from mipo_exp.config_methods import MiRlConfig, OnPolicyConfig
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ModelError, UserError, gib
 from mipo_exp.evaluation.harness import locate_harness

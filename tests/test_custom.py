@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mipo_exp.config import FAMILIES
+from mipo_exp.config_tasks import FAMILIES
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.custom import NEEDED, REFUSED
 from mipo_exp.data.splitting import split_rows

@@ -9,7 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mipo_exp.config import METHOD_CONFIGS, Config, SamplingConfig
+from mipo_exp.config import Config, SamplingConfig
+from mipo_exp.config_methods import METHOD_CONFIGS
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import Contrast, sample_batch
 from mipo_exp.records import Example, Response, ScoredPair, read_table

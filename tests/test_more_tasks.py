@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mipo_exp.config import MMLU_SUBJECTS
+from mipo_exp.config_tasks import MMLU_SUBJECTS
 from mipo_exp.data.base import Task
 from mipo_exp.data.files import Record, read_csv
 from mipo_exp.data.mmlu import from_authors, from_hub

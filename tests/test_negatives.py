@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mipo_exp.config import STRATEGIES as NAMED
 from mipo_exp.config import NegativesConfig
+from mipo_exp.config_fields import STRATEGIES as NAMED
 from mipo_exp.errors import ConfigError
 from mipo_exp.negatives import STRATEGIES, contrast_conditions, sample_negatives
 from mipo_exp.records import Example, Negative

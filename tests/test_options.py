@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mipo_exp.checks import check_examples
-from mipo_exp.config import MMLU_SUBJECTS
+from mipo_exp.config_tasks import MMLU_SUBJECTS
 from mipo_exp.data.base import reference
 from mipo_exp.data.options import question_text
 from mipo_exp.data.tasks import make_task

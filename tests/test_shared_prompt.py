@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_exp.config import LOSS_TYPES, Config
+from mipo_exp.config import Config
+from mipo_exp.config_methods import LOSS_TYPES
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store, Workspace

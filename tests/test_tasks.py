@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mipo_exp.config import TASK_CONFIGS, TaskConfig
+from mipo_exp.config_tasks import TASK_CONFIGS, TaskConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.downloads import download_json
 from mipo_exp.data.files import Record, read_json, read_jsonl

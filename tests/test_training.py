@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mipo_exp.config import LOSS_TYPES, Config
+from mipo_exp.config import Config
+from mipo_exp.config_methods import LOSS_TYPES
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mipo_exp.config import TaskConfig
+from mipo_exp.config_tasks import TaskConfig
 from mipo_exp.data.options import stem_of
 from mipo_exp.data.overlap import separate
 from mipo_exp.data.rendering import Message

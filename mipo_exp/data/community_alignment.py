@@ -11,7 +11,7 @@ The context is what an annotator chose before, the prompt is the first of a conv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mipo_exp.config import CommunityAlignmentConfig
+from mipo_exp.config_tasks import CommunityAlignmentConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.config import CustomConfig
+from mipo_exp.config_tasks import CustomConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
 from mipo_exp.data.custom_references import (

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.config import LampConfig
+from mipo_exp.config_tasks import LampConfig
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.downloads import download_json

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.config import MMLU_SUBJECTS, MmluConfig
+from mipo_exp.config_tasks import MMLU_SUBJECTS, MmluConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, contradictions
 from mipo_exp.data.file_task import FileTask, Layout

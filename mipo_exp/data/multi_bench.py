@@ -10,7 +10,7 @@ From the hub (`kaist-ai/Multifaceted-Bench`), or from its parquet file or a JSON
 
 from collections.abc import Callable, Sequence
 
-from mipo_exp.config import MultiBenchConfig
+from mipo_exp.config_tasks import MultiBenchConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, check_unique, without_repetitions
 from mipo_exp.data.file_task import FileTask, Layout

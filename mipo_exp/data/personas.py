@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mipo_exp.config import PersonasConfig
+from mipo_exp.config_tasks import PersonasConfig
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.files import Record, read_json, read_json_rows, resource

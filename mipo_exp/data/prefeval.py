@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.config import PrefevalConfig
+from mipo_exp.config_tasks import PrefevalConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
 from mipo_exp.data.file_task import FileTask, Layout

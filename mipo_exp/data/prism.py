@@ -15,7 +15,7 @@ these two files, as JSON lines or parquet.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mipo_exp.config import PrismConfig
+from mipo_exp.config_tasks import PrismConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout

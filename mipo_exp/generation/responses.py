@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from mipo_exp.config import CadConfig, EngineConfig, NegativesConfig, PromptedConfig, SamplingConfig
+from mipo_exp.config import EngineConfig, NegativesConfig, SamplingConfig
+from mipo_exp.config_methods import CadConfig, PromptedConfig
 from mipo_exp.errors import DataError
 from mipo_exp.generation import transformers_engine
 from mipo_exp.negatives import sample_negatives

@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.config import (
-    AskedJudgeConfig,
-    Config,
-    EndpointJudgeConfig,
-    JudgeConfig,
-    LocalJudgeConfig,
-)
+from mipo_exp.config import AskedJudgeConfig, Config, EndpointJudgeConfig, JudgeConfig, LocalJudgeConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError, JudgeError, ModelError
 from mipo_exp.judging.endpoint import Endpoint, check_endpoint

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.config import LoraConfig, MethodConfig, PairsConfig, TrainerConfig
+from mipo_exp.config import LoraConfig, PairsConfig, TrainerConfig
+from mipo_exp.config_methods import MethodConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.judging.stage import Judging
 from mipo_exp.progress import Progress

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from mipo_exp.config import MipoConfig
+from mipo_exp.config_methods import MipoConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.records import ScoredPair
 from mipo_exp.training.job import (

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, cast
 
-from mipo_exp.config import InfonceConfig
+from mipo_exp.config_methods import InfonceConfig
 from mipo_exp.training.groups import Scored, build_trainer, chosen_groups, told_apart
 from mipo_exp.training.job import Job
 from mipo_exp.training.losses import infonce_loss

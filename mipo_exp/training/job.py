@@ -10,17 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.config import (
-    EngineConfig,
-    LoraConfig,
-    MethodConfig,
-    MipoConfig,
-    OnPolicyConfig,
-    PairsConfig,
-    SamplingConfig,
-    ScoringConfig,
-    TrainerConfig,
-)
+from mipo_exp.config import EngineConfig, LoraConfig, PairsConfig, SamplingConfig, ScoringConfig, TrainerConfig
+from mipo_exp.config_methods import MethodConfig, MipoConfig, OnPolicyConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.judging.stage import Judging
 from mipo_exp.runtime import Runtime

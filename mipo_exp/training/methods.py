@@ -1,5 +1,5 @@
 """The list of training methods. A method is a small module with a `build_…` function, one line here, its keys in
-`config.METHOD_CONFIGS`, and one YAML file in `conf/method/`."""
+`config_methods.METHOD_CONFIGS`, and one YAML file in `conf/method/`."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from mipo_exp.config import MiRlConfig
+from mipo_exp.config_methods import MiRlConfig
 from mipo_exp.negatives import contrast_conditions
 from mipo_exp.records import Condition, Example
 from mipo_exp.scoring.log_probs import Scorable

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, cast
 
-from mipo_exp.config import SoftmaxDpoConfig
+from mipo_exp.config_methods import SoftmaxDpoConfig
 from mipo_exp.records import ScoredPair
 from mipo_exp.training.groups import Group, Scored, build_trainer
 from mipo_exp.training.job import Job
