@@ -1,7 +1,8 @@
 """The typed schema of every config group.
 
 The YAML files in `conf/` hold the values and say what each key means; the dataclasses here hold the types and the
-bounds, without defaults, so that no value stands in two places. `parsing` turns Hydra's config into them.
+bounds, without defaults, so that no value stands in two places. `parsing` turns Hydra's config into them. Those of the
+tasks are in `config_tasks`, those of the methods in `config_methods`.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Negative-sampling strategies: which condition a rejected response is sampled under.
 
 A strategy is a pure function of the examples, its config and a random generator. To add one: write it here, register
-it in `STRATEGIES`, name it in `config.STRATEGIES` and describe it in `conf/negatives/NAME.yaml`.
+it in `STRATEGIES`, name it in `config_fields.STRATEGIES` and describe it in `conf/negatives/NAME.yaml`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

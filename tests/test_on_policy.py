@@ -12,8 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from mipo_exp.checks import check_examples
+<<<<<<< HEAD
 from mipo_exp.config import Config
 from mipo_exp.config_methods import GRPO_LOSSES, METHOD_CONFIGS, OnPolicyConfig
+=======
+from mipo_exp.config import GRPO_LOSSES, METHOD_CONFIGS, Config, MiRlConfig, OnPolicyConfig
+>>>>>>> onpolicy
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.negatives import contrast_conditions
@@ -54,7 +58,7 @@ def slices(config: Config) -> dict[str, Any]:
 
 
 def fetched(store: Store, rows: Sequence[Example]) -> tuple[Stage, Artefact]:
-    stage = Stage("examples", 1, {"rows": len(rows)}, {}, lambda work: work.write_table("train", rows, Example))
+    stage = Stage("examples", 1, {"rows": len(rows)}, {}, lambda work: work.write_table("train", list(rows), Example))
     return stage, store.fetch(stage, {})[0]
 
 
@@ -204,13 +208,13 @@ def test_the_reward_is_the_mutual_information_of_response_tokens_under_the_base_
     rows = examples(8)
     reward, config = mi_reward(runtime, rows, tmp_path, f"method.estimator={estimator}")
     base = runtime.fresh_model()
-    assert isinstance(config.method, METHOD_CONFIGS["mi_rl"])
+    assert isinstance(config.method, MiRlConfig)
     conditions = reward_conditions(rows, config.method, config.seed)
 
     def log_prob(condition: Condition, response: list[int]) -> torch.Tensor:
         prompt = runtime.prompt_ids(condition)
         with torch.inference_mode():
-            logits = base(input_ids=torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+            logits: torch.Tensor = base(input_ids=torch.tensor([prompt + response])).logits[0].log_softmax(-1)
         return logits[range(len(prompt) - 1, len(prompt) + len(response) - 1), response]
 
     found = reward(completion_ids=RESPONSES, row=[0, 1, 5])
@@ -233,7 +237,7 @@ def test_the_reward_of_a_response_depends_on_the_context_it_answers(tiny: Runtim
 def test_the_other_conditions_are_those_of_the_evaluation() -> None:
     rows = examples(8)
     method = composed("+debug=quick", "method=mi_rl", "method.estimator=infonce").method
-    assert isinstance(method, METHOD_CONFIGS["mi_rl"])
+    assert isinstance(method, MiRlConfig)
     expected = contrast_conditions(rows, 3, 7)
     assert list(reward_conditions(rows, method, 7).values()) == expected
     users = {example.context for example in rows}
@@ -332,8 +336,7 @@ def test_a_reference_that_is_not_the_policy_stops_the_training() -> None:
             check_first_kl(kl, dtype)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox"])
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize(("n", "kind"), [(1, "llama"), (2, "qwen2"), (3, "llama"), (3, "gpt_neox")])
 def test_sharing_prompts_gives_trls_loss_metrics_and_gradients(n: int, kind: str, tmp_path: Path) -> None:
     """Rows in any order, groups that are split, a response that is masked; the adapter is not at its start."""
     overrides = (f"trainer.per_device_train_batch_size={n}", "method.num_generations=3", "sampling.temperature=0.7")
