@@ -12,12 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from mipo_exp.checks import check_examples
-<<<<<<< HEAD
 from mipo_exp.config import Config
-from mipo_exp.config_methods import GRPO_LOSSES, METHOD_CONFIGS, OnPolicyConfig
-=======
-from mipo_exp.config import GRPO_LOSSES, METHOD_CONFIGS, Config, MiRlConfig, OnPolicyConfig
->>>>>>> onpolicy
+from mipo_exp.config_methods import GRPO_LOSSES, METHOD_CONFIGS, MiRlConfig, OnPolicyConfig
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.negatives import contrast_conditions
