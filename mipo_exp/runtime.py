@@ -139,18 +139,24 @@ class Runtime:
         return model
 
     def release(self) -> None:
-        """Give the model's memory back."""
-        self._model = self._adapter = None
-        gc.collect()
-        if self.device.startswith("cuda"):
-            import torch
-
-            torch.cuda.empty_cache()
+        """Give the model's memory back, where it is loaded."""
+        if self._model is not None:
+            self._model = self._adapter = None
+            free_memory(self.device)
 
     def _folder(self) -> Path:
         if self.folder is None:
             raise RuntimeError("the model stage has not run yet")
         return self.folder
+
+
+def free_memory(device: str) -> None:
+    """Give back what nothing refers to any more; a model and its trainer refer to each other."""
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def choose_device(wanted: str) -> str:

@@ -1,5 +1,6 @@
 """A tiny model built in memory, and experiments on it; no network, no key, no cache of the user's own."""
 
+import importlib
 import os
 import socket
 import tempfile
@@ -79,8 +80,14 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def preloaded() -> None:
+    """What every run imports is imported, and not looked at again by each collection of garbage."""
+    importlib.import_module("tests.preloaded")
+
+
 @pytest.fixture
-def experiment(tmp_path: Path, shared_cache: Path) -> Experiment:
+def experiment(tmp_path: Path, shared_cache: Path, preloaded: None) -> Experiment:
     """Runs an experiment on the tiny model and returns its summary and its folder."""
     import json
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation.accuracy import SCORERS, measure
 from mipo_exp.records import Example
+from tests.command_line import run
 from tests.conftest import SCRATCH, Experiment, composed
-from tests.test_bad_input import run
 
 Rows = Sequence[dict[str, Any]]
 MCQ = (
@@ -448,9 +447,7 @@ def test_what_does_not_fit_is_named(
 
 def test_a_strangers_csv_runs_from_the_command_line(tmp_path: Path) -> None:
     write(tmp_path / "my.csv", questions(20))
-    done: subprocess.CompletedProcess[str] = run(
-        "+debug=quick", "task=custom", "task.path=my.csv", *MCQ, "hydra.run.dir=out", cwd=tmp_path
-    )
+    done = run("+debug=quick", "task=custom", "task.path=my.csv", *MCQ, "hydra.run.dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["status"], summary["negatives"]) == ("ok", "random_prompt")

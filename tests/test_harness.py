@@ -12,7 +12,7 @@ from mipo_exp.config import HarnessConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation import harness as module
 from mipo_exp.evaluation.harness import check_tasks, language_model, locate_harness, results
-from mipo_exp.evaluation.harness_results import REACH, Outcome, compare_outcomes
+from mipo_exp.evaluation.harness_results import REACH, HarnessOutcome, compare_outcomes
 from mipo_exp.records import HarnessResult, HarnessSample
 from mipo_exp.reporting.metrics import describe
 from mipo_exp.runtime import Runtime
@@ -172,11 +172,11 @@ def sample(document: int, **values: float) -> HarnessSample:
 def test_intervals_are_of_the_harness_and_differences_are_paired() -> None:
     """Documents 0 1 1 0 → 1 1 1 0: the difference is ¼, the documents' differences 1 0 0 0 have the standard deviation
     ½, so its standard error is ½ / √4 = ¼. The group's documents are not known: √(0.3² + 0.4²) = 0.5."""
-    before = Outcome(
+    before = HarnessOutcome(
         [result(0.5, 0.25), result(0.2, 0.3, "group"), result(8.0, None, metric="perplexity")],
         [sample(i, acc=value) for i, value in enumerate([0, 1, 1, 0])],
     )
-    after = Outcome(
+    after = HarnessOutcome(
         [result(0.75, 0.25), result(0.3, 0.4, "group"), result(7.0, None, metric="perplexity")],
         [sample(i, acc=value) for i, value in enumerate([1, 1, 1, 0])],
     )

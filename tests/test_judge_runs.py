@@ -31,9 +31,9 @@ from mipo_exp.plan import describe
 from mipo_exp.records import Example, Judgement, Response
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Stage, Store
+from tests.command_line import run
 from tests.conftest import Experiment, compose_raw, composed
 from tests.judge_server import Answer, JudgeServer, Script, completion
-from tests.test_bad_input import run
 from tests.test_pipeline import artefact
 
 ROOT = Path(__file__).parents[1]

@@ -92,7 +92,7 @@ def test_every_key_of_the_method_and_the_trainer_reaches_trl(method: str, tmp_pa
         *("+debug=quick", f"method={method}", "sampling.temperature=0.7", "sampling.top_p=0.9", "sampling.top_k=7"),
         *(f"method.{name}={value}" for name, value in overrides.items()),
         *("method.loss_type=grpo", "method.scale_rewards=batch", "method.mask_truncated_completions=true"),
-        *("trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=2"),
+        *("trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=2", "judge=local"),
     )
     found = training_arguments(config.method, config.trainer, 3, tmp_path, "cpu", "float32", config.sampling)
     assert {name: getattr(found, name) for name in overrides} == overrides

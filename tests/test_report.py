@@ -313,11 +313,13 @@ def test_missing_bounds_phases_and_values_that_are_not_finite(tmp_path: Path) ->
         {"loss": 0.1},
         {"step": 2, "loss": 0.25},
         {"step": 3, "loss": None},
+        {"step": 4, "loss": 0.125, "reward": 1.0},
     ]
     lengths: dict[str, list[int]] = {"before": [], "after": [7]}
     sample = Sample(None, None, "", "", "", nan, -math.inf)
     _, page = render(tmp_path, summary(metrics=metrics, mi={}), history, lengths, [sample])
-    assert "Loss: 0.25 at step 2, 0.25 at step 2." in page.text
+    assert "Loss: 0.25 at step 2, 0.125 at step 4." in page.text
+    assert "Reward:" not in page.text, "one point is no curve"
     assert "0.50 nats after training." in page.text
     assert page.text.count("empty response") == 2
     assert "nan" not in page.text.lower().replace("nanoseconds", "")

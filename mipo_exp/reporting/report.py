@@ -319,7 +319,7 @@ def _curve(history: Sequence[Mapping[str, float]], key: str, name: str, color: s
         if step is not None and key in row:
             value = number(row[key])
             points[step] = math.nan if value is None else value
-    if all(math.isnan(value) for value in points.values()):
+    if sum(math.isfinite(value) for value in points.values()) < 2:  # one point is no curve
         return None
     steps = sorted(points)
     return plots.Curve(name, steps, [points[step] for step in steps], color)

@@ -12,7 +12,7 @@ from mipo_exp.config_methods import MethodConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.judging.stage import Judging
 from mipo_exp.progress import Progress
-from mipo_exp.runtime import Runtime
+from mipo_exp.runtime import Runtime, free_memory
 from mipo_exp.store import Workspace, file_sha256, write_atomically
 from mipo_exp.training.job import Job, Rollout
 from mipo_exp.training.methods import METHODS
@@ -71,7 +71,7 @@ def train_adapter(
         {"steps": loop.state.global_step, "rows": rows, "trainable_parameters": trainable, "parameters": total},
     )
     del loop, model
-    runtime.release()
+    free_memory(runtime.device)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
