@@ -240,6 +240,8 @@ def test_every_task_runs_with_every_strategy_that_it_can(
         pytest.skip("needs a user context")
     if task == "custom":
         pytest.skip("has no data of its own; test_custom runs it in every family")
+    if task in personal_data.MADE and strategy != "random_prompt":
+        pytest.skip("test_tables runs it")
     if task in MADE:
         overrides.append(MADE[task](tmp_path))
     if task == "lamp" and strategy == "random_context":
