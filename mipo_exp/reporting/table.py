@@ -29,6 +29,7 @@ DRAWS = "bootstrap.npz"
 TABLE_SCHEMA = 1
 ALPHA = 0.05
 CLEAR = r"\*"  # escaped for Markdown
+ROUNDING = 1e-6  # of a draw, relative
 
 # Columns of the table, in this order, as far as the runs have them. table.json has every metric.
 COLUMNS = (
@@ -54,14 +55,13 @@ class Run:
     def overrides(self) -> list[str]:
         """What its command line changes, without the seed."""
         words = shlex.split(self.summary["command"])
-        return [word for word in words if "=" in word and not word.startswith("seed=")]
+        return [word for word in words if "=" in word and not word.lstrip("+").startswith("seed=")]
 
     @property
-    def panel(self) -> tuple[str, ...]:
-        """What runs must share to be compared."""
-        summary = self.summary
-        before = summary["stages"]["before_responses"]["key"]
-        return (summary["task"], summary["model"], before, json.dumps(summary["resampling"], sort_keys=True))
+    def panel(self) -> str:
+        """What runs must share to be compared: mutual information depends on K, diversity on the set's size."""
+        same = [self.summary[key] for key in ("task", "model", "resampling", "mi", "diversity")]
+        return json.dumps([self.summary["stages"]["before_responses"]["key"], *same], sort_keys=True)
 
     def mean(self, phase: str, name: str) -> float:
         """A metric of all examples; NaN where the run has none."""
@@ -115,7 +115,8 @@ def write_draws(path: Path, draws: Mapping[str, Mapping[str, Values]]) -> None:
 def read_run(folder: Path) -> Run | None:
     """The finished run in a folder; None where it has no results."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    if not summary["metrics"]["after"] or not (folder / DRAWS).exists():
+    # One that failed after it was measured may lie beside the draws of an earlier run in its folder.
+    if summary["status"] == "failed" or not (folder / DRAWS).exists():
         return None
     draws: dict[str, dict[str, Values]] = {"before": {}, "after": {}}
     with np.load(folder / DRAWS) as arrays:
@@ -125,12 +126,14 @@ def read_run(folder: Path) -> Run | None:
     return Run(folder, summary, draws)
 
 
-def write_table(folder: Path, since: float = 0.0) -> Path | None:
+def write_table(folder: Path, since: float = 0.0, failed: Sequence[Mapping[str, str]] = ()) -> Path | None:
     """Write `table.md` and `table.json` over the jobs of a multirun.
 
     Args:
         folder: of the multirun; its jobs lie in folders in it.
         since: seconds since the epoch; jobs that ended earlier are of another multirun into the same folder.
+        failed: `job` (its folder's name), `command` and `error` of each; those that say it themselves may be among
+            them.
 
     Returns:
         the path of `table.md`; None where fewer than two jobs have finished.
@@ -150,6 +153,8 @@ def write_table(folder: Path, since: float = 0.0) -> Path | None:
                 missing.append({"job": path.parent.name, "command": command, "error": f"{part}: {facts['why']}"})
     if len(runs) < 2:
         return None
+    named = {job["job"] for job in missing}
+    missing += [dict(job) for job in failed if job["job"] not in named]
     panels = [Panel(arms) for arms in group(runs)]
     content = {"schema": TABLE_SCHEMA, "panels": [panel.as_json() for panel in panels], "missing": missing}
     write_atomically(folder / "table.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
@@ -161,8 +166,8 @@ def write_table(folder: Path, since: float = 0.0) -> Path | None:
 def group(runs: Sequence[Run]) -> list[list[Arm]]:
     """The arms of each panel, in the order of the runs. Jobs that came to the same run count once, under the first."""
     common = set.intersection(*(set(run.overrides) for run in runs))
-    panels: dict[tuple[str, ...], dict[str, dict[str, Run]]] = {}
-    seen: set[tuple[tuple[str, ...], str]] = set()
+    panels: dict[str, dict[str, dict[str, Run]]] = {}
+    seen: set[tuple[str, str]] = set()
     for run in runs:
         if (run.panel, run.summary["run_id"]) in seen:
             continue
@@ -177,9 +182,11 @@ class Panel:
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         self.arms = arms
-        first = arms[0].runs[0]
-        self.summary = first.summary
-        found = dict.fromkeys(name for arm in arms for run in arm.runs for name in run.summary["metrics"]["after"])
+        runs = [run for arm in arms for run in arm.runs]
+        self.summary = runs[0].summary
+        # Of the first run that has it: one may lack the judge, or what only trained models are measured by.
+        self.before = {name: it for run in reversed(runs) for name, it in run.summary["metrics"]["before"].items()}
+        found = dict.fromkeys(name for run in runs for name in run.summary["metrics"]["after"])
         self.metrics = [name for name in COLUMNS if name in found]
         self.metrics += sorted(name for name in found if name not in COLUMNS)
         self.columns = [name for name in self.metrics if name in COLUMNS]
@@ -200,8 +207,12 @@ class Panel:
             }
         )
 
+        self.comparisons = (self.against_before, self.against_first)
+
     def _difference(self, arm: Arm, name: str, other: Arm, phase: str) -> Difference:
-        drawn = arm.draws("after", name) - other.draws(phase, name)
+        after, before = arm.draws("after", name), other.draws(phase, name)
+        # Draws are stored as float32: equal means of several runs would differ, and a tie count on one side only.
+        drawn = np.where(np.isclose(after, before, rtol=ROUNDING, atol=0), 0.0, after - before)
         point = arm.values(name).mean() - np.mean([run.mean(phase, name) for run in other.runs])
         count = int(arm.runs[0].summary["metrics"]["after"][name]["n"])
         return Difference(summarize(float(point), drawn, count), bootstrap_p_value(drawn))
@@ -221,7 +232,7 @@ class Panel:
         return {
             **{key: self.summary[key] for key in ("task", "model", "data", "resampling", "mi")},
             "columns": self.columns,
-            "before": self.summary["metrics"]["before"],
+            "before": self.before,
             "arms": [self._arm_json(index, arm) for index, arm in enumerate(self.arms)],
         }
 
@@ -292,6 +303,7 @@ def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> 
             yield f"Difference from `{panel.arms[0].label}` [95% interval]:"
             yield ""
             yield from _against_first(panel)
+        yield from _no_stars(panel)
         if any(kind_shares(arm, "after") for arm in panel.arms):
             yield "Kinds of response, % (docs/metrics.md says what each is):"
             yield ""
@@ -316,7 +328,7 @@ def _results(panel: Panel) -> Iterable[str]:
     metrics = [describe(name) for name in panel.columns]
     yield _row(["", "runs", *(_heading(metric) for metric in metrics)])
     yield _row(["---"] * (len(metrics) + 2))
-    before = panel.summary["metrics"]["before"]
+    before = panel.before
     yield _row(["before", "", *(_number(metric, (before.get(metric.name) or {}).get("mean")) for metric in metrics)])
     for index, arm in enumerate(panel.arms):
         cells = []
@@ -345,6 +357,15 @@ def _against_first(panel: Panel) -> Iterable[str]:
         cells = [_written(metric, cell) if cell else "–" for metric, cell in zip(metrics, found, strict=True)]
         yield _row([f"`{arm.label}`", *cells])
     yield ""
+
+
+def _no_stars(panel: Panel) -> Iterable[str]:
+    """Where the smallest p-value that the draws can give does not survive the adjustment."""
+    samples = panel.summary["resampling"]["samples"]
+    cells = max(sum(cell.adjusted is not None for cell in of.values()) for of in panel.comparisons)
+    if cells * 2 / (samples + 1) >= ALPHA:
+        yield f"With {samples} resamples none of {cells} differences can be starred: raise evaluation.bootstrap_samples"
+        yield ""
 
 
 def _kinds(panel: Panel) -> Iterable[str]:
