@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -40,8 +40,17 @@ NOISY_LOGGERS = ("httpx", "httpx2", "openai", "matplotlib", "datasets", "fileloc
 
 _errors: list[Exception] = []  # of the single run
 _multiruns: list[tuple[Path, float]] = []  # folder and start (seconds since the epoch) of the multirun, if it is one
-_failures: list[tuple[str, bool]] = []  # of a multirun: one line for each failed job, and whether its input was bad
+_failures: list["Failure"] = []  # of a multirun
 _incomplete: list[str] = []  # one line for each run that ended with parts missing
+
+
+class Failure(NamedTuple):
+    """A failed job of a multirun: its folder, its overrides, the message, and whether its input was bad."""
+
+    folder: Path
+    overrides: str
+    message: str
+    bad_input: bool
 
 
 def register_resolvers() -> None:
@@ -84,8 +93,10 @@ def main() -> None:
             raise
     _write_table()
     if _failures:
-        lines = [f"{len(_failures)} of the jobs failed, the others are finished:", *(line for line, _ in _failures)]
-        _exit("\n".join(lines), EXIT_BAD_INPUT if all(bad for _, bad in _failures) else 1)
+        lines = [f"{len(_failures)} of the jobs failed, the others are finished:"]
+        lines += [f"job {job.folder.name} ({job.overrides}): {job.message}" for job in _failures]
+        lines += [f"incomplete: {line}" for line in _incomplete]
+        _exit("\n".join(lines), EXIT_BAD_INPUT if all(job.bad_input for job in _failures) else 1)
     if _errors:
         failure = _errors.pop()
         if isinstance(failure, UserError):
@@ -111,7 +122,8 @@ def _write_table() -> None:
 
     for folder, started in _multiruns:
         try:
-            write_table(folder, started)
+            failed = [{"job": job.folder.name, "command": job.overrides, "error": job.message} for job in _failures]
+            write_table(folder, started, failed)
         except OSError as error:
             log.warning("no table over the runs: %s", error)
 
@@ -152,7 +164,7 @@ def _hydra_main(raw: DictConfig) -> float | None:
         if settings.mode == RunMode.MULTIRUN:
             bad_input = isinstance(error, UserError)
             message = str(error) if bad_input else f"{type(error).__name__}: {error}"
-            _failures.append((f"job {settings.job.num} ({' '.join(overrides)}): {message}", bad_input))
+            _failures.append(Failure(Path(settings.runtime.output_dir), " ".join(overrides), message, bad_input))
             if not bad_input:
                 log.exception("job %d failed", settings.job.num)
             raise

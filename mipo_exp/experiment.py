@@ -34,8 +34,8 @@ from mipo_exp.models import ModelSource, locate
 from mipo_exp.pipeline import Run, declare, declare_examples, declare_judgements, declare_model
 from mipo_exp.plan import disk_needed
 from mipo_exp.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
+from mipo_exp.reporting.multirun import DRAWS, write_draws
 from mipo_exp.reporting.report import Sample, write_report
-from mipo_exp.reporting.table import DRAWS, write_draws
 from mipo_exp.runtime import Runtime, choose_device
 from mipo_exp.similarity import locate_encoder
 from mipo_exp.store import Stage, Store, digest, git_commit, package_versions, write_atomically
@@ -85,6 +85,8 @@ def prepare(config: Config, output: Path) -> Prepared:
     encoder = None if model is None else locate_encoder(model, store.root)
     harness = locate_harness(config.harness, store.root)
     device = choose_device(config.device)
+    if config.paths.data is not None and config.task.path is None and config.task.hub_id is not None:
+        log.info("paths.data=%s has no folder %s: %s", config.paths.data, config.task.name, config.task.hub_id)
     task = make_task(config.task, store.root)
     judging = prepare_judging(config, task, store.root, device)
     data = task.prepare()
@@ -153,7 +155,7 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
     runtime.on_training_log = follow
     if isinstance(config.method, RlaifConfig) and prepared.judging is not None:
         asked = prepared.judging.judge.backend.runtime
-        if asked is not None and prepared.store.status(prepared.stages["adapter"]) != "cached":
+        if asked is not None:
             run.fetch_model(asked, "judge_model")
     for name, stage in prepared.stages.items():
         run.fetch(name, stage)

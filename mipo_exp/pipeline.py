@@ -171,9 +171,8 @@ def declare(
         method=config.method,
         lora=config.lora,
         trainer=config.trainer,
-        pairs=filters,
         seed=seed,
-        **({"rollout": Rollout(sampling, engine, scoring)} if on == "examples" else {}),
+        **({"rollout": Rollout(sampling, engine, scoring)} if on == "examples" else {"pairs": filters}),
         **({"judging": judging} if isinstance(config.method, RlaifConfig) else {}),
     )
 

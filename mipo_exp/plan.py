@@ -13,11 +13,18 @@ from omegaconf import OmegaConf
 
 from mipo_exp.checks import check_examples, check_extra, check_harness
 from mipo_exp.config import Config, ModelConfig
-from mipo_exp.config_methods import MiRlConfig, OnPolicyConfig
+from mipo_exp.config_methods import MiRlConfig, OnPolicyConfig, RlaifConfig
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ModelError, UserError, gib
 from mipo_exp.evaluation.harness import locate_harness
-from mipo_exp.judging.stage import Judging, estimate_judging, prepare_judging, response_texts
+from mipo_exp.judging.stage import (
+    Estimate,
+    Judging,
+    estimate_judging,
+    estimate_rewards,
+    prepare_judging,
+    response_texts,
+)
 from mipo_exp.models import ModelSource, locate
 from mipo_exp.negatives import sample_negatives
 from mipo_exp.pipeline import declare, declare_examples, declare_judgements, declare_model
@@ -128,6 +135,10 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     if not works:
         lines.append("(tokens are known once the data, and for token budgets the model's tokenizer, are here)")
     if judging is not None and examples is not None:
+        if isinstance(config.method, RlaifConfig) and status["adapter"] != "cached":
+            new = config.sampling.max_new_tokens
+            rewards = estimate_rewards(judging, examples[0], works["adapter"].sampled // new, new)
+            lines.append(f"judge: {rewards.requests} scores as rewards at most; {_amount(rewards)}")
         lines.append(_judge_line(judging, examples[1], store, stages, config.evaluation.sampling.max_new_tokens))
     lines += ["", *notes]
     if model is not None and status["model"] == "cached":
@@ -149,12 +160,16 @@ def _judge_line(
     found = {phase: artefact for phase, artefact in responses.items() if artefact is not None}
     texts = response_texts(found) if len(found) == len(responses) else None
     work = estimate_judging(judging, examples, texts, response_tokens)
-    cost = "its prices are not set" if work.cost is None else f"cost about {work.cost:.2f} at most"
     cached = f", {work.requests - work.missing} of them cached" if texts is not None else " at most"
     return (
-        f"judge: {judging.judge.backend.description}, {judging.kind_name}, {work.requests} requests{cached}; about "
-        f"{work.input_tokens} tokens in and {work.output_tokens} out at most, {cost}"
+        f"judge: {judging.judge.backend.description}, {judging.kind_name}, {work.requests} requests{cached}; "
+        f"{_amount(work)}"
     )
+
+
+def _amount(work: Estimate) -> str:
+    cost = "its prices are not set" if work.cost is None else f"cost about {work.cost:.2f} at most"
+    return f"about {work.input_tokens} tokens in and {work.output_tokens} out at most, {cost}"
 
 
 def estimate_work(config: Config, train: list[Example], evaluation: list[Example]) -> dict[str, Work]:

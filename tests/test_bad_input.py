@@ -233,14 +233,17 @@ def test_a_cache_with_a_place_that_cannot_be_written_is_named(tmp_path: Path) ->
 
 
 def test_one_failing_job_of_a_multirun_does_not_end_the_others(tmp_path: Path) -> None:
-    """The middle one of three is impossible; the others finish, and the failure is listed at the end."""
-    done = run("-m", "+debug=quick", "evaluation.k=3,500,4", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    """The second of four is impossible, the last one is refused before it begins; the others finish, and the failures
+    are listed at the end and in the table."""
+    done = run("-m", "+debug=quick", "evaluation.k=3,500,4,1", "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     listed = done.stderr[done.stderr.rindex("error: ") :]
-    assert "1 of the jobs failed" in listed
+    assert "2 of the jobs failed" in listed
     assert re.search(r"job 1 \(.*evaluation\.k=500.*\): evaluation\.k=500 needs", listed)
     states = [json.loads((tmp_path / "sweep" / str(n) / "summary.json").read_text())["status"] for n in range(3)]
     assert states == ["ok", "failed", "ok"]
+    table = json.loads((tmp_path / "sweep" / "table.json").read_text())
+    assert [item["job"] for item in table["missing"]] == ["1", "3"]
 
 
 def test_too_little_disk_is_said_before_anything_runs(

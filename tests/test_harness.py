@@ -89,7 +89,14 @@ def test_what_a_result_depends_on_is_in_its_key(tasks: list[str], tmp_path: Path
     (tmp_path / "tasks").rename(moved)
     assert identity(include_path=str(moved)) == first, "where the folder lies does not count"
     write_rows(tmp_path / "arc.jsonl", choices()[:3])
-    assert identity(include_path=str(moved)) != first, "the local data that a task names does"
+    changed = identity(include_path=str(moved))
+    assert changed != first, "the local data that a task names does"
+    base = tmp_path / "base.yaml"
+    base.write_text("num_fewshot: 0")
+    (moved / "more.yaml").write_text(f"include: {base}\ntask: more")
+    including = identity(include_path=str(moved))
+    base.write_text("num_fewshot: 1")
+    assert identity(include_path=str(moved)) != including, "a file elsewhere that a task takes over"
 
 
 def test_an_interrupted_run_goes_on_where_it_was(

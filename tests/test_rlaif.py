@@ -15,6 +15,7 @@ from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.stage import Judging
 from mipo_exp.judging.templates import load_templates
 from mipo_exp.pipeline import declare, declare_examples
+from mipo_exp.plan import describe
 from mipo_exp.runtime import Runtime
 from mipo_exp.training.rlaif import build_rlaif, judged_reward
 from tests.conftest import Experiment, composed
@@ -125,3 +126,11 @@ def test_it_runs_whole_with_a_local_judge(experiment: Experiment) -> None:
     assert "judge_model" in summary["stages"]
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert any("train/reward" in row or "train/loss" in row for row in rows)
+
+
+def test_the_plan_counts_the_scores_that_training_asks_for(tmp_path: Path) -> None:
+    """2 steps of 4 prompts with 4 responses each; each has at most 8 tokens, and a reply 6."""
+    lines = describe(config("trainer.max_steps=2", "judge.max_tokens=6", f"paths.cache={tmp_path}"), {}).splitlines()
+    (line,) = (line for line in lines if "rewards" in line)
+    assert line.startswith("judge: 32 scores as rewards at most; about ")
+    assert f" tokens in and {32 * 6} out at most, its prices are not set" in line

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mipo_exp.evaluation.error_kinds import KINDS, transitions
-from mipo_exp.reporting.table import DRAWS, write_draws, write_table
+from mipo_exp.reporting.multirun import DRAWS, write_draws
+from mipo_exp.reporting.table import write_table
 
 DRAWN = np.arange(19.0)
 
@@ -22,7 +23,7 @@ def summary(command: str, run_id: str, after: float, seed: int, **more: Any) -> 
         "run_id": run_id,
         "command": f"python -m mipo_exp {command}",
         **{"task": "personas", "model": "tiny", "method": "mipo", "negatives": "no_context", "git": None},
-        **{"seed": seed, "data": {}, "mi": {"k": 3}, "error": None, "status": "ok"},
+        **{"seed": seed, "data": {}, "mi": {"k": 3}, "diversity": {}, "error": None, "status": "ok"},
         "resampling": {"samples": 19, "seed": 0, "examples": 4, "clusters": 2, "digest": "d"},
         "stages": {"before_responses": {"key": "b"}},
         "missing": {},
@@ -106,8 +107,38 @@ def test_runs_on_other_examples_are_not_compared(tmp_path: Path) -> None:
     job(tmp_path, 0, summary("task=a", "r0", 0.5, 1), 0.3)
     job(tmp_path, 1, summary("task=b", "r1", 0.5, 1, resampling=other), 0.3)
     job(tmp_path, 2, summary("task=c", "r2", 0.5, 1, stages={"before_responses": {"key": "c"}}), 0.3)
+    job(tmp_path, 3, summary("evaluation.k=4", "r3", 0.5, 1, mi={"k": 4}), 0.3)
     panels = table(tmp_path)["panels"]
-    assert [[arm["label"] for arm in panel["arms"]] for panel in panels] == [["task=a"], ["task=b"], ["task=c"]]
+    labels = [[arm["label"] for arm in panel["arms"]] for panel in panels]
+    assert labels == [["task=a"], ["task=b"], ["task=c"], ["evaluation.k=4"]]
+
+
+def test_seeds_are_the_same_arm_however_they_are_written(tmp_path: Path) -> None:
+    for number in range(2):
+        job(tmp_path, number, summary(f"++seed={number}", f"r{number}", 0.5, number), 0.3)
+    (panel,) = table(tmp_path)["panels"]
+    assert [(arm["label"], len(arm["runs"])) for arm in panel["arms"]] == [("mipo", 2)]
+
+
+def test_a_tie_over_seeds_is_a_tie_however_it_is_rounded(tmp_path: Path) -> None:
+    """0.1, 0.2 and 0.3 are 0.2 on average, and rounded to float32 0.2000000011."""
+    for number, value in enumerate((0.1, 0.2, 0.3)):
+        path = tmp_path / str(number)
+        path.mkdir()
+        (path / "summary.json").write_text(json.dumps(summary(f"seed={number}", f"r{number}", value, number)))
+        drawn = {"before": {"accuracy": np.full(19, 0.2)}, "after": {"accuracy": np.full(19, value)}}
+        write_draws(path / DRAWS, drawn)
+    (panel,) = table(tmp_path)["panels"]
+    assert panel["arms"][0]["metrics"]["accuracy"]["against_before"]["p"] == 1.0
+
+
+def test_a_table_says_where_nothing_could_be_starred(tmp_path: Path) -> None:
+    """With 19 draws p is 0.1 at the least."""
+    for number in range(2):
+        job(tmp_path, number, summary(f"a={number}", f"r{number}", 0.5, 1), 0.3)
+    table(tmp_path)
+    said = "With 19 resamples none of 2 differences can be starred: raise evaluation.bootstrap_samples"
+    assert said in (tmp_path / "table.md").read_text()
 
 
 def test_kinds_of_response_are_pooled_over_seeds(tmp_path: Path) -> None:
@@ -128,15 +159,21 @@ def test_failed_and_older_jobs_are_left_out_and_failed_ones_named(tmp_path: Path
     job(tmp_path, 2, summary("a=2", "r2", 0.5, 1, metrics=empty, status="failed", error="no disk"), 0.3)
     assert table(tmp_path)["missing"] == [{"job": "2", "command": "python -m mipo_exp a=2", "error": "no disk"}]
     assert "- job 2 (`python -m mipo_exp a=2`): no disk" in (tmp_path / "table.md").read_text()
+    job(tmp_path, 3, summary("a=3", "r3", 0.5, 1, status="failed", error="no report"), 0.3)
+    assert [item["error"] for item in table(tmp_path)["missing"]] == ["no disk", "no report"]
     job(tmp_path, 10, summary("a=10", "r10", 0.5, 1), 0.3)
     os.utime(tmp_path / "10" / "summary.json", (1, 1))
     assert write_table(tmp_path, since=1000.0) is not None
     (panel,) = json.loads((tmp_path / "table.json").read_text())["panels"]
     assert [arm["label"] for arm in panel["arms"]] == ["a=0", "a=1"]
+    early = {"job": "4", "command": "a=4", "error": "a=4 is out of bounds"}
+    assert write_table(tmp_path, failed=[early, {**early, "job": "2"}]) is not None
+    missing = json.loads((tmp_path / "table.json").read_text())["missing"]
+    assert [item["job"] for item in missing] == ["2", "3", "4"], "a job that says it itself is named once"
 
 
-def test_what_is_measured_after_training_only_has_an_interval_of_its_own(tmp_path: Path) -> None:
-    """A win rate of 0.6 in one run and of 0.8 in the other; the draws of both lie between 0 and 18 / 18."""
+def test_a_win_rate_is_compared_with_a_half(tmp_path: Path) -> None:
+    """0.6 in one run and 0.8 in the other; the draws of both are 0, 1/18 … 18/18, symmetric about a half."""
     for number, rate in enumerate((0.6, 0.8)):
         content = summary(f"seed={number}", f"r{number}", 0.5, number)
         content["metrics"]["after"] = {"judge/win_rate": {"mean": rate, "ci95": [0, 1], "n": 4}}
@@ -145,8 +182,16 @@ def test_what_is_measured_after_training_only_has_an_interval_of_its_own(tmp_pat
         (path / "summary.json").write_text(json.dumps(content))
         write_draws(path / DRAWS, {"before": {}, "after": {"judge/win_rate": DRAWN / 18}})
     (panel,) = table(tmp_path)["panels"]
-    assert panel["arms"][0]["metrics"]["judge/win_rate"]["against_before"] is None
-    assert "| `mipo` | 2 | 70.0 ± 14.1 [2.5, 97.5] |" in (tmp_path / "table.md").read_text()
+    found = panel["arms"][0]["metrics"]["judge/win_rate"]["against_before"]
+    assert (found["mean"], found["p"], found["p_holm"]) == (pytest.approx(0.2), 1, 1)
+    assert "| `mipo` | 2 | 70.0 ± 14.1 (+20.0 [−47.5, +47.5]) |" in (tmp_path / "table.md").read_text()
+
+
+def test_jobs_in_nested_folders_are_found(tmp_path: Path) -> None:
+    for number in range(2):
+        job(tmp_path / "arc", number, summary(f"a={number}", f"r{number}", 0.5, 1), 0.3)
+    (panel,) = table(tmp_path)["panels"]
+    assert [arm["runs"][0]["folder"] for arm in panel["arms"]] == ["arc/0", "arc/1"]
 
 
 def test_a_part_that_a_run_lacks_is_named(tmp_path: Path) -> None:

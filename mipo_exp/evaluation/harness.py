@@ -277,7 +277,7 @@ _Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 
 def _fingerprint(folder: Path, cache: Path) -> str:
-    """A hash of the files below the folder and of the local data that its YAMLs name."""
+    """A hash of the files below the folder, and of the local data and the files elsewhere that its YAMLs name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     tasks = [path for path in files if path.suffix == ".yaml"]
     if not tasks:
@@ -285,6 +285,7 @@ def _fingerprint(folder: Path, cache: Path) -> str:
             f"harness.include_path={folder} is no folder with task files (*.yaml); give one, or set it to null"
         )
     named: set[Path] = set()
+    inside = {path.resolve() for path in files}
     for path in tasks:
         try:
             content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -295,6 +296,9 @@ def _fingerprint(folder: Path, cache: Path) -> str:
             ) from error
         if isinstance(content, Mapping):
             named |= set(_data_files([content.get("dataset_path"), content.get("dataset_kwargs")]))
+            included = content.get("include") or []
+            beside = [path.parent / item for item in ([included] if isinstance(included, str) else included)]
+            named |= {file for file in beside if file.is_file() and file.resolve() not in inside}
     known = [[str(path.relative_to(folder)), remembered_sha256(path, cache)] for path in files]
     return digest([known, [[str(path), remembered_sha256(path, cache)] for path in sorted(named)]])
 

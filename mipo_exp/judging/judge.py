@@ -115,9 +115,15 @@ def rate(judge: Judge, items: Sequence[Rated]) -> list[float | None]:
     Raises:
         JudgeError: the judge cannot be asked; the replies that it gave are kept.
     """
-    rubric = judge.templates.default_rubric
-    requests = [
-        judge.templates.message(
+    scores = [read_score(reply.text or "") for reply in judge.ask(rating_requests(judge.templates, items), None)]
+    return [None if score is None else float(score) for score in scores]
+
+
+def rating_requests(templates: Templates, items: Sequence[Rated]) -> list[Messages]:
+    """What `rate` asks, a request for each item."""
+    rubric = templates.default_rubric
+    return [
+        templates.message(
             "rubric",
             {
                 "context": NOTHING_KNOWN if item.context is None else item.context,
@@ -129,5 +135,3 @@ def rate(judge: Judge, items: Sequence[Rated]) -> list[float | None]:
         )
         for item in items
     ]
-    scores = [read_score(reply.text or "") for reply in judge.ask(requests, None)]
-    return [None if score is None else float(score) for score in scores]

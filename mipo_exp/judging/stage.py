@@ -11,7 +11,7 @@ from mipo_exp.config import AskedJudgeConfig, Config, EndpointJudgeConfig, Judge
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError, JudgeError, ModelError
 from mipo_exp.judging.endpoint import Endpoint, check_endpoint
-from mipo_exp.judging.judge import Backend, Judge
+from mipo_exp.judging.judge import Backend, Judge, Rated, rating_requests
 from mipo_exp.judging.kinds import KINDS, Kind, Measures, was_asked
 from mipo_exp.judging.local import Local
 from mipo_exp.judging.replies import Messages, Reply
@@ -223,6 +223,17 @@ def estimate_judging(
     missing = sum(not cached for cached in seen.values())
     tokens = round(characters / CHARACTERS_PER_TOKEN), missing * _most_tokens(judging.config)
     return Estimate(len(seen), missing, *tokens, judging.judge.backend.cost(*tokens))
+
+
+def estimate_rewards(judging: Judging, examples: Sequence[Example], responses: int, response_tokens: int) -> Estimate:
+    """What scoring `responses` sampled responses to these examples would take, none of them cached."""
+    text = "x" * int(response_tokens * CHARACTERS_PER_TOKEN)
+    items = [Rated(example.context, example.prompt, text) for example in examples]
+    requests = rating_requests(judging.judge.templates, items)
+    characters = sum(len(message["content"]) for request in requests for message in request)
+    given = round(characters / CHARACTERS_PER_TOKEN * responses / max(len(examples), 1))
+    tokens = given, responses * _most_tokens(judging.config)
+    return Estimate(responses, responses, *tokens, judging.judge.backend.cost(*tokens))
 
 
 def _most_tokens(config: AskedJudgeConfig) -> int:

@@ -1,284 +1,63 @@
 """One table over the runs of a multirun: `table.md` to read and `table.json` for scripts, in the multirun's folder.
 
-An *arm* is what was run with several seeds: a row, with the mean and the standard deviation over its runs. It is
-compared with the model before training and with the first arm. Both comparisons are paired: bootstrap draws of one
-index are over the same examples in every run, so that an arm's difference is, draw by draw, the mean of its runs'
-differences. p-values are adjusted by Holm's method over all cells of one comparison. Arms on other examples, models or
-`before` responses stand in a *panel* of their own.
+A row is an arm, with the mean and the standard deviation over its runs. `multirun` says what is compared with what.
 """
 
-import io
 import json
 import logging
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mipo_exp.evaluation.error_kinds import KINDS
-from mipo_exp.evaluation.statistics import Estimate, Values, bootstrap_p_value, holm, summarize
 from mipo_exp.reporting.metrics import PERCENT, Metric, describe, written
+from mipo_exp.reporting.multirun import ALPHA, WITHOUT_TEST, Difference, Panel, group, kind_shares, read_run, spread
 from mipo_exp.store import write_atomically
 
 log = logging.getLogger(__name__)
 
-DRAWS = "bootstrap.npz"
 TABLE_SCHEMA = 1
-ALPHA = 0.05
 CLEAR = r"\*"  # escaped for Markdown
 
-# Columns of the table, in this order, as far as the runs have them. table.json has every metric.
-COLUMNS = (
-    *("mi/base/nats", "mi/base/context_accuracy"),
-    *("accuracy", "accuracy/strict", "macro_f1", "mae", "rmse", "rouge1", "rougeL", "answer/unparsed_rate"),
-    *("options/accuracy", "options/accuracy_norm"),
-    *("judge/win_rate", "judge/length_controlled_win_rate", "judge/score", "judge/accuracy"),
-    *("response/tokens", "response/context_overlap", "diversity/self_bleu", "response/kl_to_base"),
-)
-# What a difference from `before` says nothing new about: it is one already.
-WITHOUT_TEST = ("response/kl_to_base",)
 
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its summary, and its bootstrap draws by phase and metric, shape (resamples,)."""
-
-    folder: Path
-    summary: Mapping[str, Any]
-    draws: Mapping[str, Mapping[str, Values]]
-
-    @property
-    def overrides(self) -> list[str]:
-        """What its command line changes, without the seed."""
-        words = shlex.split(self.summary["command"])
-        return [word for word in words if "=" in word and not word.startswith("seed=")]
-
-    @property
-    def panel(self) -> tuple[str, ...]:
-        """What runs must share to be compared."""
-        summary = self.summary
-        before = summary["stages"]["before_responses"]["key"]
-        return (summary["task"], summary["model"], before, json.dumps(summary["resampling"], sort_keys=True))
-
-    def mean(self, phase: str, name: str) -> float:
-        """A metric of all examples; NaN where the run has none."""
-        value = (self.summary["metrics"][phase].get(name) or {}).get("mean")
-        return float("nan") if value is None else float(value)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Runs that differ in their seed alone, each once."""
-
-    label: str
-    runs: Sequence[Run]
-
-    def values(self, name: str) -> Values:
-        """A metric after training, one value a run."""
-        return np.array([run.mean("after", name) for run in self.runs])
-
-    def draws(self, phase: str, name: str) -> Values:
-        """The mean over the runs, draw by draw."""
-        return np.mean([run.draws[phase][name] for run in self.runs], axis=0)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference, its two-sided p-value, and that adjusted for all cells of the comparison (None: not one)."""
-
-    estimate: Estimate
-    p_value: float
-    adjusted: float | None = None
-
-    @property
-    def clear(self) -> bool:
-        """Whether it is significant after the adjustment."""
-        return self.adjusted is not None and self.adjusted < ALPHA
-
-
-Cells = dict[tuple[int, str], Difference]  # by arm and metric
-
-
-def write_draws(path: Path, draws: Mapping[str, Mapping[str, Values]]) -> None:
-    """Write the draws of a run, which a table over several runs needs."""
-    content = io.BytesIO()
-    arrays: dict[str, Any] = {
-        f"{phase}/{name}": values.astype(np.float32) for phase, of in draws.items() for name, values in of.items()
-    }
-    np.savez_compressed(content, **arrays)
-    write_atomically(path, content.getvalue())
-
-
-def read_run(folder: Path) -> Run | None:
-    """The finished run in a folder; None where it has no results."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    if not summary["metrics"]["after"] or not (folder / DRAWS).exists():
-        return None
-    draws: dict[str, dict[str, Values]] = {"before": {}, "after": {}}
-    with np.load(folder / DRAWS) as arrays:
-        for name, values in arrays.items():
-            phase, _, metric = name.partition("/")
-            draws[phase][metric] = values.astype(np.float64)
-    return Run(folder, summary, draws)
-
-
-def write_table(folder: Path, since: float = 0.0) -> Path | None:
+def write_table(folder: Path, since: float = 0.0, failed: Sequence[Mapping[str, str]] = ()) -> Path | None:
     """Write `table.md` and `table.json` over the jobs of a multirun.
 
     Args:
         folder: of the multirun; its jobs lie in folders in it.
         since: seconds since the epoch; jobs that ended earlier are of another multirun into the same folder.
+        failed: `job` (its folder's name), `command` and `error` of each; those that say it themselves may be among
+            them.
 
     Returns:
         the path of `table.md`; None where fewer than two jobs have finished.
     """
     runs, missing = [], []
-    for path in sorted(folder.glob("*/summary.json"), key=lambda path: (len(path.parent.name), path.parent.name)):
+    jobs = {path.parent.relative_to(folder).as_posix(): path for path in folder.rglob("summary.json")}
+    for job, path in sorted(jobs.items(), key=lambda item: (len(item[0]), item[0])):
         if path.stat().st_mtime < since:
             continue
-        run = read_run(path.parent)
+        run = read_run(path.parent, job)
         if run is None:
             summary = json.loads(path.read_text(encoding="utf-8"))
-            missing.append({"job": path.parent.name, "command": summary["command"], "error": summary["error"]})
+            missing.append({"job": job, "command": summary["command"], "error": summary["error"]})
         else:
             runs.append(run)
             for part, facts in run.summary["missing"].items():
                 command = run.summary["command"]
-                missing.append({"job": path.parent.name, "command": command, "error": f"{part}: {facts['why']}"})
+                missing.append({"job": job, "command": command, "error": f"{part}: {facts['why']}"})
     if len(runs) < 2:
         return None
+    named = {job["job"] for job in missing}
+    missing += [dict(job) for job in failed if job["job"] not in named]
     panels = [Panel(arms) for arms in group(runs)]
     content = {"schema": TABLE_SCHEMA, "panels": [panel.as_json() for panel in panels], "missing": missing}
     write_atomically(folder / "table.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomically(folder / "table.md", "\n".join(_markdown(panels, missing)).encode())
     log.info("table over %d runs: %s", len(runs), folder / "table.md")
     return folder / "table.md"
-
-
-def group(runs: Sequence[Run]) -> list[list[Arm]]:
-    """The arms of each panel, in the order of the runs. Jobs that came to the same run count once, under the first."""
-    common = set.intersection(*(set(run.overrides) for run in runs))
-    panels: dict[tuple[str, ...], dict[str, dict[str, Run]]] = {}
-    seen: set[tuple[tuple[str, ...], str]] = set()
-    for run in runs:
-        if (run.panel, run.summary["run_id"]) in seen:
-            continue
-        seen.add((run.panel, run.summary["run_id"]))
-        label = " ".join(word for word in run.overrides if word not in common) or str(run.summary["method"])
-        panels.setdefault(run.panel, {}).setdefault(label, {})[run.summary["run_id"]] = run
-    return [[Arm(label, list(of.values())) for label, of in arms.items()] for arms in panels.values()]
-
-
-class Panel:
-    """Arms that answered the same examples, and their comparisons."""
-
-    def __init__(self, arms: Sequence[Arm]) -> None:
-        self.arms = arms
-        first = arms[0].runs[0]
-        self.summary = first.summary
-        found = dict.fromkeys(name for arm in arms for run in arm.runs for name in run.summary["metrics"]["after"])
-        self.metrics = [name for name in COLUMNS if name in found]
-        self.metrics += sorted(name for name in found if name not in COLUMNS)
-        self.columns = [name for name in self.metrics if name in COLUMNS]
-        self.against_before = self._adjusted(
-            {
-                (index, name): self._difference(arm, name, arm, "before")
-                for index, arm in enumerate(arms)
-                for name in self.metrics
-                if _drawn(arm, "before", name) and _drawn(arm, "after", name)
-            }
-        )
-        self.against_first = self._adjusted(
-            {
-                (index, name): self._difference(arm, name, arms[0], "after")
-                for index, arm in enumerate(arms[1:], start=1)
-                for name in self.metrics
-                if _drawn(arm, "after", name) and _drawn(arms[0], "after", name)
-            }
-        )
-
-    def _difference(self, arm: Arm, name: str, other: Arm, phase: str) -> Difference:
-        drawn = arm.draws("after", name) - other.draws(phase, name)
-        point = arm.values(name).mean() - np.mean([run.mean(phase, name) for run in other.runs])
-        count = int(arm.runs[0].summary["metrics"]["after"][name]["n"])
-        return Difference(summarize(float(point), drawn, count), bootstrap_p_value(drawn))
-
-    def _adjusted(self, cells: Cells) -> Cells:
-        family = [
-            key
-            for key, cell in cells.items()
-            if key[1] in self.columns and key[1] not in WITHOUT_TEST and np.isfinite(cell.p_value)
-        ]
-        for key, value in zip(family, holm([cells[key].p_value for key in family]), strict=True):
-            cells[key] = Difference(cells[key].estimate, cells[key].p_value, value)
-        return cells
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything that the table says, and every metric that it leaves out."""
-        return {
-            **{key: self.summary[key] for key in ("task", "model", "data", "resampling", "mi")},
-            "columns": self.columns,
-            "before": self.summary["metrics"]["before"],
-            "arms": [self._arm_json(index, arm) for index, arm in enumerate(self.arms)],
-        }
-
-    def _arm_json(self, index: int, arm: Arm) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name in self.metrics:
-            values = arm.values(name)
-            found[name] = {
-                "values": [_finite(value) for value in values],
-                "mean": _finite(values.mean()),
-                "sd": _finite(_spread(values)),
-                "against_before": _difference_json(self.against_before.get((index, name))),
-                "against_first": _difference_json(self.against_first.get((index, name))),
-            }
-        return {
-            "label": arm.label,
-            "runs": [
-                {
-                    "folder": run.folder.name,
-                    **{key: run.summary[key] for key in ("run_id", "seed", "method", "negatives", "command", "git")},
-                }
-                for run in arm.runs
-            ],
-            "metrics": found,
-            "kinds": {phase: kind_shares(arm, phase) for phase in ("before", "after")},
-        }
-
-
-def kind_shares(arm: Arm, phase: str) -> dict[str, float] | None:
-    """The share of each kind of response (`error_kinds.KINDS`) over all runs; None for tasks without kinds."""
-    if any("transitions" not in run.summary for run in arm.runs):
-        return None
-    counts = dict.fromkeys(KINDS, 0)
-    for run in arm.runs:
-        for old, row in run.summary["transitions"]["kinds"].items():
-            for new, count in row.items():
-                counts[old if phase == "before" else new] += count
-    return {kind: count / sum(counts.values()) for kind, count in counts.items()}
-
-
-def _drawn(arm: Arm, phase: str, name: str) -> bool:
-    return all(name in run.draws[phase] for run in arm.runs)
-
-
-def _spread(values: Values) -> float:
-    """The standard deviation over runs, which says what another seed would change; NaN of one run."""
-    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _difference_json(cell: Difference | None) -> dict[str, Any] | None:
-    if cell is None:
-        return None
-    return {**cell.estimate.as_json(), "p": _finite(cell.p_value), "p_holm": cell.adjusted}
 
 
 def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> Iterable[str]:
@@ -292,6 +71,7 @@ def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> 
             yield f"Difference from `{panel.arms[0].label}` [95% interval]:"
             yield ""
             yield from _against_first(panel)
+        yield from _no_stars(panel)
         if any(kind_shares(arm, "after") for arm in panel.arms):
             yield "Kinds of response, % (docs/metrics.md says what each is):"
             yield ""
@@ -300,7 +80,7 @@ def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> 
         "Runs: different seeds that are in the mean; ± is the standard deviation over them. In brackets: the paired "
         "difference from `before` (the model before training, with the context in its prompt) and its 95% interval, "
         f"from resampled users (questions where there are none). {CLEAR}: below {ALPHA} after Holm's adjustment over "
-        "all differences of that table. In square brackets: the 95% interval of what is measured after training only. "
+        "all differences of that table. A win rate is against `before` itself: its difference is from 50%. "
         "Intervals are of these runs: they do not cover the spread over seeds."
     )
     yield ""
@@ -316,7 +96,7 @@ def _results(panel: Panel) -> Iterable[str]:
     metrics = [describe(name) for name in panel.columns]
     yield _row(["", "runs", *(_heading(metric) for metric in metrics)])
     yield _row(["---"] * (len(metrics) + 2))
-    before = panel.summary["metrics"]["before"]
+    before = panel.before
     yield _row(["before", "", *(_number(metric, (before.get(metric.name) or {}).get("mean")) for metric in metrics)])
     for index, arm in enumerate(panel.arms):
         cells = []
@@ -324,13 +104,10 @@ def _results(panel: Panel) -> Iterable[str]:
             values = arm.values(metric.name)
             text = _number(metric, float(values.mean()))
             if len(values) > 1 and np.isfinite(values).all():
-                text += f" ± {_number(metric, _spread(values))}"
+                text += f" ± {_number(metric, spread(values))}"
             difference = panel.against_before.get((index, metric.name))
             if difference is not None and metric.name not in WITHOUT_TEST:
                 text += f" ({_written(metric, difference)})"
-            elif metric.name not in before and _drawn(arm, "after", metric.name):
-                found = summarize(float(values.mean()), arm.draws("after", metric.name), 0)
-                text += f" [{_number(metric, found.low)}, {_number(metric, found.high)}]"
             cells.append(text)
         yield _row([f"`{arm.label}`", str(len(arm.runs)), *cells])
     yield ""
@@ -345,6 +122,15 @@ def _against_first(panel: Panel) -> Iterable[str]:
         cells = [_written(metric, cell) if cell else "–" for metric, cell in zip(metrics, found, strict=True)]
         yield _row([f"`{arm.label}`", *cells])
     yield ""
+
+
+def _no_stars(panel: Panel) -> Iterable[str]:
+    """Where the smallest p-value that the draws can give does not survive the adjustment."""
+    samples = panel.summary["resampling"]["samples"]
+    cells = max(sum(cell.adjusted is not None for cell in of.values()) for of in panel.comparisons)
+    if cells * 2 / (samples + 1) >= ALPHA:
+        yield f"With {samples} resamples none of {cells} differences can be starred: raise evaluation.bootstrap_samples"
+        yield ""
 
 
 def _kinds(panel: Panel) -> Iterable[str]:

@@ -31,8 +31,8 @@ def train_adapter(
     method: MethodConfig,
     lora: LoraConfig,
     trainer: TrainerConfig,
-    pairs: PairsConfig,
     seed: int,
+    pairs: PairsConfig | None = None,
     rollout: Rollout | None = None,
     judging: Judging | None = None,
 ) -> None:
@@ -51,7 +51,7 @@ def train_adapter(
     runtime.release()
     set_seed(seed)
     with _progress_callback(runtime) as callback:
-        job = Job(work, runtime, method, lora, trainer, pairs, seed, checkpoints, callback, rollout, judging)
+        job = Job(work, runtime, method, lora, trainer, seed, checkpoints, callback, pairs, rollout, judging)
         loop = METHODS[method.name](job)
         model: Any = loop.model
         trainable, total = model.get_nb_trainable_parameters()

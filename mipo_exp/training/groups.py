@@ -74,11 +74,12 @@ def chosen_groups(job: Job) -> list[Group]:
     Raises:
         DataError: none is left.
     """
+    keep_cut_off = job.pairs is None or job.pairs.keep_cut_off
     examples = by_id(job.work.inputs["examples"].table("train", Example))
     groups = [
         Group(job.runtime.prompt_ids(examples[response.id].condition), [response.token_ids])
         for response in job.work.inputs["chosen"].table("responses", Response)
-        if response.text and (response.finished or job.pairs.keep_cut_off)
+        if response.text and (response.finished or keep_cut_off)
     ]
     if not groups:
         raise DataError("no chosen response is left to train on: all are empty, or cut off (pairs.keep_cut_off=false)")

@@ -47,18 +47,19 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Job:
-    """One training: the stage's inputs and config slices. `output` is the folder of its checkpoints, `rollout` is
-    there for methods that sample while they train, `judging` for those that ask a judge about the samples."""
+    """One training: the stage's inputs and config slices. `output` is the folder of its checkpoints; `pairs` is there
+    for methods that learn from responses sampled before, `rollout` for those that sample while they train, `judging`
+    for those that ask a judge about the samples."""
 
     work: Workspace
     runtime: Runtime
     method: MethodConfig
     lora: LoraConfig
     trainer: TrainerConfig
-    pairs: PairsConfig
     seed: int
     output: Path
     callback: Any
+    pairs: PairsConfig | None = None
     rollout: Rollout | None = None
     judging: Judging | None = None
 
