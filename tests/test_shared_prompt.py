@@ -68,8 +68,8 @@ def job(runtime: Runtime, config: Config, folder: Path) -> Job:
     from transformers import TrainerCallback
 
     work = Workspace(folder, {})
-    slices = (config.method, config.lora, config.trainer, config.pairs)
-    return Job(work, runtime, *slices, seed=0, output=folder, callback=TrainerCallback())
+    slices = (config.method, config.lora, config.trainer)
+    return Job(work, runtime, *slices, seed=0, output=folder, callback=TrainerCallback(), pairs=config.pairs)
 
 
 def assert_equal(plain: Any, shared: Any) -> None:
