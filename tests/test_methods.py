@@ -109,7 +109,7 @@ def train(runtime: Runtime, config: Config, store: Store, save: Any = None) -> A
         "chosen": Stage("chosen", 1, {}, {}, lambda work: work.write_table("responses", chosen, Response)),
         "scored_pairs": Stage("scored_pairs", 1, {}, {}, lambda work: work.write_table("pairs", pairs, ScoredPair)),
     }
-    slices = (config.method, config.lora, config.trainer, config.pairs, config.seed)
+    slices = (config.method, config.lora, config.trainer, config.seed, config.pairs)
     stage = Stage("adapter", 1, {"slices": str(slices)}, stages, lambda work: train_adapter(work, runtime, *slices))
     return store.fetch(stage, {name: store.fetch(of, {})[0] for name, of in stages.items()})[0]
 
