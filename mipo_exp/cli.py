@@ -122,7 +122,11 @@ def _write_table() -> None:
 
     for folder, started in _multiruns:
         try:
-            failed = [{"job": job.folder.name, "command": job.overrides, "error": job.message} for job in _failures]
+            names = [Path(os.path.relpath(job.folder, folder)).as_posix() for job in _failures]
+            failed = [
+                {"job": name, "command": job.overrides, "error": job.message}
+                for name, job in zip(names, _failures, strict=True)
+            ]
             write_table(folder, started, failed)
         except OSError as error:
             log.warning("no table over the runs: %s", error)

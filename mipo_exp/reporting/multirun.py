@@ -113,9 +113,8 @@ def write_draws(path: Path, draws: Mapping[str, Mapping[str, Values]]) -> None:
     write_atomically(path, content.getvalue())
 
 
-def read_run(folder: Path, job: str) -> Run | None:
-    """The finished run in a folder; None where it has no results."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+def read_run(folder: Path, job: str, summary: Mapping[str, Any]) -> Run | None:
+    """The finished run in a folder with this summary; None where it has no results."""
     # One that failed after it was measured may lie beside the draws of an earlier run in its folder.
     if summary["status"] == "failed" or not (folder / DRAWS).exists():
         return None
@@ -170,7 +169,6 @@ class Panel:
                 if _drawn(arm, "after", name) and _drawn(arms[0], "after", name)
             }
         )
-
         self.comparisons = (self.against_before, self.against_first)
 
     def _difference(self, arm: Arm, name: str, other: Arm, phase: str) -> Difference:

@@ -28,8 +28,8 @@ def write_table(folder: Path, since: float = 0.0, failed: Sequence[Mapping[str, 
     Args:
         folder: of the multirun; its jobs lie in folders in it.
         since: seconds since the epoch; jobs that ended earlier are of another multirun into the same folder.
-        failed: `job` (its folder's name), `command` and `error` of each; those that say it themselves may be among
-            them.
+        failed: `job` (its folder in that of the multirun), `command` and `error` of each; those that say it themselves
+            may be among them.
 
     Returns:
         the path of `table.md`; None where fewer than two jobs have finished.
@@ -39,15 +39,14 @@ def write_table(folder: Path, since: float = 0.0, failed: Sequence[Mapping[str, 
     for job, path in sorted(jobs.items(), key=lambda item: (len(item[0]), item[0])):
         if path.stat().st_mtime < since:
             continue
-        run = read_run(path.parent, job)
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        run = read_run(path.parent, job, summary)
         if run is None:
-            summary = json.loads(path.read_text(encoding="utf-8"))
             missing.append({"job": job, "command": summary["command"], "error": summary["error"]})
         else:
             runs.append(run)
-            for part, facts in run.summary["missing"].items():
-                command = run.summary["command"]
-                missing.append({"job": job, "command": command, "error": f"{part}: {facts['why']}"})
+            for part, facts in summary["missing"].items():
+                missing.append({"job": job, "command": summary["command"], "error": f"{part}: {facts['why']}"})
     if len(runs) < 2:
         return None
     named = {job["job"] for job in missing}
