@@ -1,13 +1,10 @@
 """`task=custom`: a stranger's table in every format and family, and what it says about tables that do not fit."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from mipo_exp.config_tasks import FAMILIES
@@ -20,6 +17,7 @@ from mipo_exp.evaluation.accuracy import SCORERS, measure
 from mipo_exp.records import Example
 from tests.command_line import run
 from tests.conftest import SCRATCH, Experiment, composed
+from tests.personal_data import write_rows
 
 Rows = Sequence[dict[str, Any]]
 MCQ = (
@@ -47,19 +45,9 @@ def load(path: Path, *overrides: str) -> Examples:
 
 def write(path: Path, rows: Rows) -> Path:
     """A table in the format that its name says; lists become `a|b` in CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(list(rows)), path)
-    elif path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, list(rows[0]))
-            writer.writeheader()
-            for row in rows:
-                writer.writerow({k: "|".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()})
-    else:
-        text = json.dumps(rows) if path.suffix == ".json" else "\n".join(map(json.dumps, rows))
-        path.write_text(text, encoding="utf-8")
-    return path
+    if path.suffix == ".csv":
+        rows = [{k: "|".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+    return write_rows(path, rows)
 
 
 def prompts(count: int) -> Rows:
