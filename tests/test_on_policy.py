@@ -20,7 +20,8 @@ from mipo_exp.negatives import contrast_conditions
 from mipo_exp.plan import Work, estimate_work
 from mipo_exp.records import Condition, Example
 from mipo_exp.runtime import Runtime
-from mipo_exp.scoring.log_probs import Scorable, summed_log_probs, token_log_probs
+from mipo_exp.scoring.batches import summed_log_probs
+from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store import Artefact, Stage, Store, Workspace
 from mipo_exp.training import adapter as training
 from mipo_exp.training.job import Job, Rollout, argument_names, training_arguments
@@ -252,7 +253,7 @@ def test_summed_log_probs_are_in_order_and_equal_items_agree(tiny: Runtime) -> N
     ]
     model = tiny.fresh_model()
     scoring = dataclasses.replace(composed("+debug=quick").scoring, batch_tokens=6)
-    found = summed_log_probs(model, items, scoring, tiny.vocabulary)
+    found = summed_log_probs(model, items, scoring)
     expected = [float(token_log_probs(model, [item])[0].sum()) for item in items]
     assert found == pytest.approx(expected, abs=1e-5)
 

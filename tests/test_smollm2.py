@@ -27,12 +27,12 @@ def sample(
     return [item.token_ids for item in sample_batch(runtime.model(), prompts, sampling, stops, pad, seed)]
 
 
-@pytest.mark.parametrize("way", ["left", "right", "shared"])
-def test_log_probabilities_agree_with_a_loop_over_tokens(smollm2: Runtime, way: str) -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_log_probabilities_agree_with_a_loop_over_tokens(smollm2: Runtime, shared: bool) -> None:
     prompts = [ask(smollm2, "Name a colour."), ask(smollm2, "Write a slogan for a small bookshop in our town.")]
     responses = sample(smollm2, prompts)
     items = [Scorable(tuple(p), tuple(r)) for p in prompts for r in responses]
-    scores = token_log_probs(smollm2.model(), items, way == "shared", "right" if way == "right" else "left")
+    scores = token_log_probs(smollm2.model(), items, shared)
     for item, row in zip(items, scores, strict=True):
         assert row.tolist() == pytest.approx(one_token_at_a_time(smollm2.model(), item), abs=1e-4)
 

@@ -1,22 +1,34 @@
 """Log-probabilities of response tokens given their prompts, in nats.
 
-One result, two ways to it: each response in one forward pass behind its own prompt, or (`share_prefix`) the
-key/value states of each different prompt computed once and shared by all responses scored under it. Both put only
-positions that predict a response token through the output head, and mask padding by length, never by token id.
+One result, two ways to it: each response in one row behind its own prompt, or (`share_prefix`) whatever prompts and
+responses begin with in common computed once (`prefix_tree`). Both put only positions that predict a response token
+through the output head, some at a time, and mask padding by length, never by token id.
 """
 
-from collections.abc import Sequence
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from mipo_exp.config import ScoringConfig
+from mipo_exp.scoring.prefix_tree import build_tree
+from mipo_exp.scoring.tree_attention import NotComputedError, hidden_states
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-# Logits are the largest tensor of a scoring pass: rows × positions × vocabulary × 4 bytes stays below this.
-MAX_LOGITS_BYTES = 512 * 2**20
+log = logging.getLogger(__name__)
+
+# Logits are the largest tensor of a scoring pass: positions × vocabulary × 4 bytes stays below this.
+MAX_LOGITS_BYTES = 64 * 2**20
+# How far the two ways may lie apart in one token's log-probability (nats), by precision, beyond which the architecture
+# counts as one that cannot share prefixes.
+AGREEMENT = {"torch.float32": 1e-3, "torch.float64": 1e-3}
+AGREEMENT_16_BITS = 0.5
+# Whether a model can share prefixes and, where its layers do not say how far they see, up to how many tokens.
+_longest_shared: "weakref.WeakKeyDictionary[torch.nn.Module, float]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -26,61 +38,21 @@ class Scorable:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
 
-
-def plan_batches(items: Sequence[Scorable], batch_tokens: int, vocabulary: int) -> list[list[int]]:
-    """Indices of `items` in batches of at most `batch_tokens` padded tokens, similar lengths together and equal
-    prompts next to each other. A pure function of its arguments: an interrupted scoring finds the same batches."""
-    order = sorted(range(len(items)), key=lambda i: (len(items[i].prompt_ids), items[i].prompt_ids, i))
-    batches: list[list[int]] = []
-    longest_prompt = longest_response = 0
-    for index in order:
-        item = items[index]
-        prompt = max(longest_prompt, len(item.prompt_ids))
-        response = max(longest_response, len(item.response_ids))
-        rows = len(batches[-1]) + 1 if batches else 1
-        fits = rows * (prompt + response) <= batch_tokens and rows * response * vocabulary * 4 <= MAX_LOGITS_BYTES
-        if batches and fits:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-            prompt, response = len(item.prompt_ids), len(item.response_ids)
-        longest_prompt, longest_response = prompt, response
-    return batches
-
-
-def summed_log_probs(
-    model: "PreTrainedModel", items: Sequence[Scorable], scoring: ScoringConfig, vocabulary: int
-) -> list[float]:
-    """log p(y | prompt) of every item, summed over its tokens, in their order; equal items are scored once.
-
-    Args:
-        model: as `token_log_probs` takes it.
-        items: any number of them.
-        scoring: the size of a batch, and whether equal prompts are computed once.
-        vocabulary: how many logits a position has.
-    """
-    different = list(dict.fromkeys(items))
-    found: dict[Scorable, float] = {}
-    for batch in plan_batches(different, scoring.batch_tokens, vocabulary):
-        rows = [different[i] for i in batch]
-        scores = token_log_probs(model, rows, scoring.share_prefix)
-        found.update((item, float(row.double().sum())) for item, row in zip(rows, scores, strict=True))
-    return [found[item] for item in items]
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """What the model reads: the last response token predicts nothing that is scored."""
+        return self.prompt_ids + self.response_ids[:-1]
 
 
 def token_log_probs(
-    model: "PreTrainedModel",
-    items: Sequence[Scorable],
-    share_prefix: bool = True,
-    padding_side: Literal["left", "right"] = "left",
+    model: "PreTrainedModel", items: Sequence[Scorable], share_prefix: bool = True
 ) -> "list[torch.Tensor]":
     """log p(y_t | prompt, y_<t) of every response token, for one batch.
 
     Args:
-        model: a causal language model in evaluation mode.
+        model: a causal language model in evaluation mode, or PEFT's model around it.
         items: the batch; every prompt and response has at least one token.
-        share_prefix: whether equal prompts are computed once.
-        padding_side: where whole sequences are padded when prefixes are not shared.
+        share_prefix: whether what sequences begin with in common is computed once, where the model can.
 
     Returns:
         one float32 tensor (tokens of the response,) on the CPU for each item.
@@ -92,108 +64,142 @@ def token_log_probs(
 
     if any(not item.prompt_ids or not item.response_ids for item in items):
         raise ValueError("a scored prompt and its response need at least one token each")
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     with torch.inference_mode():
-        if share_prefix and keeps_keys_and_values(model):
+        if share_prefix and can_share(model, items):
             return _with_shared_prefixes(model, items)
-        return _with_whole_sequences(model, items, padding_side)
+        return _with_whole_sequences(model, items)
 
 
-def keeps_keys_and_values(model: "PreTrainedModel") -> bool:
-    """Whether all layers are attention: the state of a recurrent layer cannot be shared by rows of other lengths."""
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    recurrent = getattr(model, "_is_stateful", False)
-    return not recurrent and all("attention" in kind and "linear" not in kind for kind in kinds)
+def can_share(model: "PreTrainedModel", items: Sequence[Scorable]) -> bool:
+    """Whether this architecture computes the same from a prefix tree; found out once for each model, on two prompts.
 
-
-def _with_whole_sequences(
-    model: "PreTrainedModel", items: Sequence[Scorable], side: Literal["left", "right"]
-) -> "list[torch.Tensor]":
+    Not so with recurrent layers, or attention that depends on more than queries, keys, values and a sliding window.
+    """
     import torch
 
-    device = next(model.parameters()).device
-    ids, mask = _pad([item.prompt_ids + item.response_ids for item in items], side)
-    # The logits at position t predict token t + 1, so the first one needed stands before the first response token.
-    if side == "left":
-        first = ids.shape[1] - max(len(item.response_ids) for item in items) - 1
-    else:
-        first = min(len(item.prompt_ids) for item in items) - 1
-    logits = model(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        position_ids=_positions(mask).to(device),
-        logits_to_keep=ids.shape[1] - first,
-        use_cache=False,
-    ).logits[:, :-1]
-    results = []
-    for row, item in enumerate(items):
-        start = ids.shape[1] - len(item.response_ids) if side == "left" else len(item.prompt_ids)
-        begin = start - 1 - first
-        targets = torch.tensor(item.response_ids, device=device)
-        results.append(_gather(logits[row, begin : begin + len(targets)], targets))
-    return results
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if model not in _longest_shared:
+        with torch.inference_mode():
+            _longest_shared[model] = _find_longest_shared(model)
+        if not _longest_shared[model]:
+            log.info("this architecture cannot share prefixes: every response is scored behind a prompt of its own")
+    return max(len(item.prompt_ids) + len(item.response_ids) for item in items) <= _longest_shared[model]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch says that a tensor found no place."""
+    import torch
+
+    said = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
+    )
+
+
+def _find_longest_shared(model: "PreTrainedModel") -> float:
+    import torch
+
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ()
+    if getattr(model, "_is_stateful", False) or any("attention" not in kind or "linear" in kind for kind in kinds):
+        return 0
+    ids = [(7919 * i + 11) % config.vocab_size for i in range(60)]
+    items = [Scorable(tuple(ids[:a]), tuple(ids[b:c])) for a, b, c in ((20, 30, 34), (20, 40, 43), (40, 41, 46))]
+    try:
+        tree = build_tree([item.input_ids for item in items])
+        _, windows = hidden_states(model, tree)
+        found = torch.cat(_with_shared_prefixes(model, items))
+        expected = torch.cat([_plainly(model, item) for item in items])
+    except (NotComputedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+        if out_of_memory(error):
+            raise
+        return 0
+    if (found - expected).abs().max() > AGREEMENT.get(str(next(model.parameters()).dtype), AGREEMENT_16_BITS):
+        return 0
+    window = getattr(config, "attention_chunk_size", None) or getattr(config, "sliding_window", None)
+    return float("inf") if window is None or windows != {None} else window
+
+
+def _plainly(model: "PreTrainedModel", item: Scorable) -> "torch.Tensor":
+    """The model's own forward pass over one sequence."""
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    logits = model(input_ids=torch.tensor([item.input_ids], device=device), use_cache=False).logits
+    targets = torch.tensor(item.response_ids, device=device)
+    return _gather(logits[0, len(item.prompt_ids) - 1 :], targets).cpu()
 
 
 def _with_shared_prefixes(model: "PreTrainedModel", items: Sequence[Scorable]) -> "list[torch.Tensor]":
     import torch
-    from transformers import DynamicCache
 
-    device = next(model.parameters()).device
-    prompts = list(dict.fromkeys(item.prompt_ids for item in items))
-    rows = torch.tensor([prompts.index(item.prompt_ids) for item in items], device=device)
-    # Left padding makes every response begin in the same column, whatever the length of its prompt.
-    prompt_ids, prompt_mask = _pad(prompts, "left")
-    cache = DynamicCache(config=model.config)
-    first = model(
-        input_ids=prompt_ids.to(device),
-        attention_mask=prompt_mask.to(device),
-        position_ids=_positions(prompt_mask).to(device),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    inputs, input_mask = _pad([item.response_ids[:-1] for item in items], "right")
-    rest = None
-    if inputs.shape[1]:
-        cache.batch_select_indices(rows)
-        mask = torch.cat([prompt_mask[rows.cpu()], input_mask], dim=1)
-        rest = model(
-            input_ids=inputs.to(device),
-            attention_mask=mask.to(device),
-            position_ids=_positions(mask)[:, prompt_ids.shape[1] :].to(device),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-    results = []
+    tree = build_tree([item.input_ids for item in items])
+    states, _ = hidden_states(model, tree)
+    columns = [
+        column
+        for number, item in enumerate(items)
+        for column in tree.columns(number, len(item.prompt_ids) - 1, len(item.input_ids))
+    ]
+    return _score(model, states[torch.tensor(columns, device=states.device)], items)
+
+
+def _with_whole_sequences(model: "PreTrainedModel", items: Sequence[Scorable]) -> "list[torch.Tensor]":
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    width = max(len(item.input_ids) for item in items)
+    ids = torch.zeros(len(items), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    scored = torch.zeros_like(ids, dtype=torch.bool)
+    # Padding on the right: no state before it depends on it, in recurrent layers neither.
     for row, item in enumerate(items):
-        targets = torch.tensor(item.response_ids, device=device)
-        scores = _gather(first[rows[row]][None], targets[:1])
-        if rest is not None and len(targets) > 1:
-            scores = torch.cat([scores, _gather(rest[row, : len(targets) - 1], targets[1:])])
-        results.append(scores)
-    return results
+        end = len(item.input_ids)
+        ids[row, :end] = torch.tensor(item.input_ids)
+        mask[row, :end] = 1
+        scored[row, len(item.prompt_ids) - 1 : end] = True
+    output = model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+    return _score(model, output[0][scored.to(device)], items)
+
+
+def _score(model: "PreTrainedModel", states: "torch.Tensor", items: Sequence[Scorable]) -> "list[torch.Tensor]":
+    """Log-probabilities of all response tokens, one after the other, from the (N, width) states that predict them."""
+    import torch
+
+    targets = torch.tensor([token for item in items for token in item.response_ids], device=states.device)
+    count = max(1, MAX_LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size))
+    with _head(model) as head:
+        scores = [_gather(head(s), t) for s, t in zip(states.split(count), targets.split(count), strict=True)]
+    return list(torch.cat(scores).cpu().split([len(item.response_ids) for item in items]))
+
+
+@contextmanager
+def _head(model: "PreTrainedModel") -> "Iterator[Callable[[torch.Tensor], torch.Tensor]]":
+    """The model's way from last hidden states (n, width) to logits (n, V), with whatever it does to them beside the
+    projection (scaling, caps): its own forward method, whose layers return what they are told."""
+    import torch
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    layers = model.base_model
+    replaced = layers.__dict__.get("forward")  # of a library that wraps it, if any
+    placeholder = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+
+    def head(states: "torch.Tensor") -> "torch.Tensor":
+        given = BaseModelOutputWithPast(last_hidden_state=states[None])
+        layers.forward = lambda *_, **__: given
+        logits: torch.Tensor = model(input_ids=placeholder, use_cache=False).logits[0]
+        return logits
+
+    try:
+        yield head
+    finally:
+        layers.__dict__.pop("forward", None)
+        if replaced is not None:
+            layers.forward = replaced
 
 
 def _gather(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
     """Log-softmax of (T, V) logits at (T,) targets, in float32 whatever the model's dtype."""
-    logits = logits.float()
-    scores: torch.Tensor = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
-    return scores.cpu()
-
-
-def _pad(sequences: Sequence[Sequence[int]], side: Literal["left", "right"]) -> "tuple[torch.Tensor, torch.Tensor]":
-    """(B, T) ids and attention mask."""
     import torch
 
-    width = max(len(sequence) for sequence in sequences)
-    ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    mask = torch.zeros(len(sequences), width, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        columns = slice(width - len(sequence), width) if side == "left" else slice(0, len(sequence))
-        ids[row, columns] = torch.tensor(sequence, dtype=torch.long)
-        mask[row, columns] = 1
-    return ids, mask
-
-
-def _positions(mask: "torch.Tensor") -> "torch.Tensor":
-    """Positions that count real tokens only."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
+    return -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")

@@ -1,6 +1,7 @@
 """The stages that score: pairs under the base model for training, responses under K conditions for the evaluation."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from mipo_exp.negatives import contrast_conditions
 from mipo_exp.progress import Progress
 from mipo_exp.records import Condition, Example, Pair, Response, ScoredPair, Scores
 from mipo_exp.runtime import Runtime
-from mipo_exp.scoring.log_probs import Scorable, plan_batches, token_log_probs
+from mipo_exp.scoring.batches import Scorer, plan_batches
+from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.store import Workspace
 
 
@@ -93,17 +95,19 @@ def score_items(
 ) -> list[float]:
     """Summed log-probabilities (nats) of all items, in their order; equal items are scored once."""
     adapter = work.inputs["scorer"].path / "adapter" if "scorer" in work.inputs else None
+    scorer = functools.cache(lambda: Scorer(runtime.model(adapter), scoring))  # no model where all is finished
     different = list(dict.fromkeys(items))
-    batches = plan_batches(different, scoring.batch_tokens, runtime.vocabulary)
     found: dict[Scorable, float] = {}
     with Progress(label, len(different), "response tokens") as progress:
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(plan_batches(different, scoring.batch_tokens, scoring.share_prefix)):
 
             def build(batch: list[int] = batch) -> list[_BatchScores]:
-                scores = token_log_probs(runtime.model(adapter), [different[i] for i in batch], scoring.share_prefix)
-                return [_BatchScores(i, float(row.double().sum())) for i, row in zip(batch, scores, strict=True)]
+                scores = scorer()([different[i] for i in batch])
+                return [_BatchScores(i, score) for i, score in zip(batch, scores, strict=True)]
 
             rows, reused = work.shard(number, _BatchScores, build)
+            if [row.item for row in rows] != batch:  # of a version that planned other batches
+                rows, reused = build(), False
             found.update({different[row.item]: row.log_prob for row in rows})
             progress.advance(len(rows), 0 if reused else sum(len(different[row.item].response_ids) for row in rows))
     work.finish_shards()

@@ -15,7 +15,8 @@ from mipo_exp.errors import ConfigError
 from mipo_exp.generation.responses import check_lengths
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
 from mipo_exp.records import Example
-from mipo_exp.scoring.log_probs import Scorable, summed_log_probs
+from mipo_exp.scoring.batches import summed_log_probs
+from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.training.job import (
     Job,
     Rollout,
@@ -72,7 +73,7 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     def base_scores(items: Sequence[Scorable]) -> list[float]:
         policy = loop.accelerator.unwrap_model(loop.model)
         with _evaluating(policy), policy.disable_adapter():
-            return summed_log_probs(policy.get_base_model(), items, rollout.scoring, runtime.vocabulary)
+            return summed_log_probs(policy.get_base_model(), items, rollout.scoring)
 
     reward = make_reward(base_scores)
 

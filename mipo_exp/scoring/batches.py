@@ -1,0 +1,145 @@
+"""What is scored together: batches by the tokens that they compute, halved where memory runs out."""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mipo_exp.config import ScoringConfig
+from mipo_exp.errors import ModelError
+from mipo_exp.runtime import free_memory
+from mipo_exp.scoring.log_probs import Scorable, can_share, out_of_memory, token_log_probs
+from mipo_exp.scoring.prefix_tree import MIN_SHARED_TOKENS, common_prefix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+def plan_batches(items: Sequence[Scorable], batch_tokens: int, share_prefix: bool) -> list[list[int]]:
+    """Indices of `items` in batches that compute at most `batch_tokens` tokens, or have one item.
+
+    A pure function of its arguments: an interrupted scoring finds the same batches.
+
+    Args:
+        items: in any order.
+        batch_tokens: with `share_prefix` the tokens of the batch's prefix tree, else those of its rows, padded.
+        share_prefix: puts what begins alike next to each other, else what is of similar length.
+    """
+    if share_prefix:
+        return _plan_trees(items, batch_tokens)
+    order = sorted(range(len(items)), key=lambda i: (_length(items[i]), i))
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and (len(batches[-1]) + 1) * _length(items[index]) <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _plan_trees(items: Sequence[Scorable], batch_tokens: int) -> list[list[int]]:
+    order = sorted(range(len(items)), key=lambda i: (items[i].prompt_ids, items[i].response_ids, i))
+    shared = [0, *(_shared(items[a], items[b]) for a, b in itertools.pairwise(order))]
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        used = [_length(items[order[start]])]
+        stop = start + 1
+        while stop < len(order):
+            more = _length(items[order[stop]]) - shared[stop]
+            if used[-1] + more > batch_tokens:
+                break
+            used.append(used[-1] + more)
+            stop += 1
+        if stop < len(order):
+            # What the next batch shares with this one it computes again: cut where that is least, but not so early
+            # that batches become small.
+            enough = [cut for cut in range(start + 1, stop + 1) if 2 * used[cut - start - 1] >= used[-1]]
+            stop = min(enough, key=lambda cut: (shared[cut], -cut))
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def _length(item: Scorable) -> int:
+    return len(item.prompt_ids) + len(item.response_ids) - 1
+
+
+def _shared(one: Scorable, other: Scorable) -> int:
+    """How many tokens a prefix tree computes once for both, at least."""
+    count = common_prefix(one.prompt_ids, other.prompt_ids)
+    if count == len(one.prompt_ids) == len(other.prompt_ids):
+        count += common_prefix(one.response_ids[:-1], other.response_ids[:-1])
+    return max(0, count - MIN_SHARED_TOKENS + 1)
+
+
+class Scorer:
+    """Scores batches with one model, with smaller ones from the first time on that memory runs out.
+
+    Args:
+        model: as `token_log_probs` takes it.
+        scoring: the size of a batch, and whether common prefixes are computed once.
+    """
+
+    def __init__(self, model: "PreTrainedModel", scoring: ScoringConfig) -> None:
+        self.model = model
+        self.share_prefix = scoring.share_prefix
+        self.budget = scoring.batch_tokens
+
+    def __call__(self, items: Sequence[Scorable]) -> list[float]:
+        """log p(y | prompt) of every item, summed over its tokens, in their order.
+
+        Raises:
+            ModelError: there is no memory for a single item.
+        """
+        share = self.share_prefix and bool(items) and can_share(self.model, items)
+        found: dict[int, float] = {}
+        waiting = plan_batches(items, self.budget, share)
+        while waiting:
+            batch = waiting[0]
+            rows = self._try([items[i] for i in batch], share)
+            if rows is not None:
+                found.update(zip(batch, rows, strict=True))
+                del waiting[0]
+                continue
+            left = sorted(itertools.chain(*waiting))
+            before = self.budget
+            while waiting[0] == batch:
+                self.budget //= 2
+                waiting = [[left[i] for i in part] for part in plan_batches([items[i] for i in left], self.budget, share)]
+            log.warning(
+                "scoring.batch_tokens=%d is more than there is memory for; going on with %d", before, self.budget
+            )
+        return [found[i] for i in range(len(items))]
+
+    def _try(self, items: Sequence[Scorable], share: bool) -> list[float] | None:
+        """The sums of one batch, None where memory has run out."""
+        try:
+            return [float(row.double().sum()) for row in token_log_probs(self.model, items, share)]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(items) == 1:
+                raise ModelError(
+                    f"there is no memory to score a single response of {len(items[0].response_ids)} tokens behind its "
+                    f"prompt of {len(items[0].prompt_ids)} ({str(error).splitlines()[0]}); shorten the prompts, or use "
+                    "a smaller model, model.dtype or another device"
+                ) from error
+        # Only here, behind the error, does nothing hold the batch's tensors any more.
+        free_memory(self.model.device.type)
+        return None
+
+
+def summed_log_probs(model: "PreTrainedModel", items: Sequence[Scorable], scoring: ScoringConfig) -> list[float]:
+    """log p(y | prompt) of every item, summed over its tokens, in their order; equal items are scored once.
+
+    Args:
+        model: as `token_log_probs` takes it.
+        items: any number of them.
+        scoring: the size of a batch, and whether common prefixes are computed once.
+    """
+    different = list(dict.fromkeys(items))
+    found = dict(zip(different, Scorer(model, scoring)(different), strict=True))
+    return [found[item] for item in items]
