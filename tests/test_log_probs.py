@@ -1,12 +1,17 @@
 """Log-probabilities against a loop that scores one token at a time with no batch, no padding and no cache."""
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from mipo_exp.runtime import Runtime
-from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES, Scorable, plan_batches, token_log_probs
+from mipo_exp.scoring import log_probs
+from mipo_exp.scoring.log_probs import Scorable, can_share, token_log_probs
+from mipo_exp.scoring.prefix_tree import PrefixTree, build_tree
 from tests.conftest import composed, make_runtime
 
 
@@ -29,39 +34,154 @@ def some_items(count: int, vocabulary: int, seed: int = 0) -> list[Scorable]:
     return [Scorable(rng.choice(prompts), tuple(rng.randrange(vocabulary) for _ in range(n))) for n in lengths]
 
 
+def sharpened(model: torch.nn.Module) -> torch.nn.Module:
+    """Random weights of the usual size give nearly uniform distributions, which would hide a wrong position."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)
+    return model.eval()
+
+
+SIZES: dict[str, Any] = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED: dict[str, Any] = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 48}
+
+
+def gpt2() -> torch.nn.Module:
+    config = transformers.GPT2Config(vocab_size=260, n_embd=32, n_layer=2, n_head=4, n_positions=200)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def sliding_mistral() -> torch.nn.Module:
+    return transformers.MistralForCausalLM(transformers.MistralConfig(**GROUPED, sliding_window=7))
+
+
+def sliding_qwen2() -> torch.nn.Module:
+    kinds = ["full_attention", "sliding_attention"]
+    config = transformers.Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=9, layer_types=kinds)
+    return transformers.Qwen2ForCausalLM(config)
+
+
+def capped_gemma2() -> torch.nn.Module:
+    """Caps its attention's scores, which no fused kernel does, and its logits."""
+    config = transformers.Gemma2Config(**GROUPED, head_dim=8, attn_logit_softcapping=5.0, final_logit_softcapping=5.0)
+    return transformers.Gemma2ForCausalLM(config)
+
+
+def scaled_granite() -> torch.nn.Module:
+    """Scales scores and logits by constants of its own."""
+    config = transformers.GraniteConfig(**GROUPED, logits_scaling=3.0, attention_multiplier=0.5)
+    return transformers.GraniteForCausalLM(config)
+
+
+def recurrent_mamba() -> torch.nn.Module:
+    sizes = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+    return transformers.MambaForCausalLM(transformers.MambaConfig(**sizes))
+
+
+SHARING = [gpt2, sliding_mistral, sliding_qwen2, scaled_granite]
+NOT_SHARING = [capped_gemma2, recurrent_mamba]
+
+
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
     config = composed("+debug=quick", f"model.random.model_type={request.param}")
     runtime = make_runtime(config, tmp_path_factory.mktemp(request.param))
-    scored = runtime.fresh_model()
-    # Random weights of the usual size give nearly uniform distributions, which would hide a wrong position.
-    with torch.no_grad():
-        for parameter in scored.parameters():
-            parameter.mul_(4.0)
-    return scored
+    return sharpened(runtime.fresh_model())
+
+
+def branching_items(seed: int = 0) -> list[Scorable]:
+    """Two contexts before several prompts before several responses of different lengths, the same response under all
+    prompts, a prompt that goes on where another one ends, and items that share nothing."""
+    rng = random.Random(seed)
+
+    def some(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(250) for _ in range(rng.randrange(low, high)))
+
+    contexts, fixed = [some(20, 30), some(30, 40)], some(20, 25)
+    items = []
+    for context in contexts:
+        for prompt in (some(17, 20), some(1, 4), some(18, 22)):
+            items += [Scorable(context + prompt, response) for response in (some(1, 2), some(20, 24), fixed)]
+            items.append(Scorable(context + prompt, fixed[:18] + some(5, 9)))
+            items.append(Scorable(context + prompt + fixed, some(2, 5)))
+    items += [Scorable(contexts[0], some(3, 9)), Scorable(some(1, 2), some(1, 2)), Scorable(some(40, 50), some(2, 30))]
+    return items
+
+
+def assert_agrees(model: torch.nn.Module, items: list[Scorable], shared: bool) -> None:
+    """The batch's scores against the loop's."""
+    for item, row in zip(items, token_log_probs(model, items, shared), strict=True):
+        assert row.dtype == torch.float32
+        assert row.tolist() == pytest.approx(one_token_at_a_time(model, item), abs=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-@pytest.mark.parametrize("way", ["left", "right", "shared"])
-def test_every_batch_size_and_padding_agrees_with_a_loop_over_tokens(
-    model: torch.nn.Module, count: int, way: str
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_batch_size_agrees_with_a_loop_over_tokens(model: torch.nn.Module, count: int, shared: bool) -> None:
+    assert_agrees(model, some_items(count, 250), shared)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_branching_prefixes_agree_with_a_loop_over_tokens(model: torch.nn.Module, shared: bool) -> None:
+    items = branching_items()
+    tree = build_tree([item.input_ids for item in items])
+    assert len(tree.token_ids) < 0.6 * sum(len(item.input_ids) for item in items)
+    assert max(depth(tree, number) for number in range(len(tree.nodes))) >= 3
+    assert can_share(model, items)
+    assert_agrees(model, items, shared)
+
+
+def depth(tree: PrefixTree, number: int) -> int:
+    """How many nodes stand above one."""
+    parent = tree.nodes[number].parent
+    return 0 if parent < 0 else 1 + depth(tree, parent)
+
+
+@pytest.mark.parametrize("make", [*SHARING, *NOT_SHARING])
+@pytest.mark.parametrize("shared", [True, False])
+def test_other_architectures_agree_with_a_loop_over_tokens(make: Callable[[], torch.nn.Module], shared: bool) -> None:
+    """Absolute positions, windows shorter than the sequences, scaled and capped logits, a recurrent state."""
+    torch.manual_seed(0)
+    scored = make().eval() if make is recurrent_mamba else sharpened(make())  # whose rounding would grow as well
+    items = branching_items(1)
+    assert can_share(scored, items) == (make in SHARING)
+    assert_agrees(scored, items, shared)
+    assert_agrees(scored, items[:1], shared)
+
+
+def test_a_window_that_layers_do_not_tell_limits_what_is_shared() -> None:
+    """Then only sequences that lie within it are."""
+    scored = sharpened(scaled_granite())
+    scored.config.sliding_window = 40
+    short, long = Scorable((5,) * 30, (6,) * 9), Scorable((5,) * 30, (6,) * 19)
+    assert can_share(scored, [short])
+    assert not can_share(scored, [short, long])
+
+
+def test_responses_of_many_positions_go_through_the_head_in_parts(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = some_items(count, 250)
-    scores = token_log_probs(model, items, way == "shared", "right" if way == "right" else "left")
-    for item, row in zip(items, scores, strict=True):
-        expected = one_token_at_a_time(model, item)
-        assert row.tolist() == pytest.approx(expected, abs=1e-4)
+    items = branching_items()
+    whole = token_log_probs(model, items)
+    seen = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda _, __, logits: seen.append(logits.numel()))
+    monkeypatch.setattr(log_probs, "MAX_LOGITS_BYTES", 5000)
+    parts = token_log_probs(model, items)
+    hook.remove()
+    assert len(seen) > 10
+    assert max(seen) * 4 <= 5000
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, parts, strict=True))
 
 
-def test_a_model_with_a_recurrent_state_is_scored_right_too() -> None:
-    """Its state cannot be shared by prefixes, so it must not be."""
-    import transformers
-
-    sizes = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
-    recurrent = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).eval()
-    items = some_items(3, 250)
-    for item, row in zip(items, token_log_probs(recurrent, items, share_prefix=True), strict=True):
-        assert row.tolist() == pytest.approx(one_token_at_a_time(recurrent, item), abs=1e-4)
+def test_the_model_is_left_as_it_was(model: torch.nn.Module) -> None:
+    """Its attention and its forward method."""
+    before = (model.config._attn_implementation, model.base_model.forward)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        logits = model(ids).logits
+        token_log_probs(model, branching_items())
+        assert torch.equal(logits, model(ids).logits)
+    assert (model.config._attn_implementation, model.base_model.forward) == before
 
 
 def test_log_probability_changes_with_the_prompt(model: torch.nn.Module) -> None:
@@ -84,30 +204,20 @@ def test_an_empty_response_is_refused(model: torch.nn.Module) -> None:
         token_log_probs(model, [Scorable((1, 2), ())])
 
 
-def test_batches_hold_every_item_once_and_stay_within_the_budget() -> None:
-    items = some_items(100, 250, seed=1)
-    batches = plan_batches(items, batch_tokens=64, vocabulary=300)
-    assert sorted(index for batch in batches for index in batch) == list(range(100))
-    for batch in batches:
-        widths = [max(len(items[i].prompt_ids) for i in batch), max(len(items[i].response_ids) for i in batch)]
-        assert len(batch) == 1 or len(batch) * sum(widths) <= 64
-    assert len(batches) > 5
-
-
-def test_batches_keep_the_logits_small() -> None:
-    items = [Scorable((1,), tuple(range(100)))] * 1000
-    vocabulary = 150_000
-    for batch in plan_batches(items, batch_tokens=10**9, vocabulary=vocabulary):
-        assert len(batch) * 100 * vocabulary * 4 <= MAX_LOGITS_BYTES
-
-
-def test_the_policy_is_the_base_model_until_it_is_trained(tiny: Runtime) -> None:
+def test_the_policy_is_the_base_model_until_it_is_trained_and_then_not(tiny: Runtime) -> None:
     import peft
 
-    items = some_items(4, 250)
+    items = branching_items()
     before = token_log_probs(tiny.fresh_model(), items)
     policy = peft.get_peft_model(
         tiny.fresh_model(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
-    )
-    for expected, row in zip(before, token_log_probs(policy.eval(), items), strict=True):
+    ).eval()
+    for expected, row in zip(before, token_log_probs(policy, items), strict=True):
         assert torch.allclose(expected, row, atol=1e-5)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    assert max(float((a - b).abs().max()) for a, b in zip(before, token_log_probs(policy, items), strict=True)) > 0.1
+    for shared in (True, False):
+        assert_agrees(policy, items, shared)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# A CPU gains nothing from larger batches, and loses the caches' help and time in fetching memory from the system:
+# 8,192 tokens take a tenth longer than two times 4,096 with the default model.
+CPU_BATCH_TOKENS = 4096
+
 
 def plan_batches(items: Sequence[Scorable], batch_tokens: int, share_prefix: bool) -> list[list[int]]:
     """Indices of `items` in batches that compute at most `batch_tokens` tokens, or have one item.
@@ -87,6 +91,8 @@ class Scorer:
         self.model = model
         self.share_prefix = scoring.share_prefix
         self.budget = scoring.batch_tokens
+        if model.device.type == "cpu":
+            self.budget = min(self.budget, CPU_BATCH_TOKENS)
 
     def __call__(self, items: Sequence[Scorable]) -> list[float]:
         """log p(y | prompt) of every item, summed over its tokens, in their order.
@@ -108,10 +114,9 @@ class Scorer:
             before = self.budget
             while waiting[0] == batch:
                 self.budget //= 2
-                waiting = [[left[i] for i in part] for part in plan_batches([items[i] for i in left], self.budget, share)]
-            log.warning(
-                "scoring.batch_tokens=%d is more than there is memory for; going on with %d", before, self.budget
-            )
+                smaller = plan_batches([items[i] for i in left], self.budget, share)
+                waiting = [[left[i] for i in part] for part in smaller]
+            log.warning("no memory to score %d tokens at once; going on with %d at most", before, self.budget)
         return [found[i] for i in range(len(items))]
 
     def _try(self, items: Sequence[Scorable], share: bool) -> list[float] | None:
@@ -122,9 +127,10 @@ class Scorer:
             if not out_of_memory(error):
                 raise
             if len(items) == 1:
+                said = str(error).partition("\n")[0] or type(error).__name__
                 raise ModelError(
                     f"there is no memory to score a single response of {len(items[0].response_ids)} tokens behind its "
-                    f"prompt of {len(items[0].prompt_ids)} ({str(error).splitlines()[0]}); shorten the prompts, or use "
+                    f"prompt of {len(items[0].prompt_ids)} ({said}); shorten the prompts, or use "
                     "a smaller model, model.dtype or another device"
                 ) from error
         # Only here, behind the error, does nothing hold the batch's tensors any more.

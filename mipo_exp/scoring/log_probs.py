@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mipo_exp.scoring.prefix_tree import build_tree
-from mipo_exp.scoring.tree_attention import NotComputedError, hidden_states
+from mipo_exp.scoring.tree_attention import NotComputedError, run_tree
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
 log = logging.getLogger(__name__)
 
 # Logits are the largest tensor of a scoring pass: positions × vocabulary × 4 bytes stays below this.
-MAX_LOGITS_BYTES = 64 * 2**20
+MAX_LOGITS_BYTES = 24 * 2**20
 # How far the two ways may lie apart in one token's log-probability (nats), by precision, beyond which the architecture
 # counts as one that cannot share prefixes.
 AGREEMENT = {"torch.float32": 1e-3, "torch.float64": 1e-3}
@@ -108,7 +109,7 @@ def _find_longest_shared(model: "PreTrainedModel") -> float:
     items = [Scorable(tuple(ids[:a]), tuple(ids[b:c])) for a, b, c in ((20, 30, 34), (20, 40, 43), (40, 41, 46))]
     try:
         tree = build_tree([item.input_ids for item in items])
-        _, windows = hidden_states(model, tree)
+        _, windows = run_tree(model, tree)
         found = torch.cat(_with_shared_prefixes(model, items))
         expected = torch.cat([_plainly(model, item) for item in items])
     except (NotComputedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
@@ -135,13 +136,14 @@ def _with_shared_prefixes(model: "PreTrainedModel", items: Sequence[Scorable]) -
     import torch
 
     tree = build_tree([item.input_ids for item in items])
-    states, _ = hidden_states(model, tree)
+    output, _ = run_tree(model, tree)
     columns = [
         column
         for number, item in enumerate(items)
         for column in tree.columns(number, len(item.prompt_ids) - 1, len(item.input_ids))
     ]
-    return _score(model, states[torch.tensor(columns, device=states.device)], items)
+    places = torch.tensor([[0] * len(columns), columns], device=output.last_hidden_state.device)
+    return _score(model, output, places, items)
 
 
 def _with_whole_sequences(model: "PreTrainedModel", items: Sequence[Scorable]) -> "list[torch.Tensor]":
@@ -159,33 +161,37 @@ def _with_whole_sequences(model: "PreTrainedModel", items: Sequence[Scorable]) -
         mask[row, :end] = 1
         scored[row, len(item.prompt_ids) - 1 : end] = True
     output = model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-    return _score(model, output[0][scored.to(device)], items)
+    return _score(model, output, scored.nonzero().T.to(device), items)
 
 
-def _score(model: "PreTrainedModel", states: "torch.Tensor", items: Sequence[Scorable]) -> "list[torch.Tensor]":
-    """Log-probabilities of all response tokens, one after the other, from the (N, width) states that predict them."""
+def _score(
+    model: "PreTrainedModel", output: "ModelOutput", predicting: "torch.Tensor", items: Sequence[Scorable]
+) -> "list[torch.Tensor]":
+    """Log-probabilities of all response tokens, one after the other, from the layers' output and where in its rows and
+    columns (their numbers, (2, N)) each of them is predicted."""
     import torch
+
+    states = output.last_hidden_state[tuple(predicting)]
 
     targets = torch.tensor([token for item in items for token in item.response_ids], device=states.device)
     count = max(1, MAX_LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size))
-    with _head(model) as head:
+    with _head(model, type(output)) as head:
         scores = [_gather(head(s), t) for s, t in zip(states.split(count), targets.split(count), strict=True)]
     return list(torch.cat(scores).cpu().split([len(item.response_ids) for item in items]))
 
 
 @contextmanager
-def _head(model: "PreTrainedModel") -> "Iterator[Callable[[torch.Tensor], torch.Tensor]]":
+def _head(model: "PreTrainedModel", output: "type[ModelOutput]") -> "Iterator[Callable[[torch.Tensor], torch.Tensor]]":
     """The model's way from last hidden states (n, width) to logits (n, V), with whatever it does to them beside the
-    projection (scaling, caps): its own forward method, whose layers return what they are told."""
+    projection (scaling, caps): its own forward method, whose layers return an `output` with these states."""
     import torch
-    from transformers.modeling_outputs import BaseModelOutputWithPast
 
     layers = model.base_model
     replaced = layers.__dict__.get("forward")  # of a library that wraps it, if any
     placeholder = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
 
     def head(states: "torch.Tensor") -> "torch.Tensor":
-        given = BaseModelOutputWithPast(last_hidden_state=states[None])
+        given = output(last_hidden_state=states[None])
         layers.forward = lambda *_, **__: given
         logits: torch.Tensor = model(input_ids=placeholder, use_cache=False).logits[0]
         return logits

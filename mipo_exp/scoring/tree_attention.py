@@ -16,6 +16,7 @@ from mipo_exp.scoring.prefix_tree import PrefixTree
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
 NAME = "mipo_prefix_tree"
 # What other architectures hand to their attention and this one does not compute.
@@ -41,8 +42,9 @@ class Packed:
     windows: set[int | None] = field(default_factory=set)
 
 
-def hidden_states(model: "PreTrainedModel", tree: PrefixTree) -> "tuple[torch.Tensor, set[int | None]]":
-    """Last hidden states (N, width) of a packed tree, and the widths of attention that the layers asked for.
+def run_tree(model: "PreTrainedModel", tree: PrefixTree) -> "tuple[ModelOutput, set[int | None]]":
+    """The layers' output for a packed tree, last hidden states (1, N, width), and the widths of attention, in tokens,
+    that the layers asked for; None is without a limit.
 
     Raises:
         NotComputedError: see there; other errors come from models that take no attention function from outside.
@@ -58,7 +60,7 @@ def hidden_states(model: "PreTrainedModel", tree: PrefixTree) -> "tuple[torch.Te
             use_cache=False,
             packed=packed,
         )
-    return output.last_hidden_state[0], packed.windows
+    return output, packed.windows
 
 
 @contextmanager
@@ -147,9 +149,7 @@ def tree_attention(
     return found.flatten(1, 2).to(query.dtype)[None], None
 
 
-def _add(
-    result: "torch.Tensor", total: "torch.Tensor", part: "torch.Tensor", normalizer: "torch.Tensor"
-) -> None:
+def _add(result: "torch.Tensor", total: "torch.Tensor", part: "torch.Tensor", normalizer: "torch.Tensor") -> None:
     """Add attention to further keys: softmax weights of a union are those of its parts, weighted by their sums."""
     import torch
 
@@ -187,7 +187,9 @@ def _attend(
             normalizer = normalizer.masked_fill(hidden.all(1), torch.finfo(normalizer.dtype).min)
         return part, normalizer
     if q.device.type != "cuda" or hidden is not None:
-        raise NotComputedError(f"no kernel on {q.device.type}" + (" for a sliding window" if hidden is not None else ""))
+        raise NotComputedError(
+            f"no kernel on {q.device.type}" + (" for a sliding window" if hidden is not None else "")
+        )
     if q.dtype == torch.float32:
         part, normalizer, *_ = kernels._scaled_dot_product_efficient_attention(
             q, k, v, None, True, 0.0, causal, scale=scaling
