@@ -176,8 +176,10 @@ def _score(
     targets = torch.tensor([token for item in items for token in item.response_ids], device=states.device)
     count = max(1, MAX_LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size))
     with _head(model, type(output)) as head:
-        scores = [_gather(head(s), t) for s, t in zip(states.split(count), targets.split(count), strict=True)]
-    return list(torch.cat(scores).cpu().split([len(item.response_ids) for item in items]))
+        scores = [
+            _gather(head(s), t) for s, t in zip(torch.split(states, count), torch.split(targets, count), strict=True)
+        ]
+    return list(torch.split(torch.cat(scores).cpu(), [len(item.response_ids) for item in items]))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ tokens once; the model computes all of it as one packed sequence in which a toke
              └─ prompt 2 ─── …
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 def build_tree(sequences: Sequence[tuple[int, ...]]) -> PrefixTree:
     """The tree of some sequences of at least one token each, in any order; equal ones share a leaf."""
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    shared = [0, *(common_prefix(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False))]
+    shared = [0, *(common_prefix(sequences[a], sequences[b]) for a, b in itertools.pairwise(order))]
     token_ids: list[int] = []
     position_ids: list[int] = []
     spans: list[tuple[int, int, int, int]] = []  # parent, begin, end, depth
@@ -105,7 +106,7 @@ def build_tree(sequences: Sequence[tuple[int, ...]]) -> PrefixTree:
             groups.append((low, high, depth, parent))
             continue
         cuts = [low, *(i for i in range(low + 1, high) if shared[i] == stop), high]
-        groups += [(a, b, depth, parent) for a, b in reversed(list(zip(cuts, cuts[1:], strict=False)))]
+        groups += [(a, b, depth, parent) for a, b in reversed(list(itertools.pairwise(cuts)))]
     ends = [end for _, _, end, _ in spans]
     for number in reversed(range(len(spans))):
         before = spans[number][0]

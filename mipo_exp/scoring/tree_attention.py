@@ -119,17 +119,19 @@ def tree_attention(
     groups = (key.shape[1], query.shape[1] // key.shape[1])
     # Key/value heads as the kernel's batch and the query heads of each as its heads: with a stride of zero, nothing is
     # repeated in memory.
-    q = query[0].unflatten(0, groups)
+    q = query[0].view(*groups, *query.shape[2:])
     k, v = (states[0, :, None].expand(*groups, -1, -1) for states in (key, value))
     found = torch.empty(query.shape[2], *groups, value.shape[3], dtype=torch.float32, device=query.device)
     result = found.permute(1, 2, 0, 3)
     total = torch.empty(*groups, query.shape[2], dtype=torch.float32, device=query.device)
 
-    slides = sliding_window is not None and max(tree.position_ids) >= sliding_window
+    longest = max(tree.position_ids) + 1
+    window = sliding_window or longest
 
     def attend(rows: slice, columns: slice, causal: bool) -> "tuple[torch.Tensor, torch.Tensor]":
-        distances = packed.positions[rows, None] - packed.positions[None, columns] if slides else None
-        hidden = None if distances is None else distances >= sliding_window
+        hidden = None
+        if window < longest:
+            hidden = packed.positions[rows, None] - packed.positions[None, columns] >= window
         return _attend(q[:, :, rows], k[:, :, columns], v[:, :, columns], causal, hidden, scaling)
 
     for node in tree.nodes:
