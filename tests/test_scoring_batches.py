@@ -4,17 +4,20 @@ import dataclasses
 import logging
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from mipo_exp.config import ScoringConfig
 from mipo_exp.errors import ModelError
+from mipo_exp.records import read_table
 from mipo_exp.runtime import Runtime
-from mipo_exp.scoring import batches
+from mipo_exp.scoring import batches, score
 from mipo_exp.scoring.batches import Scorer, plan_batches, summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.scoring.prefix_tree import MIN_SHARED_TOKENS, build_tree, common_prefix
+from mipo_exp.store import Workspace
 from tests.test_log_probs import branching_items, some_items
 
 SCORING = ScoringConfig(batch_tokens=150, share_prefix=True)
@@ -142,6 +145,28 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny: Runtime, monkeypa
     monkeypatch.setattr(batches, "token_log_probs", failing(30, lambda: RuntimeError("shapes do not agree")))
     with pytest.raises(RuntimeError, match="shapes do not agree"):
         Scorer(tiny.fresh_model(), SCORING)(branching_items())
+
+
+def test_a_stage_keeps_its_shards_when_memory_runs_out_and_uses_none_of_another_plan(
+    tiny: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    items = list(dict.fromkeys(branching_items()))
+    expected = [float(row.sum()) for row in token_log_probs(tiny.fresh_model(), items)]
+    monkeypatch.setattr(batches, "token_log_probs", failing(90, MemoryError))
+    work = Workspace(tmp_path, {})
+    # An earlier version put other items into its second batch.
+    work.shard(1, score._BatchScores, lambda: [score._BatchScores(0, 7.0)])
+    kept: dict[str, list[int]] = {}
+
+    def finish() -> None:
+        for file in sorted((tmp_path / "shards").iterdir()):
+            kept[file.name[:6]] = [row.item for row in read_table(file, score._BatchScores)]
+
+    monkeypatch.setattr(work, "finish_shards", finish)
+    assert score.score_items(work, tiny, SCORING, items, "scoring") == pytest.approx(expected, abs=1e-4)
+    planned = plan_batches(items, SCORING.batch_tokens, True)
+    assert len(planned) > 3
+    assert kept == {f"{number:06d}": [0] if number == 1 else batch for number, batch in enumerate(planned)}
 
 
 def test_summed_log_probs_score_equal_items_once_and_keep_their_order(
