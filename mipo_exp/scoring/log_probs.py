@@ -28,7 +28,8 @@ MAX_LOGITS_BYTES = 24 * 2**20
 # counts as one that cannot share prefixes.
 AGREEMENT = {"torch.float32": 1e-3, "torch.float64": 1e-3}
 AGREEMENT_16_BITS = 0.5
-# Whether a model can share prefixes and, where its layers do not say how far they see, up to how many tokens.
+# Up to how many tokens of a sequence a model can share prefixes: 0 where it cannot, and no more than its window where
+# its layers do not say how far they see.
 _longest_shared: "weakref.WeakKeyDictionary[torch.nn.Module, float]" = weakref.WeakKeyDictionary()
 
 
@@ -116,7 +117,8 @@ def _find_longest_shared(model: "PreTrainedModel") -> float:
         if out_of_memory(error):
             raise
         return 0
-    if (found - expected).abs().max() > AGREEMENT.get(str(next(model.parameters()).dtype), AGREEMENT_16_BITS):
+    allowed = AGREEMENT.get(str(next(model.parameters()).dtype), AGREEMENT_16_BITS)
+    if not (found - expected).abs().max() <= allowed:  # which is also so of what is not a number
         return 0
     window = getattr(config, "attention_chunk_size", None) or getattr(config, "sliding_window", None)
     return float("inf") if window is None or windows != {None} else window
