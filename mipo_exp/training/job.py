@@ -33,7 +33,7 @@ REFUSED = (
     *("steps_per_generation", "generation_batch_size", "sync_ref_model", "log_completions"),
 )
 # Keys of the trainer group that are ours, not TRL's.
-OWN_KEYS = ("reference", "share_prompt", "extra")
+OWN_KEYS = ("reference", "share_prompt", "batch_tokens", "extra")
 
 
 @dataclass(frozen=True)
