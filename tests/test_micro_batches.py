@@ -13,9 +13,8 @@ from mipo_exp.pipeline import SPEED_ONLY, declare, declare_examples
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store
-from mipo_exp.training.dpo import make_trainer
+from mipo_exp.training.dpo import _share_prompts, make_trainer
 from mipo_exp.training.micro_batches import WHOLE_BATCH_LOSSES, may_split, split, token_budget
-from mipo_exp.training.shared_prompt import arrange_pairs, share_prompts
 from tests.conftest import composed, make_runtime
 from tests.test_methods import train as train_method
 from tests.test_methods import weights as method_weights
@@ -32,16 +31,16 @@ PAIRS = [
 ]
 
 
-def step(runtime: Runtime, config: Config, tmp_path: Path, shared: bool) -> tuple[Any, Any, Any, int]:
+def step(runtime: Runtime, config: Config, tmp_path: Path) -> tuple[Any, Any, Any, int]:
     """Loss, metrics and gradients of one training step, and how often the model was called with a gradient."""
     dpo: Any = make_trainer(job(runtime, config, tmp_path), config.method, PAIRS)
     torch.manual_seed(1)
     for name, weight in dpo.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight.data, std=0.05)
-    if shared:
-        share_prompts(dpo.model.get_base_model(), arrange_pairs)
-        dpo.shares_prompts = True
+    if config.trainer.share_prompt:
+        _share_prompts(dpo, PAIRS)
+        assert dpo.shares_prompts
     passes = []
     dpo.model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     dpo.current_gradient_accumulation_steps = 2
@@ -55,10 +54,10 @@ def step(runtime: Runtime, config: Config, tmp_path: Path, shared: bool) -> tupl
 def compare(runtime: Runtime, tmp_path: Path, budget: int, shared: bool, *overrides: str) -> int:
     """Compare stock TRL with parts of a batch; returns the number of parts."""
     rows = f"trainer.per_device_train_batch_size={len(PAIRS)}"
-    plain = composed("+debug=quick", rows, "trainer.batch_tokens.cpu=null", *overrides)
-    parts = composed("+debug=quick", rows, f"trainer.batch_tokens.cpu={budget}", *overrides)
-    expected = step(runtime, plain, tmp_path, False)
-    found = step(runtime, parts, tmp_path, shared)
+    stock = ("trainer.share_prompt=false", "trainer.batch_tokens.cpu=null")
+    ours = (f"trainer.share_prompt={str(shared).lower()}", f"trainer.batch_tokens.cpu={budget}")
+    expected = step(runtime, composed("+debug=quick", rows, *stock, *overrides), tmp_path)
+    found = step(runtime, composed("+debug=quick", rows, *ours, *overrides), tmp_path)
     assert expected[3] == 1
     assert_equal(expected[:3], found[:3])
     return found[3]
@@ -129,22 +128,23 @@ def test_parts_hold_similar_lengths_and_keep_the_budget() -> None:
 
 
 @pytest.mark.parametrize("method", ["softmax_dpo", "sft"])
-@pytest.mark.parametrize("share", ["true", "false"])
-def test_groups_in_parts_train_the_same_adapter(method: str, share: str, tiny: Runtime, tmp_path: Path) -> None:
-    trained = {}
-    for budget in ("null", "1", "60"):
+def test_groups_in_parts_train_the_same_adapter(method: str, tiny: Runtime, tmp_path: Path) -> None:
+    """With three negatives each, beside one sequence for each response and the whole batch at once."""
+
+    def trained(share: str, budget: str) -> Any:
         overrides = (f"method={method}", f"trainer.share_prompt={share}", f"trainer.batch_tokens.cpu={budget}")
         config = composed("+debug=quick", *overrides, "trainer.per_device_train_batch_size=4")
-        trained[budget] = train_method(tiny, config, Store(tmp_path / budget))
-    for budget in ("1", "60"):
-        for name, tensor in method_weights(trained["null"]).items():
-            assert torch.allclose(tensor, method_weights(trained[budget])[name], atol=1e-5), name
-        rows = [
-            [{key: value for key, value in row.items() if "runtime" not in key} for row in artefact.json("history")]
-            for artefact in (trained["null"], trained[budget])
-        ]
-        for whole, parts in zip(*rows, strict=True):
-            assert parts == pytest.approx(whole, rel=1e-3, abs=1e-4)
+        return train_method(tiny, config, Store(tmp_path / share / budget))
+
+    plain = trained("false", "null")
+    for share, budget in (("true", "null"), ("true", "1"), ("true", "60"), ("false", "1")):
+        found = trained(share, budget)
+        for name, tensor in method_weights(plain).items():
+            assert torch.allclose(tensor, method_weights(found)[name], atol=1e-5), name
+        for whole, parts in zip(plain.json("history"), found.json("history"), strict=True):
+            compared = {name for name in whole if "runtime" not in name and name != "rewards/accuracies"}
+            for name in compared:
+                assert parts[name] == pytest.approx(whole[name], rel=1e-3, abs=1e-4), name
 
 
 def test_pairs_in_parts_train_the_same_adapter(tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def build_trainer(
             f"there are {len(groups)}; lower trainer.per_device_train_batch_size or raise task.train_examples"
         )
     try:
-        model: Any = peft.get_peft_model(base, lora_config(job.lora))
+        model: Any = peft.get_peft_model(base, lora_config(job.lora, job.trainer))
     except ValueError as error:
         raise wrong_targets(job.lora, error) from error
     check_trainable(model, job.lora)
@@ -99,7 +99,7 @@ def build_trainer(
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             batch = score_groups(model, inputs["groups"], reference, across_batch, share)
             self.scored.append(batch.detached())
-            value, _ = loss(batch)
+            value = loss(batch)[0]
             return (value, None) if return_outputs else value
 
     class GroupTrainer(MicroBatches, LossTrainer):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.training.layout import lay_out, run_apart, run_layout
+from mipo_exp.training.layout import lay_out, run_layout, sums_apart
 from mipo_exp.training.micro_batches import Part, split
 
 if TYPE_CHECKING:
@@ -150,12 +150,10 @@ def _log_probs(
     model: Any, prompts: "Sequence[torch.Tensor]", responses: "Sequence[Sequence[torch.Tensor]]", share: bool
 ) -> "torch.Tensor":
     """Summed log-probabilities in float32, shape (n, m)."""
-    import torch
 
     count, places = len(prompts), len(responses[0])
     if not share:
-        summed = run_apart(model, prompts, responses).log_probs.float().sum(1)
-        return torch.as_tensor(summed).view(places, count).T
+        return sums_apart(_unwrapped(model).get_base_model(), model, prompts, responses).view(places, count).T
     layout = lay_out(prompts, responses)
     tokens = run_layout(_unwrapped(model).get_base_model(), model, layout).log_probs[0].float()
     zeros = tokens.new_zeros(places * count)
