@@ -93,6 +93,12 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class BatchTokensConfig:
+    cpu: int | None = bounded(at_least=1)
+    cuda: int | None = bounded(at_least=1)
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     learning_rate: float = bounded(above=0)
     num_train_epochs: float = bounded(above=0)
@@ -110,6 +116,7 @@ class TrainerConfig:
     save_steps: int = bounded(at_least=1)
     reference: str = bounded(choices=("scored", "live"))
     share_prompt: bool
+    batch_tokens: BatchTokensConfig
     extra: dict[str, Any]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp import conversion
-from mipo_exp.config import Config
+from mipo_exp.config import Config, TrainerConfig
 from mipo_exp.config_methods import MethodConfig, PromptedConfig, RlaifConfig, TrainsOn
 from mipo_exp.data.base import Task
 from mipo_exp.evaluation.harness import Harness, run_harness
@@ -43,6 +43,9 @@ NOT_IN_EXAMPLES = (
     *("path", "hub_id", "revision", "base_url", "source", "license", "higher_is_better", "default_negatives"),
     "max_new_tokens",
 )
+
+# Keys of the trainer group that change the memory and speed of a training, and its result by rounding at most.
+SPEED_ONLY = ("batch_tokens",)
 
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
@@ -243,6 +246,8 @@ def _plain(value: Any) -> Any:
         return value.judge.identity(RUBRIC_PROMPTS)
     if isinstance(value, Harness):
         return value.identity
+    if isinstance(value, TrainerConfig):
+        return {name: item for name, item in dataclasses.asdict(value).items() if name not in SPEED_ONLY}
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 

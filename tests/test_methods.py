@@ -18,8 +18,9 @@ from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store import Artefact, Stage, Store
 from mipo_exp.training.adapter import train_adapter
-from mipo_exp.training.groups import Group, build_trainer, score_groups
+from mipo_exp.training.groups import build_trainer
 from mipo_exp.training.methods import METHODS
+from mipo_exp.training.scored_groups import Group, score_groups
 from tests.conftest import Experiment, composed, make_runtime
 from tests.test_shared_prompt import job
 
@@ -114,6 +115,10 @@ def train(runtime: Runtime, config: Config, store: Store, save: Any = None) -> A
     return store.fetch(stage, {name: store.fetch(of, {})[0] for name, of in stages.items()})[0]
 
 
+def weights(artefact: Artefact) -> dict[str, torch.Tensor]:
+    return load_file(artefact.path / "adapter" / "adapter_model.safetensors")
+
+
 @pytest.mark.parametrize("method", OTHERS)
 def test_every_method_lowers_its_loss(method: str, tiny: Runtime, tmp_path: Path) -> None:
     overrides = ["trainer.learning_rate=5e-3", "lora.lora_alpha=64", "trainer.lr_scheduler_type=constant"]
@@ -148,7 +153,7 @@ def test_going_on_from_a_checkpoint_gives_the_weights_of_not_stopping(
         train(tiny, config, Store(tmp_path / "parts"))
     monkeypatch.setattr(adapter, "_mark_complete", mark)
     parts = train(tiny, config, Store(tmp_path / "parts"))
-    first, second = (load_file(one.path / "adapter" / "adapter_model.safetensors") for one in (whole, parts))
+    first, second = weights(whole), weights(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [row["loss"] for row in whole.json("history")] == [row["loss"] for row in parts.json("history")]
 

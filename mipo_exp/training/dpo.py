@@ -22,6 +22,14 @@ from mipo_exp.training.job import (
     wrong_targets,
 )
 from mipo_exp.training.layout import can_share, rounding
+from mipo_exp.training.micro_batches import (
+    MicroBatches,
+    Part,
+    merge_pair_metrics,
+    pair_counts,
+    split_pairs,
+    token_budget,
+)
 from mipo_exp.training.shared_prompt import arrange_pairs, share_prompts
 
 if TYPE_CHECKING:
@@ -55,11 +63,21 @@ def make_trainer(job: Job, method: MipoConfig, pairs: Sequence[ScoredPair]) -> "
     from transformers import PrinterCallback
     from trl import DPOTrainer
 
-    class PairTrainer(DPOTrainer):
+    class PairTrainer(MicroBatches, DPOTrainer):
         """TRL's trainer on pairs that are token ids already."""
+
+        shares_prompts = False
 
         def _prepare_dataset(self, dataset: "Dataset", *_: Any, **__: Any) -> "Dataset":
             return dataset
+
+        def parts_of(self, inputs: Any, budget: int, at_least: int) -> list[Part]:
+            return split_pairs(inputs, self.shares_prompts, budget, at_least)
+
+        def finish_batch(self, parts: Sequence[Part]) -> None:
+            if self.batch_tokens is not None:
+                counts = self.accelerator.reduce(pair_counts(parts), reduction="sum")
+                merge_pair_metrics(self._metrics["train"], counts)
 
     runtime, reference = job.runtime, job.trainer.reference
     try:
@@ -68,7 +86,7 @@ def make_trainer(job: Job, method: MipoConfig, pairs: Sequence[ScoredPair]) -> "
             args=training_arguments(method, job.trainer, job.seed, job.output, runtime.device, runtime.dtype),
             train_dataset=_dataset(pairs, reference),
             processing_class=runtime.renderer.tokenizer,
-            peft_config=lora_config(job.lora),
+            peft_config=lora_config(job.lora, job.trainer),
             callbacks=[job.callback],
         )
     except ValueError as error:
@@ -78,6 +96,8 @@ def make_trainer(job: Job, method: MipoConfig, pairs: Sequence[ScoredPair]) -> "
     # TRL reads the reference's log-probabilities from the batch where this is set. Asking for it through its config
     # instead would hash the whole model first, to name a cache file that is not used here.
     dpo.precompute_ref_logps = reference == "scored"
+    if not dpo.aux_loss_enabled:  # the balance of a router is a property of the whole batch
+        dpo.batch_tokens = token_budget(job.trainer, method, job.lora, runtime.device)
     return dpo
 
 
@@ -96,6 +116,7 @@ def _share_prompts(dpo: "DPOTrainer", pairs: Sequence[ScoredPair]) -> None:
     dpo.model.train()
     if possible:
         share_prompts(base, arrange_pairs)
+        dpo.shares_prompts = True
 
 
 def _dataset(pairs: Sequence[ScoredPair], reference: str) -> "Dataset":

@@ -7,61 +7,20 @@ Transformers' Trainer with its schedules, checkpoints and logs, around log-proba
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.records import Example, Response, by_id
 from mipo_exp.training.job import Job, check_trainable, lora_config, training_arguments, wrong_targets
-from mipo_exp.training.layout import can_share, lay_out, rounding, run_apart, run_layout
+from mipo_exp.training.layout import can_share, rounding
+from mipo_exp.training.micro_batches import MicroBatches, Part, token_budget
+from mipo_exp.training.scored_groups import Count, Group, Scored, joined, score_groups, split_groups
 
 if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Group:
-    """A prompt and its responses as token ids, the chosen one first.
-
-    `ref_log_probs` (nats, summed over tokens) are theirs under the base model, where they are stored.
-    """
-
-    prompt_ids: list[int]
-    responses: list[list[int]]
-    ref_log_probs: list[float] | None = None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A batch as a loss sees it: n prompts and m responses to each, all of shape (n, m).
-
-    Attributes:
-        log_probs: log π_θ(y|c,x), summed over tokens, in nats; with a gradient.
-        ref_log_probs: the same under π_ref; None for a loss without a reference.
-        tokens: the length of each response; 0 where a group has fewer than m.
-        contrasts: whether a response stands for its own prompt or is a contrast to it; false where there is none.
-    """
-
-    log_probs: "torch.Tensor"
-    ref_log_probs: "torch.Tensor | None"
-    tokens: "torch.Tensor"
-    contrasts: "torch.Tensor"
-
-    @property
-    def log_ratios(self) -> "torch.Tensor":
-        """log π_θ − log π_ref."""
-        if self.ref_log_probs is None:
-            raise ValueError("this batch was scored without a reference")
-        return self.log_probs - self.ref_log_probs
-
-
-def told_apart(scores: "torch.Tensor", contrasts: "torch.Tensor") -> float:
-    """How often the own response, on the diagonal of (n, n) scores, is the best of those that are contrasts."""
-    best = scores.detach().masked_fill(~contrasts, float("-inf")).argmax(dim=1)
-    return float((best == best.new_tensor(range(len(best)))).float().mean())
 
 
 # From a scored batch to the loss and what is logged beside it.
@@ -87,7 +46,13 @@ def chosen_groups(job: Job) -> list[Group]:
 
 
 def build_trainer(
-    job: Job, groups: Sequence[Group], loss: Loss, *, reference: bool, across_batch: bool = False
+    job: Job,
+    groups: Sequence[Group],
+    loss: Loss,
+    *,
+    reference: bool,
+    across_batch: bool = False,
+    mean_over: Count = len,
 ) -> "Trainer":
     """A trainer with a new adapter, checked and ready to train.
 
@@ -98,6 +63,7 @@ def build_trainer(
         reference: whether the loss needs π_ref; it is the stored one where the groups have it, else the model with
             its adapter off.
         across_batch: every response of a batch is scored under every prompt of it.
+        mean_over: what the loss is a mean over, where it is not across the batch.
 
     Raises:
         ConfigError: nothing trainable, or stored references that are not what this model computes.
@@ -119,23 +85,36 @@ def build_trainer(
             f"there are {len(groups)}; lower trainer.per_device_train_batch_size or raise task.train_examples"
         )
     try:
-        model: Any = peft.get_peft_model(base, lora_config(job.lora))
+        model: Any = peft.get_peft_model(base, lora_config(job.lora, job.trainer))
     except ValueError as error:
         raise wrong_targets(job.lora, error) from error
     check_trainable(model, job.lora)
     share = job.trainer.share_prompt and _can_share(base, groups, arguments.per_device_train_batch_size, across_batch)
 
-    class GroupTrainer(Trainer):
-        """Trains with `loss`, and logs what it gives beside the loss."""
+    class LossTrainer(Trainer):
+        """Trains with `loss`."""
 
-        seen: dict[str, list[float]]
+        scored: list[Scored]
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             batch = score_groups(model, inputs["groups"], reference, across_batch, share)
-            value, metrics = loss(batch)
+            self.scored.append(batch.detached())
+            value = loss(batch)[0]
+            return (value, None) if return_outputs else value
+
+    class GroupTrainer(MicroBatches, LossTrainer):
+        """Goes through a batch in parts, and logs what the loss gives beside it."""
+
+        seen: dict[str, list[float]]
+
+        def parts_of(self, inputs: Any, budget: int, at_least: int) -> list[Part]:
+            return split_groups(inputs["groups"], share, mean_over, budget, at_least)
+
+        def finish_batch(self, parts: Sequence[Part]) -> None:
+            _, metrics = loss(joined(self.scored))
             for name, number in metrics.items():
                 self.seen[name].append(number)
-            return (value, None) if return_outputs else value
+            self.scored.clear()
 
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             means = {name: sum(values) / len(values) for name, values in self.seen.items()}
@@ -149,71 +128,12 @@ def build_trainer(
         data_collator=lambda rows: {"groups": rows},
         callbacks=[job.callback],
     )
-    loop.seen = defaultdict(list)
+    loop.seen, loop.scored = defaultdict(list), []
+    loop.batch_tokens = token_budget(job.trainer, job.method, job.lora, runtime.device)
     loop.remove_callback(PrinterCallback)
     if groups[0].ref_log_probs is not None and reference:
         check_stored_references(model, groups[: arguments.per_device_train_batch_size], share)
     return loop
-
-
-def score_groups(
-    model: Any, groups: Sequence[Group], reference: bool, across_batch: bool = False, share: bool = True
-) -> Scored:
-    """The log-probabilities of a batch.
-
-    Args:
-        model: the PEFT model, or a wrapper around it whose call is its forward.
-        groups: the batch.
-        reference: whether those of π_ref are wanted too.
-        across_batch: score every group's first response under every prompt; responses to equal prompts are no
-            contrasts to each other.
-        share: compute each prompt once.
-    """
-    import torch
-
-    device = next(model.parameters()).device
-    prompts = [torch.tensor(group.prompt_ids, device=device) for group in groups]
-    if across_batch:
-        lists = [[group.responses[0] for group in groups]] * len(groups)
-    else:
-        most = max(len(group.responses) for group in groups)
-        lists = [group.responses + [[]] * (most - len(group.responses)) for group in groups]
-    responses = [[torch.tensor(ids, dtype=torch.long, device=device) for ids in row] for row in lists]
-    tokens = torch.tensor([[len(ids) for ids in row] for row in lists], device=device)
-    contrasts = tokens > 0
-    if across_batch:
-        equal = torch.tensor([[a.prompt_ids == b.prompt_ids for b in groups] for a in groups], device=device)
-        contrasts = ~equal | torch.eye(len(groups), dtype=torch.bool, device=device)
-    log_probs = _log_probs(model, prompts, responses, share)
-    ref_log_probs = None
-    if reference and groups[0].ref_log_probs is not None and not across_batch:
-        stored = [(group.ref_log_probs or []) + [0.0] * (tokens.shape[1] - len(group.responses)) for group in groups]
-        ref_log_probs = torch.tensor(stored, dtype=log_probs.dtype, device=device)
-    elif reference:
-        with torch.no_grad(), _unwrapped(model).disable_adapter():
-            ref_log_probs = _log_probs(model, prompts, responses, share)
-    return Scored(log_probs, ref_log_probs, tokens, contrasts)
-
-
-def _log_probs(
-    model: Any, prompts: "Sequence[torch.Tensor]", responses: "Sequence[Sequence[torch.Tensor]]", share: bool
-) -> "torch.Tensor":
-    """Summed log-probabilities in float32, shape (n, m)."""
-    import torch
-
-    count, places = len(prompts), len(responses[0])
-    if not share:
-        summed = run_apart(model, prompts, responses).log_probs.float().sum(1)
-        return torch.as_tensor(summed).view(places, count).T
-    layout = lay_out(prompts, responses)
-    tokens = run_layout(_unwrapped(model).get_base_model(), model, layout).log_probs[0].float()
-    zeros = tokens.new_zeros(places * count)
-    return zeros.index_add(0, layout.places * count + layout.rows, tokens).view(places, count).T
-
-
-def _unwrapped(model: Any) -> Any:
-    """The PEFT model inside a wrapper for several processes, or the model itself."""
-    return model.module if hasattr(model, "module") else model
 
 
 def check_stored_references(model: Any, groups: Sequence[Group], share: bool) -> None:

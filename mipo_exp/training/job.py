@@ -33,7 +33,7 @@ REFUSED = (
     *("steps_per_generation", "generation_batch_size", "sync_ref_model", "log_completions"),
 )
 # Keys of the trainer group that are ours, not TRL's.
-OWN_KEYS = ("reference", "share_prompt", "extra")
+OWN_KEYS = ("reference", "share_prompt", "batch_tokens", "extra")
 
 
 @dataclass(frozen=True)
@@ -183,11 +183,16 @@ def fields_of(config: Any, without: Sequence[str]) -> dict[str, Any]:
     return {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in without}
 
 
-def lora_config(lora: LoraConfig) -> "peft.LoraConfig":
-    """The lora group as PEFT's config."""
+def lora_config(lora: LoraConfig, trainer: TrainerConfig) -> "peft.LoraConfig":
+    """The lora group as PEFT's config; where prompts are shared, with our layer in place of PEFT's."""
     import peft
 
-    return peft.LoraConfig(task_type="CAUSAL_LM", **fields_of(lora, ()))
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **fields_of(lora, ()))
+    if trainer.share_prompt:
+        from mipo_exp.training.lora_linear import use_lora_linear
+
+        use_lora_linear(config)
+    return config
 
 
 def check_trainable(model: Any, lora: LoraConfig) -> None:

@@ -8,7 +8,8 @@ the positions that predict a response token go through the output head.
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,12 +133,7 @@ def run_layout(model: "PreTrainedModel", forward: Callable[..., Any], layout: La
     mask = torch.zeros(layout.visible.shape, dtype=dtype, device=layout.visible.device)
     mask.masked_fill_(~layout.visible, torch.finfo(dtype).min)
 
-    def select(_: Any, __: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[layout.rows, layout.columns][None]
-        return output
-
-    hook = model.base_model.register_forward_hook(select)
-    try:
+    with only_positions(model, layout.rows, layout.columns):
         return forward(
             input_ids=layout.input_ids,
             attention_mask=mask,
@@ -145,15 +141,38 @@ def run_layout(model: "PreTrainedModel", forward: Callable[..., Any], layout: La
             shift_labels=layout.targets[None],
             fused_lm_head=True,
         )
+
+
+@contextmanager
+def only_positions(model: "PreTrainedModel", rows: "torch.Tensor", columns: "torch.Tensor") -> Iterator[None]:
+    """For a while the layers hand only these N positions on to the output head, as (1, N)."""
+
+    def select(_: Any, __: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[rows, columns][None]
+        return output
+
+    hook = model.base_model.register_forward_hook(select)
+    try:
+        yield
     finally:
         hook.remove()
 
 
-def run_apart(
-    forward: Callable[..., Any], prompts: "Sequence[torch.Tensor]", responses: "Sequence[Sequence[torch.Tensor]]"
-) -> Any:
-    """TRL's fused output with one sequence for each response: fields of shape (m · B, T − 1), row by row within each
-    place. For architectures that cannot share a prompt."""
+def sums_apart(
+    model: "PreTrainedModel",
+    forward: Callable[..., Any],
+    prompts: "Sequence[torch.Tensor]",
+    responses: "Sequence[Sequence[torch.Tensor]]",
+) -> "torch.Tensor":
+    """The log-probability of each response (nats, float32, shape (m · B,), row by row within each place) from one
+    sequence for each. For architectures that cannot share a prompt.
+
+    Args:
+        model: the base model (adapter layers inside).
+        forward: its forward method with TRL's fused output head.
+        prompts: B of them.
+        responses: m for each.
+    """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -161,10 +180,18 @@ def run_apart(
     pairs = [(prompt, options[place]) for place in places for prompt, options in zip(prompts, responses, strict=True)]
     ids = pad_sequence([torch.cat(pair) for pair in pairs], batch_first=True)
     mask = pad_sequence([torch.ones(len(p) + len(r), dtype=torch.long, device=ids.device) for p, r in pairs], True)
-    labels = pad_sequence(
-        [torch.cat([torch.full_like(p, IGNORED), r]) for p, r in pairs], batch_first=True, padding_value=IGNORED
-    )
-    return forward(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False, fused_lm_head=True)
+    scored = pad_sequence([torch.cat([torch.zeros_like(p), torch.ones_like(r)]) for p, r in pairs], True)[:, 1:] > 0
+    rows, columns = scored.nonzero(as_tuple=True)
+    with only_positions(model, rows, columns):
+        output = forward(
+            input_ids=ids,
+            attention_mask=mask,
+            shift_labels=ids[:, 1:][scored][None],
+            use_cache=False,
+            fused_lm_head=True,
+        )
+    tokens = output.log_probs[0].float()
+    return tokens.new_zeros(len(pairs)).index_add(0, rows, tokens)
 
 
 def can_share(
@@ -173,7 +200,8 @@ def can_share(
     prompts: "Sequence[torch.Tensor]",
     responses: "Sequence[Sequence[torch.Tensor]]",
 ) -> bool:
-    """Whether this architecture computes the same with shared prompts; logs it where not.
+    """Whether this architecture computes the same with shared prompts, and if so with attention in blocks from now on;
+    logs it where not.
 
     Known to differ: recurrent layers, sliding windows that the longest sequence exceeds, attention that takes no mask.
     Distances in place of positions and the like show on one batch.
@@ -184,8 +212,12 @@ def can_share(
         prompts: B of them, to try.
         responses: m for each.
     """
+    from mipo_exp.training.attention import use_causal_blocks, use_default
+
+    use_causal_blocks(model)
     same = _computes_the_same(model, longest, prompts, responses)
     if not same:
+        use_default(model)
         log.info("this architecture cannot share a prompt between responses: each gets its own")
     return same
 
@@ -198,19 +230,23 @@ def _computes_the_same(
 ) -> bool:
     import torch
 
+    from mipo_exp.training.attention import NAME
+
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     window = getattr(config, "sliding_window", None)
     slides = any("sliding" in kind or "chunked" in kind for kind in kinds) or not hasattr(config, "layer_types")
     if window is None or getattr(config, "use_sliding_window", True) is False:
         window, slides = None, any("chunked" in kind for kind in kinds)
-    if model.config._attn_implementation not in ("sdpa", "eager") or not all("attention" in kind for kind in kinds):
+    if model.config._attn_implementation not in ("sdpa", "eager", NAME) or not all(
+        "attention" in kind for kind in kinds
+    ):
         return False
     if slides and (window is None or longest > window):
         return False
     layout = lay_out(prompts, responses)
     with torch.no_grad():
-        expected = run_apart(model.forward, prompts, responses).log_probs.float().sum(1)
+        expected = sums_apart(model, model.forward, prompts, responses)
         try:
             tokens = run_layout(model, model.forward, layout).log_probs[0].float()
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):

@@ -97,7 +97,7 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
             ),
             train_dataset=Dataset.from_dict({"prompt": prompts, "row": list(range(len(prompts)))}),
             processing_class=runtime.renderer.tokenizer,
-            peft_config=lora_config(job.lora),
+            peft_config=lora_config(job.lora, job.trainer),
             callbacks=[job.callback],
         )
     except ValueError as error:

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from mipo_exp.training.groups import Scored, build_trainer, chosen_groups, told_apart
+from mipo_exp.training.groups import build_trainer, chosen_groups
 from mipo_exp.training.job import Job
 from mipo_exp.training.losses import sami_loss
+from mipo_exp.training.scored_groups import Scored, told_apart
 
 if TYPE_CHECKING:
     import torch

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, cast
 
 from mipo_exp.config_methods import SoftmaxDpoConfig
 from mipo_exp.records import ScoredPair
-from mipo_exp.training.groups import Group, Scored, build_trainer
+from mipo_exp.training.groups import build_trainer
 from mipo_exp.training.job import Job
 from mipo_exp.training.losses import softmax_dpo_loss
+from mipo_exp.training.scored_groups import Group, Scored
 
 if TYPE_CHECKING:
     import torch
