@@ -94,7 +94,7 @@ def build_network(model: "PreTrainedModel") -> Any:
 
 
 class _Network:
-    """The operations of one model: H query heads and G key/value heads of D numbers; S positions, the cached included."""
+    """The operations of one model: H query heads and G key/value heads of D numbers; S positions with the cache."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
         import openvino
