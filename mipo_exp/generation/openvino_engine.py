@@ -35,6 +35,7 @@ class OpenvinoEngine:
         self.config, self.runtime, self.adapter, self.folder = config, runtime, adapter, folder
         self._pipeline: Any = None
         self._requests = 0
+        self._cache_blocks = 0
 
     def plan(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """See `Engine.plan`."""
@@ -51,27 +52,37 @@ class OpenvinoEngine:
         """See `Engine.sample`.
 
         Raises:
-            ModelError: openvino gave a response up; the cache is too small.
+            ModelError: openvino gave a response up.
         """
         import numpy as np
         import openvino
+        import openvino_genai
 
         pipeline = self._open(max(map(len, prompts)) + sampling.max_new_tokens)
-        handles = []
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            ids = openvino.Tensor(np.array([prompt], dtype=np.int64))
-            handles.append(pipeline.add_request(self._requests, ids, self._generation_config(sampling, seed)))
-            self._requests += 1
-        while pipeline.has_non_finished_requests():
+        needed = [_blocks(len(prompt) + sampling.max_new_tokens) for prompt in prompts]
+        handles: list[Any] = []
+        running: set[int] = set()
+        while len(handles) < len(prompts) or running:
+            # Nothing is begun that could run out of cache: openvino would throw a response away and begin it again.
+            while (
+                (index := len(handles)) < len(prompts)
+                and len(running) < self.config.batch_rows
+                and sum(needed[i] for i in running) + needed[index] <= self._cache_blocks
+            ):
+                ids = openvino.Tensor(np.array([prompts[index]], dtype=np.int64))
+                settings = self._generation_config(sampling, seeds[index])
+                handles.append(pipeline.add_request(self._requests, ids, settings))
+                self._requests += 1
+                running.add(index)
             pipeline.step()
+            going = openvino_genai.GenerationStatus.RUNNING
+            running = {index for index in running if handles[index].get_status() == going}
         stops = set(self.runtime.renderer.stop_ids)
         found = []
         for handle in handles:
             results = handle.read_all()
             if len(results) != 1 or not results[0].generated_ids:
-                raise ModelError(
-                    f"openvino ended a response without a token ({handle.get_status()}); raise engine.batch_tokens"
-                )
+                raise ModelError(f"openvino gave a response up ({handle.get_status()}); use engine=transformers")
             found.append(cut(results[0].generated_ids, stops))
         return found
 
@@ -86,9 +97,9 @@ class OpenvinoEngine:
         import openvino_genai
 
         scheduler = openvino_genai.SchedulerConfig()
-        scheduler.max_num_seqs = self.config.batch_rows
-        scheduler.max_num_batched_tokens = STEP_TOKENS
-        scheduler.num_kv_blocks = math.ceil(max(self.config.batch_tokens, longest) / BLOCK_TOKENS) + 1
+        self._cache_blocks = _blocks(max(self.config.batch_tokens, longest))
+        scheduler.max_num_batched_tokens = max(STEP_TOKENS, self.config.batch_rows)
+        scheduler.num_kv_blocks = self._cache_blocks + 1
         scheduler.enable_prefix_caching = False
         if self.adapter is not None:
             write_model(self.runtime, self.adapter, self.folder)
@@ -113,3 +124,8 @@ class OpenvinoEngine:
             if sampling.top_k:
                 config.top_k = sampling.top_k
         return config
+
+
+def _blocks(tokens: int) -> int:
+    """How many blocks of the cache a sequence takes."""
+    return math.ceil(tokens / BLOCK_TOKENS) + 1
