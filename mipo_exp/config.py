@@ -64,9 +64,19 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    name: str = bounded(choices=("transformers",))
+    name: str
     batch_rows: int = bounded(at_least=1)
     batch_tokens: int = bounded(at_least=1)
+
+
+@dataclass(frozen=True)
+class OpenvinoConfig(EngineConfig):
+    precision: str = bounded(choices=("float32", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class VllmConfig(EngineConfig):
+    memory_fraction: float = bounded(above=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -225,6 +235,10 @@ class Config:
     judge: JudgeConfig
     tracker: TrackerConfig
 
+
+ENGINE_CONFIGS: dict[str, type[EngineConfig]] = dict(
+    transformers=EngineConfig, openvino=OpenvinoConfig, vllm=VllmConfig
+)
 
 JUDGE_CONFIGS: dict[str, type[JudgeConfig]] = dict(
     none=JudgeConfig, endpoint=EndpointJudgeConfig, local=LocalJudgeConfig

@@ -28,6 +28,7 @@ from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes
 from mipo_exp.evaluation.measure import PHASES, Evaluated, compare, diversity_facts, measures
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
+from mipo_exp.generation.engine import check_engine
 from mipo_exp.judging.run import judge
 from mipo_exp.judging.stage import Judging, prepare_judging
 from mipo_exp.models import ModelSource, locate
@@ -85,6 +86,7 @@ def prepare(config: Config, output: Path) -> Prepared:
     encoder = None if model is None else locate_encoder(model, store.root)
     harness = locate_harness(config.harness, store.root)
     device = choose_device(config.device)
+    check_engine(config, device)
     if config.paths.data is not None and config.task.path is None and config.task.hub_id is not None:
         log.info("paths.data=%s has no folder %s: %s", config.paths.data, config.task.name, config.task.hub_id)
     task = make_task(config.task, store.root)

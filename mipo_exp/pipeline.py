@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp import conversion
-from mipo_exp.config import Config, TrainerConfig
+from mipo_exp.config import Config, EngineConfig, OpenvinoConfig, TrainerConfig
 from mipo_exp.config_methods import MethodConfig, PromptedConfig, RlaifConfig, TrainsOn
 from mipo_exp.data.base import Task
 from mipo_exp.evaluation.harness import Harness, run_harness
+from mipo_exp.generation import openvino_model
+from mipo_exp.generation.engine import engine_identity, in_process
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
 from mipo_exp.judging.judge import RUBRIC_PROMPTS
 from mipo_exp.judging.stage import Judging, judge_responses
@@ -50,6 +52,7 @@ SPEED_ONLY = ("batch_tokens",)
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
     "model": conversion.VERSION,
+    "engine_model": openvino_model.VERSION,
     "examples": 1,
     "chosen": 1,
     "rejected": 2,
@@ -135,11 +138,17 @@ def declare(
     sampling, engine, scoring, seed = config.sampling, config.engine, config.scoring, config.seed
     held_out = config.evaluation
 
-    chosen = stage("chosen", sample_chosen, {"examples": examples}, sampling=sampling, engine=engine, seed=seed)
+    # The base model in the form that the engine reads, where that is one of its own.
+    converted: dict[str, Stage] = {}
+    if isinstance(engine, OpenvinoConfig):
+        converted["engine_model"] = stage("engine_model", openvino_model.convert, {})
+    from_base = {"examples": examples, **converted}
+
+    chosen = stage("chosen", sample_chosen, from_base, sampling=sampling, engine=engine, seed=seed)
     rejected = stage(
         "rejected",
         sample_rejected,
-        {"examples": examples, "chosen": chosen},
+        {**from_base, "chosen": chosen},
         negatives=dataclasses.replace(config.negatives, embedding_model=None),  # the encoder's files count
         encoder=encoder,
         sampling=sampling,
@@ -175,7 +184,7 @@ def declare(
         lora=config.lora,
         trainer=config.trainer,
         seed=seed,
-        **({"rollout": Rollout(sampling, engine, scoring)} if on == "examples" else {"pairs": filters}),
+        **({"rollout": Rollout(sampling, in_process(engine), scoring)} if on == "examples" else {"pairs": filters}),
         **({"judging": judging} if isinstance(config.method, RlaifConfig) else {}),
     )
 
@@ -183,7 +192,7 @@ def declare(
         return stage(
             "responses",
             sample_evaluation,
-            {"examples": examples, **of},
+            {**({"examples": examples} if of else from_base), **of},
             sampling=held_out.sampling,
             engine=engine,
             seed=held_out.seed,
@@ -201,6 +210,7 @@ def declare(
     trained = {"adapter": adapter} if on is not None else {}
     before, after = responses({}), responses(trained, None if trained else _decoding(config.method))
     stages = {
+        **converted,
         **before_training.get(on, {}),
         "before_responses": before,
         "before_scores_base": scores(before, {}),
@@ -242,6 +252,8 @@ def _plain(value: Any) -> Any:
     """A config slice as JSON-like data."""
     if isinstance(value, Encoder):
         return value.fingerprint
+    if isinstance(value, EngineConfig):
+        return engine_identity(value)
     if isinstance(value, Judging):
         return value.judge.identity(RUBRIC_PROMPTS)
     if isinstance(value, Harness):

@@ -17,6 +17,7 @@ from mipo_exp.config_methods import MiRlConfig, OnPolicyConfig, RlaifConfig
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ModelError, UserError, gib
 from mipo_exp.evaluation.harness import locate_harness
+from mipo_exp.generation.engine import check_engine
 from mipo_exp.judging.stage import (
     Estimate,
     Judging,
@@ -76,6 +77,7 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     lines = [OmegaConf.to_yaml(OmegaConf.create(dict(resolved)))]
     store = Store(Path(config.paths.cache).expanduser())
     device = choose_device(config.device)
+    check_engine(config, device)
     task = make_task(config.task, store.root)
     notes: list[str] = []
     judging: Judging | None = None

@@ -66,14 +66,14 @@ class Runtime:
         very weights that it was trained on. Not in a key: the weights are."""
         if self.config.path is None and self.source.kind == "folder":
             return self.config.hub_id or self.config.name
-        return str(self._folder().resolve())
+        return str(self.model_folder.resolve())
 
     @cached_property
     def renderer(self) -> Renderer:
         """From messages to token ids."""
         from transformers import GenerationConfig
 
-        folder = self._folder()
+        folder = self.model_folder
         generation = None
         if (folder / "generation_config.json").is_file():
             try:
@@ -93,23 +93,24 @@ class Runtime:
     @cached_property
     def max_positions(self) -> int | None:
         """The longest sequence that the model's positions allow."""
-        limit: int | None = getattr(self._text_config, "max_position_embeddings", None)
+        limit: int | None = getattr(self.text_config, "max_position_embeddings", None)
         return limit
 
     @property
     def vocabulary(self) -> int:
         """How many logits a position has."""
-        return int(self._text_config.vocab_size)
+        return int(self.text_config.vocab_size)
 
     @cached_property
-    def _text_config(self) -> Any:
+    def text_config(self) -> Any:
+        """The language model's part of config.json."""
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(self._folder(), trust_remote_code=self.config.trust_remote_code)
+            config = AutoConfig.from_pretrained(self.model_folder, trust_remote_code=self.config.trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
-                f"{self._folder()}/config.json is not a model that transformers reads ({error})"
+                f"{self.model_folder}/config.json is not a model that transformers reads ({error})"
             ) from error
         return config.get_text_config()
 
@@ -134,7 +135,7 @@ class Runtime:
         fill in whatever a `GenerationConfig` of ours leaves out, and π_ref is the plain distribution."""
         from transformers import GenerationConfig
 
-        model = load_model(self._folder(), self.config, self.dtype, self.device)
+        model = load_model(self.model_folder, self.config, self.dtype, self.device)
         model.generation_config = GenerationConfig()
         return model
 
@@ -144,7 +145,9 @@ class Runtime:
             self._model = self._adapter = None
             free_memory(self.device)
 
-    def _folder(self) -> Path:
+    @property
+    def model_folder(self) -> Path:
+        """Where the base model is, in hub layout."""
         if self.folder is None:
             raise RuntimeError("the model stage has not run yet")
         return self.folder

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from mipo_exp.config import Config, SamplingConfig
 from mipo_exp.config_methods import METHOD_CONFIGS
 from mipo_exp.errors import ConfigError
-from mipo_exp.generation.transformers_engine import Contrast, sample_batch
+from mipo_exp.generation.engine import Contrast
+from mipo_exp.generation.transformers_engine import sample_batch
 from mipo_exp.records import Example, Response, ScoredPair, read_table
 from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs

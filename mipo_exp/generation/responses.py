@@ -1,11 +1,14 @@
 """The stages that sample: chosen and rejected responses for training, responses of a model for evaluation."""
 
+import shutil
 from collections.abc import Sequence
+from contextlib import closing
 
 from mipo_exp.config import EngineConfig, NegativesConfig, SamplingConfig
 from mipo_exp.config_methods import CadConfig, PromptedConfig
 from mipo_exp.errors import DataError
-from mipo_exp.generation import transformers_engine
+from mipo_exp.generation.engine import Contrast, make_engine, request_seed
+from mipo_exp.generation.transformers_engine import batch_seed
 from mipo_exp.negatives import sample_negatives
 from mipo_exp.progress import Progress
 from mipo_exp.records import Condition, Example, Negative, Response, by_id
@@ -95,33 +98,38 @@ def sample_responses(
     prompts = [runtime.prompt_ids(condition) for _, condition in conditions]
     check_lengths(runtime, conditions, prompts, sampling.max_new_tokens)
     plain = None if against is None else [runtime.prompt_ids(condition) for _, condition in against[0]]
-    batches = transformers_engine.plan_batches(prompts, engine, sampling.max_new_tokens)
+    folder = work.inputs["engine_model"].path / "model" if "engine_model" in work.inputs else None
+    scratch = work.path / "engine"
+    shutil.rmtree(scratch, ignore_errors=True)  # of an interrupted build
+    sampler = make_engine(engine, runtime, adapter, folder, scratch)
     found: dict[str, Response] = {}
-    with Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress:
-        for number, batch in enumerate(batches):
+    with (
+        closing(sampler),
+        Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress,
+    ):
+        for number, shard in enumerate(sampler.plan(prompts, sampling.max_new_tokens)):
 
-            def build(batch: list[int] = batch, number: int = number) -> list[Response]:
+            def build(shard: list[int] = shard, number: int = number) -> list[Response]:
                 contrast = None
                 if plain is not None and against is not None:
-                    contrast = transformers_engine.Contrast([plain[i] for i in batch], against[1])
-                sampled = transformers_engine.sample_batch(
-                    runtime.model(adapter),
-                    [prompts[i] for i in batch],
+                    contrast = Contrast([plain[i] for i in shard], against[1])
+                sampled = sampler.sample(
+                    [prompts[i] for i in shard],
                     sampling,
-                    runtime.renderer.stop_ids,
-                    runtime.renderer.pad_id,
-                    transformers_engine.batch_seed(seed, purpose, number),
+                    batch_seed(seed, purpose, number),
+                    [request_seed(seed, purpose, conditions[i][0]) for i in shard],
                     contrast,
                 )
                 return [
                     Response(conditions[i][0], item.token_ids, runtime.renderer.text(item.token_ids), item.finished)
-                    for i, item in zip(batch, sampled, strict=True)
+                    for i, item in zip(shard, sampled, strict=True)
                 ]
 
             rows, reused = work.shard(number, Response, build)
             found.update({row.id: row for row in rows})
             progress.advance(len(rows), 0 if reused else sum(len(row.token_ids) for row in rows))
     work.finish_shards()
+    shutil.rmtree(scratch, ignore_errors=True)
     return [found[name] for name, _ in conditions]
 
 

@@ -5,41 +5,51 @@ alone: after an interruption only the missing ones are, and they come out the sa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mipo_exp.config import EngineConfig, SamplingConfig
+from mipo_exp.generation.engine import Contrast, Sampled, cut, longest_first
 from mipo_exp.store import digest
 
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedModel
 
-
-@dataclass(frozen=True)
-class Sampled:
-    """A sampled response: its token ids, ending with the end-of-turn token where `finished`."""
-
-    token_ids: list[int]
-    finished: bool
+    from mipo_exp.runtime import Runtime
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """Context-aware decoding (arXiv 2305.14739): sample from softmax((1 + α) log p(y_t|c,x) − α log p(y_t|x)).
+class TransformersEngine:
+    """Samples in this process, from the model that scores and trains."""
 
-    `prompts` are those without the context, one for each row of the batch.
-    """
+    def __init__(self, config: EngineConfig, runtime: "Runtime", adapter: Path | None) -> None:
+        self.config, self.runtime, self.adapter = config, runtime, adapter
 
-    prompts: Sequence[Sequence[int]]
-    alpha: float
+    def plan(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """See `Engine.plan`: a shard is a batch."""
+        return plan_batches(prompts, self.config, max_new_tokens)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        shard_seed: int,
+        seeds: Sequence[int],
+        contrast: Contrast | None,
+    ) -> list[Sampled]:
+        """See `Engine.sample`: the rows of a batch share a generator."""
+        renderer = self.runtime.renderer
+        model = self.runtime.model(self.adapter)
+        return sample_batch(model, prompts, sampling, renderer.stop_ids, renderer.pad_id, shard_seed, contrast)
+
+    def close(self) -> None:
+        """See `Engine.close`: the model is the runtime's."""
 
 
 def plan_batches(prompts: Sequence[Sequence[int]], engine: EngineConfig, max_new_tokens: int) -> list[list[int]]:
     """Indices of `prompts`, longest first (an out-of-memory error shows at once), in batches within the limits."""
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     batches: list[list[int]] = []
-    for index in order:
+    for index in longest_first(prompts):
         if batches:
             width = len(prompts[batches[-1][0]]) + max_new_tokens
             rows = len(batches[-1]) + 1
@@ -97,7 +107,7 @@ def sample_batch(
             **against,
         )
     stops = set(stop_ids)
-    return [_cut(row, stops) for row in output[:, ids.shape[1] :].tolist()]
+    return [cut(row, stops) for row in output[:, ids.shape[1] :].tolist()]
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> "tuple[torch.Tensor, torch.Tensor]":
@@ -125,9 +135,3 @@ def _generation_config(sampling: SamplingConfig, stop_ids: Sequence[int], pad_id
         pad_token_id=pad_id,
         **({} if greedy else shape),
     )
-
-
-def _cut(ids: list[int], stops: set[int]) -> Sampled:
-    """The row up to and with its first stop token; without one the token limit cut it off."""
-    end = next((position for position, token in enumerate(ids) if token in stops), None)
-    return Sampled(ids, False) if end is None else Sampled(ids[: end + 1], True)

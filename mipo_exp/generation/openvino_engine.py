@@ -1,0 +1,131 @@
+"""Sampling on the CPU with openvino-genai's continuous batching: a finished response makes room for the next prompt.
+
+Every response has a random generator of its own, so that what it gets does not depend on its neighbours, but for the
+rounding of sums.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mipo_exp.config import OpenvinoConfig, SamplingConfig
+from mipo_exp.errors import ModelError
+from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
+from mipo_exp.generation.openvino_model import properties, write_model
+from mipo_exp.runtime import Runtime
+
+# Prompts in a shard: several times what is sampled at once, or the last responses of each would run alone for long.
+SHARD_ROWS = 256
+BLOCK_TOKENS = 32  # of the paged cache on CPUs
+STEP_TOKENS = 4096  # prompts are read in pieces of at most so many tokens together
+
+
+class OpenvinoEngine:
+    """One model in a continuous-batching pipeline.
+
+    Args:
+        config: the engine group.
+        runtime: the model and how it is prompted.
+        adapter: the policy's; merged into a copy of the model.
+        folder: of the converted base model; where there is an adapter, the policy is written there.
+    """
+
+    def __init__(self, config: OpenvinoConfig, runtime: Runtime, adapter: Path | None, folder: Path) -> None:
+        self.config, self.runtime, self.adapter, self.folder = config, runtime, adapter, folder
+        self._pipeline: Any = None
+        self._requests = 0
+        self._cache_blocks = 0
+
+    def plan(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """See `Engine.plan`."""
+        return shards_of(prompts, SHARD_ROWS)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        shard_seed: int,
+        seeds: Sequence[int],
+        contrast: Contrast | None,
+    ) -> list[Sampled]:
+        """See `Engine.sample`.
+
+        Raises:
+            ModelError: openvino gave a response up.
+        """
+        import numpy as np
+        import openvino
+        import openvino_genai
+
+        pipeline = self._open(max(map(len, prompts)) + sampling.max_new_tokens)
+        needed = [_blocks(len(prompt) + sampling.max_new_tokens) for prompt in prompts]
+        handles: list[Any] = []
+        running: set[int] = set()
+        while len(handles) < len(prompts) or running:
+            # Nothing is begun that could run out of cache: openvino would throw a response away and begin it again.
+            while (
+                (index := len(handles)) < len(prompts)
+                and len(running) < self.config.batch_rows
+                and sum(needed[i] for i in running) + needed[index] <= self._cache_blocks
+            ):
+                ids = openvino.Tensor(np.array([prompts[index]], dtype=np.int64))
+                settings = self._generation_config(sampling, seeds[index])
+                handles.append(pipeline.add_request(self._requests, ids, settings))
+                self._requests += 1
+                running.add(index)
+            pipeline.step()
+            going = openvino_genai.GenerationStatus.RUNNING
+            running = {index for index in running if handles[index].get_status() == going}
+        stops = set(self.runtime.renderer.stop_ids)
+        found = []
+        for handle in handles:
+            results = handle.read_all()
+            if len(results) != 1 or not results[0].generated_ids:
+                raise ModelError(f"openvino gave a response up ({handle.get_status()}); use engine=transformers")
+            found.append(cut(results[0].generated_ids, stops))
+        return found
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._pipeline = None
+
+    def _open(self, longest: int) -> Any:
+        """The pipeline, made at the first shard, which has the longest prompt: `longest` tokens with its response."""
+        if self._pipeline is not None:
+            return self._pipeline
+        import openvino_genai
+
+        scheduler = openvino_genai.SchedulerConfig()
+        self._cache_blocks = _blocks(max(self.config.batch_tokens, longest))
+        scheduler.max_num_batched_tokens = max(STEP_TOKENS, self.config.batch_rows)
+        scheduler.num_kv_blocks = self._cache_blocks + 1
+        scheduler.enable_prefix_caching = False
+        if self.adapter is not None:
+            write_model(self.runtime, self.adapter, self.folder)
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(
+            self.folder, scheduler_config=scheduler, device="CPU", properties=properties(self.config.precision)
+        )
+        return self._pipeline
+
+    def _generation_config(self, sampling: SamplingConfig, seed: int) -> Any:
+        import openvino_genai
+
+        stop_ids = self.runtime.renderer.stop_ids
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens = sampling.max_new_tokens
+        config.eos_token_id = stop_ids[0]
+        config.stop_token_ids = set(stop_ids)
+        config.do_sample = sampling.temperature > 0
+        if config.do_sample:
+            config.rng_seed = seed
+            config.temperature = sampling.temperature
+            config.top_p = sampling.top_p
+            if sampling.top_k:
+                config.top_k = sampling.top_k
+        return config
+
+
+def _blocks(tokens: int) -> int:
+    """How many blocks of the cache a sequence takes."""
+    return math.ceil(tokens / BLOCK_TOKENS) + 1

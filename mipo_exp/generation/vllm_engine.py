@@ -1,0 +1,128 @@
+"""Sampling on a GPU with vLLM, in a process of its own: when it ends, its memory is free for scoring and training.
+
+The parent sends JSON lines (`vllm_worker` says which) and reads one back for each shard. Responses have random
+generators of their own.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mipo_exp.config import SamplingConfig, VllmConfig
+from mipo_exp.errors import ModelError
+from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
+from mipo_exp.runtime import Runtime
+
+SHARD_ROWS = 1024  # several times what is sampled at once
+LOG_TAIL = 2000  # characters of the worker's log that an error shows
+
+
+class VllmEngine:
+    """A worker that serves one model, the adapter unmerged.
+
+    Args:
+        config: the engine group.
+        runtime: the model and how it is prompted; its own copy on the GPU is given up before the worker starts.
+        adapter: the policy's.
+        scratch: where the worker's log is written.
+    """
+
+    def __init__(self, config: VllmConfig, runtime: Runtime, adapter: Path | None, scratch: Path) -> None:
+        self.config, self.runtime, self.adapter, self.log = config, runtime, adapter, scratch / "vllm.log"
+        self._worker: subprocess.Popen[str] | None = None
+
+    def plan(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """See `Engine.plan`."""
+        return shards_of(prompts, SHARD_ROWS)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        shard_seed: int,
+        seeds: Sequence[int],
+        contrast: Contrast | None,
+    ) -> list[Sampled]:
+        """See `Engine.sample`.
+
+        Raises:
+            ModelError: the worker ended; the end of its log says why.
+        """
+        if self._worker is None:
+            self._worker = self._start(max(map(len, prompts)) + sampling.max_new_tokens)
+        stops = self.runtime.renderer.stop_ids
+        request = {
+            "prompts": [list(prompt) for prompt in prompts],
+            "seeds": list(seeds),
+            "sampling": {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "max_tokens": sampling.max_new_tokens,
+                "stop_token_ids": list(stops),
+            },
+        }
+        found: list[list[int]] = self._ask(self._worker, request)
+        return [cut(ids, set(stops)) for ids in found]
+
+    def close(self) -> None:
+        """See `Engine.close`: the end of its input ends the worker."""
+        if self._worker is None:
+            return
+        worker, self._worker = self._worker, None
+        if worker.stdin is not None:
+            worker.stdin.close()
+        try:
+            worker.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+        if worker.stdout is not None:
+            worker.stdout.close()
+
+    def _start(self, longest: int) -> "subprocess.Popen[str]":
+        """A worker for sequences of at most `longest` tokens; the first shard has the longest prompt."""
+        self.runtime.release()
+        model: dict[str, Any] = {
+            "model": str(self.runtime.model_folder),
+            "dtype": self.runtime.dtype,
+            "max_model_len": longest,
+            "max_num_seqs": self.config.batch_rows,
+            "max_num_batched_tokens": max(self.config.batch_tokens, longest),
+            "gpu_memory_utilization": self.config.memory_fraction,
+            "trust_remote_code": self.runtime.config.trust_remote_code,
+        }
+        if self.adapter is not None:
+            settings = json.loads((self.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+            model.update(enable_lora=True, max_lora_rank=settings["r"])
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("w", encoding="utf-8") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "mipo_exp.generation.vllm_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self._worker = worker
+        self._ask(worker, {"model": model, "adapter": None if self.adapter is None else str(self.adapter.resolve())})
+        return worker
+
+    def _ask(self, worker: "subprocess.Popen[str]", request: Any) -> Any:
+        """The worker's reply to one line."""
+        if worker.stdin is None or worker.stdout is None:
+            raise RuntimeError("the worker has no pipes")
+        try:
+            worker.stdin.write(json.dumps(request) + "\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            worker.wait()
+            said = self.log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:].strip()
+            raise ModelError(f"the vLLM process ended with status {worker.returncode}. The end of its log:\n{said}")
+        return json.loads(line)
