@@ -151,7 +151,7 @@ def _hydra_main(raw: DictConfig) -> float | None:
             config = dataclasses.replace(config, tracker=tracker)
         _set_up_logging(output)
         if config.plan:
-            from mipo_exp.plan import describe
+            from mipo_exp.planning.describe import describe
 
             sys.stdout.write(describe(config, resolve(raw)) + "\n")
             return None

@@ -33,7 +33,9 @@ from mipo_exp.judging.run import judge
 from mipo_exp.judging.stage import Judging, prepare_judging
 from mipo_exp.models import ModelSource, locate
 from mipo_exp.pipeline import Run, declare, declare_examples, declare_judgements, declare_model
-from mipo_exp.plan import disk_needed
+from mipo_exp.planning.describe import disk_needed
+from mipo_exp.planning.fit import too_large
+from mipo_exp.planning.shape import find_shape
 from mipo_exp.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
 from mipo_exp.reporting.multirun import DRAWS, write_draws
 from mipo_exp.reporting.report import Sample, write_report
@@ -148,6 +150,7 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
 def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker) -> Outcome:
     config, run, runtime, output = prepared.config, prepared.run, prepared.runtime, prepared.output
     run.fetch_model(runtime)
+    _warn_of_memory(prepared)
     live: list[int] = []
 
     def follow(row: Mapping[str, Any]) -> None:
@@ -224,6 +227,19 @@ def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker)
     _say_result(estimates, output)
     reasons = {part: str(facts["why"]) for part, facts in summary["missing"].items()}
     return Outcome(_objective(config.objective, estimates), reasons)
+
+
+def _warn_of_memory(prepared: Prepared) -> None:
+    """Say it where what is not cached will probably not fit."""
+    runtime, run = prepared.runtime, prepared.run
+    missing = [name for name, stage in prepared.stages.items() if prepared.store.status(stage) != "cached"]
+    shape = find_shape(prepared.config.model, runtime.folder, runtime.dtype)
+    if missing and shape is not None:
+        found = run.finished["examples"].artefact
+        examples = found.table("train", Example), found.table("eval", Example)
+        warning = too_large(prepared.config, examples, shape, runtime.device, missing)
+        if warning is not None:
+            log.warning("%s", warning)
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

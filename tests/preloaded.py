@@ -4,7 +4,7 @@ import gc
 import importlib
 
 for _name in (
-    *("mipo_exp.cli", "mipo_exp.experiment", "mipo_exp.plan", "torch", "transformers", "peft"),
+    *("mipo_exp.cli", "mipo_exp.experiment", "mipo_exp.planning.describe", "torch", "transformers", "peft"),
     *("trl.trainer.dpo_trainer", "trl.trainer.grpo_trainer", "matplotlib.backends.backend_svg", "sacrebleu"),
 ):
     importlib.import_module(_name)

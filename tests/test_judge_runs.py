@@ -27,7 +27,7 @@ from mipo_exp.judging.replies import Reply
 from mipo_exp.judging.stage import Judging, judge_measures, judge_responses
 from mipo_exp.judging.templates import load_templates
 from mipo_exp.parsing import parse, resolve
-from mipo_exp.plan import describe
+from mipo_exp.planning.describe import describe
 from mipo_exp.records import Example, Judgement, Response
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Stage, Store

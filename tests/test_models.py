@@ -16,7 +16,7 @@ from mipo_exp import conversion, models
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ModelError, StorageError
 from mipo_exp.models import load_model, load_tokenizer, locate
-from mipo_exp.plan import billions_in
+from mipo_exp.planning.shape import billions_in
 from mipo_exp.runtime import Runtime
 from tests.conftest import Experiment, composed, make_runtime
 

@@ -17,7 +17,7 @@ from mipo_exp.config_methods import GRPO_LOSSES, METHOD_CONFIGS, MiRlConfig, OnP
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.negatives import contrast_conditions
-from mipo_exp.plan import Work, estimate_work
+from mipo_exp.planning.work import Work, estimate_work
 from mipo_exp.records import Condition, Example
 from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.batches import summed_log_probs

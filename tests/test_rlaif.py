@@ -15,7 +15,7 @@ from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.stage import Judging
 from mipo_exp.judging.templates import load_templates
 from mipo_exp.pipeline import declare, declare_examples
-from mipo_exp.plan import describe
+from mipo_exp.planning.describe import describe
 from mipo_exp.runtime import Runtime
 from mipo_exp.training.rlaif import build_rlaif, judged_reward
 from tests.conftest import Experiment, composed

@@ -1,0 +1,189 @@
+"""`plan=true`: what a run would do, without doing it."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mipo_exp.checks import check_examples, check_extra, check_harness
+from mipo_exp.config import Config, ModelConfig
+from mipo_exp.config_methods import RlaifConfig
+from mipo_exp.data.tasks import make_task
+from mipo_exp.errors import ModelError, UserError, gib
+from mipo_exp.evaluation.harness import locate_harness
+from mipo_exp.generation.engine import check_engine
+from mipo_exp.judging.stage import (
+    Estimate,
+    Judging,
+    estimate_judging,
+    estimate_rewards,
+    prepare_judging,
+    response_texts,
+)
+from mipo_exp.models import ModelSource, locate
+from mipo_exp.pipeline import declare, declare_examples, declare_judgements, declare_model
+from mipo_exp.planning.cost import seconds
+from mipo_exp.planning.fit import Examples, find_limits, needs
+from mipo_exp.planning.machine import measure
+from mipo_exp.planning.shape import BYTES, find_shape, random_parameters
+from mipo_exp.planning.work import Encode, Work, estimate_work, pieces
+from mipo_exp.records import Example
+from mipo_exp.runtime import Runtime, choose_device
+from mipo_exp.similarity import Encoder, locate_encoder
+from mipo_exp.store import Stage, Store
+
+log = logging.getLogger(__name__)
+
+# What tables, checkpoints of the adapter and the report take beside the model itself; generous.
+OTHER_DISK_BYTES = 2**29
+
+
+def disk_needed(source: ModelSource, config: ModelConfig, converted: bool) -> int:
+    """Bytes that a run may add to the cache. A GGUF file grows at most by the ratio of float32 to its 4 bits."""
+    if converted or source.kind == "folder":
+        return OTHER_DISK_BYTES
+    if source.path is None:
+        return OTHER_DISK_BYTES + BYTES["float32"] * random_parameters(config.random or {})
+    return OTHER_DISK_BYTES + 8 * source.path.stat().st_size
+
+
+def describe(config: Config, resolved: Mapping[str, Any]) -> str:
+    """The composed config, what of it is cached, and the tokens, memory and disk that the rest would take."""
+    lines = [OmegaConf.to_yaml(OmegaConf.create(dict(resolved)))]
+    store = Store(Path(config.paths.cache).expanduser())
+    device = choose_device(config.device)
+    check_engine(config, device)
+    task = make_task(config.task, store.root)
+    notes: list[str] = []
+    judging: Judging | None = None
+    try:
+        judging = prepare_judging(config, task, store.root, device, download=False)
+    except ModelError as error:
+        notes.append(f"a run would fetch it first: {error}")
+    data: str | None = None
+    try:
+        data = task.prepare(download=False)
+    except UserError as error:
+        notes.append(f"a run would fetch it first: {error}")
+    try:
+        source = locate(config.model, store.root, download=False)
+    except UserError as error:
+        notes.append(f"a run would fetch it first: {error}")
+        source = ModelSource("folder", None, "not here yet", f"{config.model.name}, not here yet")
+    encoder: Encoder | None = None
+    if config.negatives.embedding_model is not None:
+        try:
+            encoder = locate_encoder(config.negatives.embedding_model, store.root, download=False)
+        except UserError as error:
+            notes.append(f"a run would fetch it first: {error}")
+            encoder = Encoder(Path(), "not here yet")
+    harness = locate_harness(config.harness, store.root)
+    runtime = Runtime(config.model, source, task, device)
+    model = declare_model(runtime)
+    examples_stage = declare_examples(config, task, data or "not here yet", runtime if task.needs_tokenizer else None)
+    stages = {
+        "examples": examples_stage,
+        **({"model": model} if model else {}),
+        **declare(config, runtime, examples_stage, encoder, harness, judging),
+    }
+    if judging is not None:
+        stages["judgements"] = declare_judgements(judging, examples_stage, stages)
+    status = {name: store.status(stage) for name, stage in stages.items()}
+    check_harness(harness, [status[name] for name, stage in stages.items() if stage.name == "harness"], False)
+    found = store.find(examples_stage)
+    examples: tuple[list[Example], list[Example]] | None = None
+    if found is not None:
+        examples = found.table("train", Example), found.table("eval", Example)
+    elif data is not None and not task.needs_tokenizer:
+        loaded = task.load(None)
+        examples = loaded.train, loaded.eval
+    if examples is not None:
+        check_examples(config, task, *examples)
+    check_extra(config)
+    if model is not None and status["model"] == "cached":
+        runtime.folder = store.path(model) / "model"
+    lines.append(f"cache: {store.root}\ndevice: {device}, {runtime.dtype}\nmodel: {source.description}\n")
+    works: dict[str, Work] = {}
+    if examples is not None:
+        encode = pieces if runtime.folder is None else runtime.prompt_ids
+        works = estimate_work(config, *examples, device, encode)
+    lines += _table(config, runtime, examples, works, status)
+    if harness is not None:
+        lines.append("(the tokens of the harness are not estimated)")
+    if not works:
+        lines.append("(tokens are known once the data, and for token budgets the model's tokenizer, are here)")
+    if judging is not None and examples is not None:
+        if isinstance(config.method, RlaifConfig) and status["adapter"] != "cached":
+            new = config.sampling.max_new_tokens
+            rewards = estimate_rewards(judging, examples[0], works["adapter"].sampled // new, new)
+            lines.append(f"judge: {rewards.requests} scores as rewards at most; {_amount(rewards)}")
+        lines.append(_judge_line(judging, examples[1], store, stages, config.evaluation.sampling.max_new_tokens))
+    return "\n".join([*lines, "", *notes])
+
+
+def _table(
+    config: Config, runtime: Runtime, examples: Examples | None, works: Mapping[str, Work], status: Mapping[str, str]
+) -> list[str]:
+    """A line for each stage: its status, tokens, time and memory; what they come to; what fits where they do not."""
+    shape = find_shape(config.model, runtime.folder, runtime.dtype)
+    machine = measure(runtime.device, runtime.dtype) if shape is not None and works else None
+    encode: Encode = pieces if runtime.folder is None else runtime.prompt_ids
+    lines = [f"{'stage':<22}{'status':<10}{'sampled':>10}{'scored':>10}{'trained':>10}{'time':>10}{'memory':>10}"]
+    whole = peak = 0.0
+    for name, state in status.items():
+        work = works.get(name, Work()) if state != "cached" else Work()
+        cells = "".join(f"{value or '':>10}" for value in (work.sampled, work.scored, work.trained))
+        if shape is not None and machine is not None and work != Work():
+            took, need = seconds(work, shape, machine), needs(config, {name: work}, shape, runtime.device)[name]
+            whole, peak = whole + took, max(peak, need.total)
+            cells += f"{duration(took):>10}{gib(need.total):>10}"
+        lines.append(f"{name:<22}{state:<10}{cells}")
+    disk = disk_needed(runtime.source, config.model, runtime.folder is not None)
+    lines += [
+        "(tokens, and what follows from them, at the token limit)",
+        f"disk: about {gib(disk)} at most in the cache",
+    ]
+    if shape is None or machine is None or examples is None:
+        return [*lines, "time and memory: known once the data and the size of the model are"]
+    lines.append(
+        f"time: about {duration(whole)}, at the rates measured now ({machine.matmul / 1e12:.2g} TFLOP/s, "
+        f"{machine.bandwidth / 2**30:.0f} GiB/s)"
+    )
+    lines.append(
+        f"memory: about {gib(peak)} at the peak of {gib(machine.memory)} free; {gib(shape.total * shape.itemsize)} are "
+        f"weights ({shape.total / 1e9:.2f}B parameters)"
+    )
+    if peak > machine.memory:
+        lines.append(find_limits(config, examples, shape, runtime.device, machine.memory, encode))
+    return lines
+
+
+def duration(took: float) -> str:
+    """Seconds as a person says them."""
+    if took < 100:
+        return f"{took:.0f} s"
+    return f"{took / 60:.0f} min" if took < 6000 else f"{took / 3600:.1f} h"
+
+
+def _judge_line(
+    judging: Judging, examples: list[Example], store: Store, stages: Mapping[str, Stage], response_tokens: int
+) -> str:
+    """How often the judge would be asked, and what that would cost."""
+    if store.status(stages["judgements"]) == "cached":
+        return "judge: every reply is cached"
+    responses = {phase: store.find(stages[f"{phase}_responses"]) for phase in ("before", "after")}
+    found = {phase: artefact for phase, artefact in responses.items() if artefact is not None}
+    texts = response_texts(found) if len(found) == len(responses) else None
+    work = estimate_judging(judging, examples, texts, response_tokens)
+    cached = f", {work.requests - work.missing} of them cached" if texts is not None else " at most"
+    return (
+        f"judge: {judging.judge.backend.description}, {judging.kind_name}, {work.requests} requests{cached}; "
+        f"{_amount(work)}"
+    )
+
+
+def _amount(work: Estimate) -> str:
+    cost = "its prices are not set" if work.cost is None else f"cost about {work.cost:.2f} at most"
+    return f"about {work.input_tokens} tokens in and {work.output_tokens} out at most, {cost}"

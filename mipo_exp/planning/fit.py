@@ -1,0 +1,72 @@
+"""Whether a run fits into memory, and which limits make it fit."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from mipo_exp.config import Config
+from mipo_exp.errors import gib
+from mipo_exp.planning.cost import Shape
+from mipo_exp.planning.machine import free_bytes
+from mipo_exp.planning.memory import Need, need
+from mipo_exp.planning.work import Encode, Work, estimate_work, pieces
+from mipo_exp.records import Example
+from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES
+
+Examples = tuple[Sequence[Example], Sequence[Example]]
+
+SMALLEST = 64  # tokens of a batch below which a limit changes nothing
+
+
+def needs(config: Config, works: Mapping[str, Work], shape: Shape, device: str) -> dict[str, Need]:
+    """The peak of each stage that computes something."""
+    projections = 4 * shape.width + 2 * (shape.width + shape.kv_width) + 3 * (shape.width + shape.inner)
+    lora = config.lora.r * shape.layers * projections
+    return {name: need(work, shape, device, lora, MAX_LOGITS_BYTES) for name, work in works.items() if work != Work()}
+
+
+def find_limits(
+    config: Config, examples: Examples, shape: Shape, device: str, free: float, encode: Encode = pieces
+) -> str:
+    """The overrides with which a run fits into `free` bytes, or what does not fit with any."""
+    on = device.partition(":")[0]
+    engine, scoring, trainer = config.engine, config.scoring, config.trainer
+    budget = getattr(trainer.batch_tokens, on) or 2**17
+    changed: dict[str, int] = {}
+    while True:
+        works = estimate_work(config, *examples, device, encode)
+        tight = {name: of for name, of in needs(config, works, shape, device).items() if of.total > free}
+        if not tight:
+            return "fits with " + " ".join(f"{key}={value}" for key, value in changed.items())
+        before = dict(changed)
+        if any(works[name].trained for name in tight) and budget > SMALLEST:
+            budget //= 2
+            changed[f"trainer.batch_tokens.{on}"] = budget
+            tokens = dataclasses.replace(trainer.batch_tokens, **{on: budget})
+            config = dataclasses.replace(config, trainer=dataclasses.replace(trainer, batch_tokens=tokens))
+        if any(works[name].sampled and not works[name].trained for name in tight) and engine.batch_rows > 1:
+            engine = dataclasses.replace(
+                engine, batch_rows=engine.batch_rows // 2, batch_tokens=max(1, engine.batch_tokens // 2)
+            )
+            changed |= {"engine.batch_rows": engine.batch_rows, "engine.batch_tokens": engine.batch_tokens}
+            config = dataclasses.replace(config, engine=engine)
+        if any(not works[name].sampled and not works[name].trained for name in tight) and (
+            scoring.batch_tokens > SMALLEST
+        ):
+            scoring = dataclasses.replace(scoring, batch_tokens=scoring.batch_tokens // 2)
+            changed["scoring.batch_tokens"] = scoring.batch_tokens
+            config = dataclasses.replace(config, scoring=scoring)
+        if changed == before:
+            name, most = max(tight.items(), key=lambda item: item[1].total)
+            return f"does not fit with any limit: {name} needs about {gib(most.total)}; use a smaller model or device"
+
+
+def too_large(config: Config, examples: Examples, shape: Shape, device: str, stages: Sequence[str]) -> str | None:
+    """What to say before a run whose `stages` need more memory than is free; None where they do not."""
+    works = estimate_work(config, *examples, device)
+    free = free_bytes(device)
+    wanted = needs(config, {name: works[name] for name in stages if name in works}, shape, device)
+    name, most = max(wanted.items(), key=lambda item: item[1].total, default=("", Need(0.0, 0.0)))
+    if most.total <= free:
+        return None
+    limits = find_limits(config, examples, shape, device, free)
+    return f"{name} needs about {gib(most.total)} of memory and {gib(free)} are free; this run {limits}"

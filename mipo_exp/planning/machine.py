@@ -1,0 +1,90 @@
+"""What this machine does in a second, measured in about one."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+# Large enough for the full rate, small enough for a fraction of a second on two cores.
+ROWS, WIDTH = 512, 2048
+COPIED_BYTES = 2**26
+SMALL_OPERATIONS = 1000
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one device in one precision.
+
+    Attributes:
+        matmul: floating-point operations a second in large matrix products.
+        bandwidth: bytes a second, read and written, of large copies.
+        launch: seconds that an operation on next to no data takes.
+        memory: bytes that are free; of the GPU, where the device is one.
+    """
+
+    matmul: float
+    bandwidth: float
+    launch: float
+    memory: int
+
+
+@cache
+def measure(device: str, dtype: str) -> Machine:
+    """The rates of a device (`cpu`, `cuda[:N]`) in a precision, as torch sees it; the best of a few repeats."""
+    import torch
+
+    of = torch.device(device)
+    left = torch.ones(ROWS, WIDTH, dtype=getattr(torch, dtype), device=of)
+    right = torch.ones(WIDTH, WIDTH, dtype=getattr(torch, dtype), device=of)
+    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=of)
+    target = torch.empty_like(source)
+    small = torch.zeros(16, device=of)
+
+    def add() -> None:
+        for _ in range(SMALL_OPERATIONS):
+            small.add_(1)
+
+    with torch.inference_mode():
+        product = _seconds(lambda: left @ right, device)
+        copy = _seconds(lambda: target.copy_(source), device)
+        launches = _seconds(add, device)
+    return Machine(
+        matmul=2 * ROWS * WIDTH * WIDTH / product,
+        bandwidth=2 * COPIED_BYTES / copy,
+        launch=launches / SMALL_OPERATIONS,
+        memory=free_bytes(device),
+    )
+
+
+def free_bytes(device: str) -> int:
+    """Bytes that a process may still take: of the GPU, or of the machine within the limit of its control group."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limits = (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),)
+    for limit, used in limits:
+        if os.path.exists(limit) and os.path.exists(used):
+            with open(limit, encoding="ascii") as most, open(used, encoding="ascii") as taken:
+                text = most.read().strip()
+                if text != "max":
+                    free = min(free, int(text) - int(taken.read()))
+    return free
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
+    import torch
+
+    times = []
+    for _ in range(REPEATS + 1):  # the first one warms up
+        started = time.perf_counter()
+        work()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])

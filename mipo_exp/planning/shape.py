@@ -1,0 +1,84 @@
+"""How large a model is: from its files, the sizes it is to be made with, or what its name says."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mipo_exp.config import ModelConfig
+from mipo_exp.planning.cost import Shape
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+# Of Qwen2.5-1.5B: what is taken where only the number of parameters is known.
+USUAL = {"num_hidden_layers": 28, "hidden_size": 1536, "num_attention_heads": 12, "num_key_value_heads": 2}
+USUAL_VOCABULARY, USUAL_PARAMETERS = 151_936, 1.5e9
+
+
+def find_shape(config: ModelConfig, folder: Path | None, dtype: str) -> Shape | None:
+    """The shape of a model in a precision; None where nothing says how large it is.
+
+    Args:
+        config: the model group.
+        folder: with config.json and safetensors, where the model is here already.
+        dtype: of its weights, as torch calls it.
+    """
+    sizes: Mapping[str, Any] = config.random or {}
+    total: float | None = random_parameters(sizes) or None
+    if folder is not None and (folder / "config.json").is_file():
+        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        sizes = read.get("text_config") or read
+        total = parameter_count(folder) or total
+    total = total or billions_in(config.hub_id or config.name)
+    if total is None:
+        return None
+    if "hidden_size" not in sizes:  # a model that grows gets wider and deeper
+        grown = (total / USUAL_PARAMETERS) ** (1 / 3)
+        sizes = {name: max(1, round(size * grown)) for name, size in USUAL.items()}
+    width, vocabulary = int(sizes["hidden_size"]), int(sizes.get("vocab_size") or USUAL_VOCABULARY)
+    heads = int(sizes.get("num_attention_heads") or 1)
+    head_width = int(sizes.get("head_dim") or width // heads)
+    tables = 1 if sizes.get("tie_word_embeddings", True) else 2
+    return Shape(
+        layers=int(sizes["num_hidden_layers"]),
+        width=width,
+        inner=int(sizes.get("intermediate_size") or 4 * width),
+        kv_width=int(sizes.get("num_key_value_heads") or heads) * head_width,
+        vocabulary=vocabulary,
+        body=max(total - tables * vocabulary * width, 0.1 * total),
+        total=total,
+        itemsize=BYTES[dtype],
+    )
+
+
+def random_parameters(sizes: Mapping[str, Any]) -> int:
+    """About how many parameters a decoder of these sizes has, at most; 0 where they do not say."""
+    known = {name: value for name, value in sizes.items() if isinstance(value, int)}
+    width, depth = known.get("hidden_size", 0), known.get("num_hidden_layers", 0)
+    inner = known.get("intermediate_size", 4 * width)
+    embeddings = (1 if known.get("tie_word_embeddings") else 2) * known.get("vocab_size", 0) * width
+    return embeddings + depth * (4 * width * width + 3 * width * inner)
+
+
+def parameter_count(folder: Path) -> int | None:
+    """How many parameters the safetensors files of a folder hold, from their headers; None where there are none."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as handle:
+            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                count = 1
+                for size in entry["shape"]:
+                    count *= size
+                total += count
+    return total or None
+
+
+def billions_in(name: str) -> float | None:
+    """The number of parameters that a model's name states (`Qwen2.5-1.5B` → 1.5e9), None where it states none."""
+    found = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])\b", name.lower())
+    if not found:
+        return None
+    value, unit = found[-1]
+    return float(value) * (1e9 if unit == "b" else 1e6)

@@ -1,0 +1,124 @@
+"""The plan: what is counted, what it costs, what fits."""
+
+import logging
+
+import pytest
+
+from mipo_exp.planning.cost import Shape, decoding_seconds, forward_operations, seconds, training_seconds
+from mipo_exp.planning.fit import find_limits, needs
+from mipo_exp.planning.machine import Machine, free_bytes, measure
+from mipo_exp.planning.shape import find_shape
+from mipo_exp.planning.work import COUNTED, Work, estimate_work, pieces
+from mipo_exp.records import Condition, Example
+from tests.conftest import Experiment, composed
+
+MACHINE = Machine(matmul=1e12, bandwidth=1e11, launch=1e-6, memory=2**34)
+SMALL = Shape(layers=2, width=64, inner=256, kv_width=32, vocabulary=1000, body=1e6, total=1.064e6, itemsize=4)
+LARGE = Shape(layers=28, width=3584, inner=18944, kv_width=512, vocabulary=152064, body=6.5e9, total=7.6e9, itemsize=2)
+
+
+def users(count: int) -> list[Example]:
+    """Contexts of 100 tokens that begin differently, and prompts of 10."""
+    return [
+        Example(f"e{i}", f"u{i}", f"q{i}", f"{i:04d}" + "c" * 396, f"{i:04d}" + "p" * 36, "{}") for i in range(count)
+    ]
+
+
+def test_pieces_are_as_many_as_tokens_and_begin_alike_where_texts_do() -> None:
+    one, other = pieces(Condition("abcdefgh", "1234")), pieces(Condition("abcdefgh", "5678"))
+    assert len(one) == 25 + 2 + 1
+    assert one[:-1] == other[:-1]
+    assert one[-1] != other[-1]
+
+
+def test_sampling_counts_prompts_responses_and_steps() -> None:
+    config = composed("task.max_new_tokens=10", "engine.batch_rows=4", "negatives=no_context")
+    works = estimate_work(config, users(6), users(6))
+    assert works["chosen"].sampled == works["rejected"].sampled == 60
+    assert works["chosen"].prompts == 6 * (25 + 100 + 10)
+    assert works["rejected"].prompts == 6 * (25 + 10)
+    assert works["chosen"].turns == 20, "batches of 4 and 2, 10 steps each"
+    assert (works["chosen"].widest, works["chosen"].widest_heads) == (4 * (135 + 10), 4)
+
+
+def test_scoring_counts_a_shared_context_once() -> None:
+    shared = estimate_work(composed("evaluation.k=4", "scoring.batch_tokens=100000"), users(8), users(8))
+    apart = estimate_work(
+        composed("evaluation.k=4", "scoring.batch_tokens=100000", "scoring.share_prefix=false"), users(8), users(8)
+    )
+    assert shared["before_scores_base"].heads == apart["before_scores_base"].heads == 8 * 5 * 32
+    assert apart["before_scores_base"].scored == 8 * 5 * (25 + 100 + 10 + 31)
+    assert shared["before_scores_base"].scored < 0.6 * apart["before_scores_base"].scored
+
+
+def test_a_long_list_goes_on_like_its_beginning() -> None:
+    config = composed("task.max_new_tokens=8")
+    one, four = (estimate_work(config, users(n), users(n)) for n in (COUNTED, 4 * COUNTED))
+    for name in ("chosen", "before_scores_base", "scored_pairs", "adapter"):
+        for field in ("sampled", "scored", "trained", "heads"):
+            assert getattr(four[name], field) == pytest.approx(4 * getattr(one[name], field), rel=0.01), (name, field)
+        assert four[name].widest == one[name].widest, "no batch grows with the number of examples"
+
+
+def test_training_in_parts_is_as_much_work_in_more_passes() -> None:
+    whole, parts = (
+        estimate_work(composed("task.max_new_tokens=8", f"trainer.batch_tokens.cpu={budget}"), users(8), [])["adapter"]
+        for budget in ("null", 1)
+    )
+    assert whole.trained == parts.trained == 8 * (135 + 2 * 8)
+    assert (whole.calls, parts.calls) == (2, 8)
+    assert whole.widest == 4 * parts.widest
+
+
+def test_operations_are_two_for_each_parameter_and_token() -> None:
+    assert forward_operations(SMALL, tokens=10, heads=0, length=0) == 2 * 1e6 * 10
+    assert forward_operations(SMALL, tokens=0, heads=3, length=0) == 3 * 2 * 64 * 1000
+    assert forward_operations(SMALL, tokens=10, heads=0, length=50) == 2e7 + 10 * 4 * 2 * 64 * 25
+
+
+def test_costs_grow_as_they_should() -> None:
+    assert training_seconds(LARGE, MACHINE, 2000, 100, 500) > 2 * LARGE.body * 2 * 2000 / MACHINE.matmul
+    one_row, rows = (decoding_seconds(LARGE, MACHINE, n, 500, 10) for n in (1, 32))
+    assert one_row < rows < 32 * one_row, "a step reads the weights once for all rows"
+    assert seconds(Work(), LARGE, MACHINE) == 0.0
+
+
+def test_rates_of_this_machine_are_plausible() -> None:
+    found = measure("cpu", "float32")
+    assert 1e9 < found.matmul < 1e14
+    assert 1e8 < found.bandwidth < 1e13
+    assert 1e-8 < found.launch < 1e-2
+    assert 0 < free_bytes("cpu") < 2**50
+
+
+def test_limits_are_found_that_fit() -> None:
+    config = composed("model=qwen7b", "trainer.batch_tokens.cpu=null", "engine.batch_tokens=400000")
+    examples = users(300), users(300)
+    works = estimate_work(config, *examples)
+    most = max(need.total for need in needs(config, works, LARGE, "cpu").values())
+    found = find_limits(config, examples, LARGE, "cpu", 0.8 * most)
+    assert found.startswith("fits with ")
+    small = composed("model=qwen7b", "trainer.batch_tokens.cpu=null", "engine.batch_tokens=400000", *found.split()[2:])
+    again = needs(small, estimate_work(small, *examples), LARGE, "cpu")
+    assert all(need.total <= 0.8 * most for need in again.values())
+    assert "does not fit with any limit" in find_limits(config, examples, LARGE, "cpu", 2**30)
+
+
+@pytest.mark.parametrize(
+    ("override", "billions"), [("model=qwen0.5b", 0.5), ("model=qwen7b", 7.0), ("model=smollm2", 0.135)]
+)
+def test_a_model_that_is_not_here_has_the_size_in_its_name(override: str, billions: float) -> None:
+    shape = find_shape(composed(override).model, None, "bfloat16")
+    assert shape is not None
+    assert shape.total == billions * 1e9
+    assert 0 < shape.body < shape.total
+
+
+def test_a_run_that_does_not_fit_says_so_before_it_starts(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mipo_exp.planning.fit.free_bytes", lambda device: 2**20)
+    with caplog.at_level(logging.WARNING):
+        experiment("seed=41")
+    (line,) = (record.message for record in caplog.records if "of memory" in record.message)
+    assert "0.0 GiB are free; this run does not fit with any limit" in line
