@@ -9,14 +9,21 @@ from dataclasses import dataclass
 from mipo_exp.planning.machine import Machine
 from mipo_exp.planning.work import Work
 
-# Shares of the machine's matrix rate that the passes reach, and how often they touch what they read; measured with
-# SmolLM2-135M on two CPU cores (docs/scaling.md).
-FORWARD_SHARE = 0.75
-BACKWARD_SHARE = 0.6
+# Shares of the machine's matrix rate that the passes reach; measured with SmolLM2-135M on two CPU cores, as all
+# numbers here (docs/scaling.md).
+FORWARD_SHARE = 0.82
+BACKWARD_SHARE = 0.56
 OPERATIONS_A_LAYER = 45
 LORA_OPERATIONS_A_LAYER = 7 * 6
-CACHE_COPIES = 3.0
-LOGIT_PASSES = 8.0
+# Bytes that a decoding step moves for each byte of the cache and of the logits. transformers writes the whole cache
+# anew in each step and repeats grouped heads; its draw from the distribution takes as long as many passes.
+CACHE_TRAFFIC = {"transformers": 9.0}
+LOGIT_TRAFFIC = {"transformers": 200.0}
+OTHER_CACHE_TRAFFIC, OTHER_LOGIT_TRAFFIC = 2.0, 20.0
+# Seconds before the first pass: importing the libraries and loading, and TRL's trainer around the model.
+LOADING_SECONDS, TRAINER_SECONDS = 4.0, 8.0
+# Of a GGUF file.
+CONVERTED_BYTES_A_SECOND = 4.5e6
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,9 @@ def training_seconds(
     return operations / (BACKWARD_SHARE * machine.matmul) + logits + calls * starts
 
 
-def decoding_seconds(shape: Shape, machine: Machine, rows: float, length: float, steps: float) -> float:
+def decoding_seconds(
+    shape: Shape, machine: Machine, rows: float, length: float, steps: float, engine: str = "transformers"
+) -> float:
     """Seconds in which `steps` tokens are sampled for each of `rows` sequences.
 
     Each step reads all weights once, or computes with them for every row, whichever takes longer; it reads the keys and
@@ -97,22 +106,23 @@ def decoding_seconds(shape: Shape, machine: Machine, rows: float, length: float,
         rows: sequences at once.
         length: tokens of a sequence behind a step, on average.
         steps: how many.
+        engine: what samples.
     """
     weights = (shape.body + shape.width * shape.vocabulary) * shape.itemsize / machine.bandwidth
     products = forward_operations(shape, rows, rows, 2 * length) / (FORWARD_SHARE * machine.matmul)
-    cache = CACHE_COPIES * rows * length * shape.kv_bytes / machine.bandwidth
-    logits = LOGIT_PASSES * rows * shape.vocabulary * 4 / machine.bandwidth
+    cache = CACHE_TRAFFIC.get(engine, OTHER_CACHE_TRAFFIC) * rows * length * shape.kv_bytes / machine.bandwidth
+    logits = LOGIT_TRAFFIC.get(engine, OTHER_LOGIT_TRAFFIC) * rows * shape.vocabulary * 4 / machine.bandwidth
     return steps * (max(weights, products) + cache + logits + _starts(shape, machine))
 
 
-def seconds(work: Work, shape: Shape, machine: Machine) -> float:
+def seconds(work: Work, shape: Shape, machine: Machine, engine: str = "transformers") -> float:
     """Seconds of a stage, with its model loaded."""
     found = 0.0
     if work.sampled:
         found += forward_seconds(shape, machine, work.prompts, 0, work.length)
-        found += decoding_seconds(shape, machine, work.sampled / work.turns, work.length, work.turns)
+        found += decoding_seconds(shape, machine, work.sampled / work.turns, work.length, work.turns, engine)
     if work.trained:
-        found += training_seconds(shape, machine, work.trained, work.heads, work.length, work.calls)
+        found += training_seconds(shape, machine, work.trained, work.heads, work.length, work.calls) + TRAINER_SECONDS
         found += forward_seconds(shape, machine, work.scored, 0, work.length) if work.scored else 0.0
     elif work.scored:
         found += forward_seconds(shape, machine, work.scored, work.heads, work.length, work.calls)

@@ -24,7 +24,7 @@ from mipo_exp.judging.stage import (
 )
 from mipo_exp.models import ModelSource, locate
 from mipo_exp.pipeline import declare, declare_examples, declare_judgements, declare_model
-from mipo_exp.planning.cost import seconds
+from mipo_exp.planning.cost import CONVERTED_BYTES_A_SECOND, LOADING_SECONDS, seconds
 from mipo_exp.planning.fit import Examples, find_limits, needs
 from mipo_exp.planning.machine import measure
 from mipo_exp.planning.shape import BYTES, find_shape, random_parameters
@@ -131,12 +131,15 @@ def _table(
     machine = measure(runtime.device, runtime.dtype) if shape is not None and works else None
     encode: Encode = pieces if runtime.folder is None else runtime.prompt_ids
     lines = [f"{'stage':<22}{'status':<10}{'sampled':>10}{'scored':>10}{'trained':>10}{'time':>10}{'memory':>10}"]
-    whole = peak = 0.0
+    peak, whole = 0.0, LOADING_SECONDS
+    if runtime.folder is None and runtime.source.path is not None and runtime.source.kind != "folder":
+        whole += runtime.source.path.stat().st_size / CONVERTED_BYTES_A_SECOND
     for name, state in status.items():
         work = works.get(name, Work()) if state != "cached" else Work()
         cells = "".join(f"{value or '':>10}" for value in (work.sampled, work.scored, work.trained))
         if shape is not None and machine is not None and work != Work():
-            took, need = seconds(work, shape, machine), needs(config, {name: work}, shape, runtime.device)[name]
+            took = seconds(work, shape, machine, config.engine.name)
+            need = needs(config, {name: work}, shape, runtime.device)[name]
             whole, peak = whole + took, max(peak, need.total)
             cells += f"{duration(took):>10}{gib(need.total):>10}"
         lines.append(f"{name:<22}{state:<10}{cells}")
@@ -148,7 +151,7 @@ def _table(
     if shape is None or machine is None or examples is None:
         return [*lines, "time and memory: known once the data and the size of the model are"]
     lines.append(
-        f"time: about {duration(whole)}, at the rates measured now ({machine.matmul / 1e12:.2g} TFLOP/s, "
+        f"time: about {duration(whole)} with what comes before the first stage, at the rates measured now ({machine.matmul / 1e12:.2g} TFLOP/s, "
         f"{machine.bandwidth / 2**30:.0f} GiB/s)"
     )
     lines.append(
