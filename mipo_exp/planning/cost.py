@@ -12,13 +12,13 @@ from mipo_exp.planning.work import Work
 # Shares of the machine's matrix rate that the passes reach; measured with SmolLM2-135M on two CPU cores, as all
 # numbers here (docs/scaling.md).
 FORWARD_SHARE = 0.82
-BACKWARD_SHARE = 0.56
-OPERATIONS_A_LAYER = 45
-LORA_OPERATIONS_A_LAYER = 7 * 6
+BACKWARD_SHARE = 0.61
+# Some 45 operations, and some 14 more with LoRA, each as long as 12 bare ones: the way through Python's layers.
+OPERATIONS_A_LAYER, LORA_OPERATIONS_A_LAYER = 45 * 12, 14 * 12
 # Bytes that a decoding step moves for each byte of the cache and of the logits. transformers writes the whole cache
 # anew in each step and repeats grouped heads; its draw from the distribution takes as long as many passes.
 CACHE_TRAFFIC = {"transformers": 9.0}
-LOGIT_TRAFFIC = {"transformers": 200.0}
+LOGIT_TRAFFIC = {"transformers": 130.0}
 OTHER_CACHE_TRAFFIC, OTHER_LOGIT_TRAFFIC = 2.0, 20.0
 # Seconds before the first pass: importing the libraries and loading, and TRL's trainer around the model.
 LOADING_SECONDS, TRAINER_SECONDS = 4.0, 8.0

@@ -151,8 +151,8 @@ def _table(
     if shape is None or machine is None or examples is None:
         return [*lines, "time and memory: known once the data and the size of the model are"]
     lines.append(
-        f"time: about {duration(whole)} with what comes before the first stage, at the rates measured now ({machine.matmul / 1e12:.2g} TFLOP/s, "
-        f"{machine.bandwidth / 2**30:.0f} GiB/s)"
+        f"time: about {duration(whole)} with what comes before the first stage, at the rates measured now "
+        f"({machine.matmul / 1e12:.2g} TFLOP/s, {machine.bandwidth / 2**30:.0f} GiB/s)"
     )
     lines.append(
         f"memory: about {gib(peak)} at the peak of {gib(machine.memory)} free; {gib(shape.total * shape.itemsize)} are "
