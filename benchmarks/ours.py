@@ -1,0 +1,169 @@
+"""The work of `public_tools` through this framework's own stages.
+
+    python -m benchmarks.ours --model DIR --workload gsm8k|lamp --part sample-and-score|train --cache DIR …
+
+The examples are those that the baseline draws, written to a file that `task=custom` reads. Each part runs in a process
+of its own, so that the peak of resident memory is that of the part; the model is loaded before the clock starts, as in
+the baseline. One JSON line for each stage, with the baseline's fields.
+"""
+
+import argparse
+import importlib.util
+import json
+import logging
+import random
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from mipo_exp import cli
+from mipo_exp.experiment import Prepared, prepare
+from mipo_exp.parsing import parse
+from mipo_exp.records import Pair, Response
+
+SETTINGS = {
+    "gsm8k": ("task.family=open", "negatives=random_prompt"),
+    "lamp": ("task.family=personalization", "task.columns.context=context", "negatives=no_context"),
+}
+# What the baseline does.
+SAME_TRAINING = ("trainer.learning_rate=2e-4", "method.beta=0.1", "lora.r=16", "lora.lora_alpha=32")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work a workload is; the arguments of `public_tools` under their names."""
+
+    pairs: int
+    new_tokens: int
+    steps: int
+    batch: int
+    k: int
+    seed: int
+
+
+def load_baseline(path: Path) -> ModuleType:
+    """`public_tools.py` as a module, whose workloads are the examples of both sides."""
+    spec = importlib.util.spec_from_file_location("public_tools", path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"error: --baseline {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_examples(workload: str, sizes: Sizes, baseline: ModuleType, folder: Path) -> None:
+    """The baseline's examples as the training and the test side of a custom task."""
+    rows = baseline.WORKLOADS[workload](sizes.pairs, random.Random(sizes.seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps({name: row[name] for name in row if row[name] is not None}) + "\n" for row in rows)
+    for side in ("train", "test"):
+        (folder / f"{side}.jsonl").write_text(lines, encoding="utf-8")
+
+
+def overrides(workload: str, sizes: Sizes, model: str | None, folder: Path, cache: Path) -> list[str]:
+    """The experiment that does what the baseline does."""
+    return [
+        *("task=custom", f"task.path={folder}", "task.overlap=allow", "task.context_role=system"),
+        *SETTINGS[workload],
+        *([] if model is None else [f"model.path={model}"]),
+        f"task.max_new_tokens={sizes.new_tokens}",
+        f"evaluation.k={sizes.k}",
+        f"trainer.per_device_train_batch_size={sizes.batch}",
+        f"trainer.max_steps={sizes.steps}",
+        *SAME_TRAINING,
+        *("tracker=none", f"seed={sizes.seed}", f"paths.cache={cache}", f"paths.output={cache / 'output'}"),
+    ]
+
+
+def prepared(arguments: Sequence[str]) -> Prepared:
+    """A checked experiment with its model in the cache."""
+    cli.register_resolvers()
+    with initialize_config_dir(str(cli.CONFIG_DIR), version_base="1.3"):
+        config = parse(compose("config", overrides=list(arguments)))
+    ready = prepare(config, Path(config.paths.output))
+    ready.run.fetch_model(ready.runtime)
+    return ready
+
+
+def report(stage: str, seconds: float, tokens: int, **more: Any) -> None:
+    """One line of the baseline's form, with the peak of resident memory so far in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = {"stage": stage, "seconds": round(seconds, 3), "tokens": tokens, "tokens_per_second": tokens / seconds}
+    gpu = {}
+    if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
+        gpu = {"peak_gpu_mib": round(cuda.max_memory_allocated() / 2**20)}
+    sys.stdout.write(json.dumps({**line, "peak_mib": round(peak), **gpu, **more}) + "\n")
+    sys.stdout.flush()
+
+
+def sample_and_score(ready: Prepared, sizes: Sizes) -> None:
+    """Stages `pairs` and `score`."""
+    run, stages = ready.run, ready.stages
+    ready.runtime.model()
+    started = time.perf_counter()
+    for name in ("chosen", "rejected"):
+        run.fetch(name, stages[name])
+    seconds = time.perf_counter() - started
+    run.fetch("pairs", stages["pairs"])
+    pairs = run.finished["pairs"].artefact.table("pairs", Pair)
+    tokens = sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
+    report("pairs", seconds, tokens, pairs=len(pairs))
+
+    responses = run.fetch("before_responses", stages["before_responses"]).table("responses", Response)
+    ready.runtime.model()
+    started = time.perf_counter()
+    run.fetch("before_scores_base", stages["before_scores_base"])
+    seconds = time.perf_counter() - started
+    # K conditions count, as in the baseline; each response's own marginal is scored on top.
+    report("score", seconds, sizes.k * sum(len(row.token_ids) for row in responses), conditions=sizes.k)
+
+    started = time.perf_counter()
+    run.fetch("scored_pairs", stages["scored_pairs"])
+    report("reference", time.perf_counter() - started, tokens, pairs=len(pairs))
+
+
+def train(ready: Prepared, sizes: Sizes) -> None:
+    """Stage `train`: from the end of the first step to the end of the last one, which leaves set-up out."""
+    run, stages = ready.run, ready.stages
+    ends: list[float] = []
+
+    def follow(_: Mapping[str, Any]) -> None:
+        ends.append(time.perf_counter())
+
+    ready.runtime.on_training_log = follow
+    for name in ("chosen", "rejected", "pairs", "scored_pairs", "adapter"):
+        run.fetch(name, stages[name])
+    history = run.finished["adapter"].artefact.json("history")
+    tokens = int(history[-1]["num_tokens"] - history[0]["num_tokens"])
+    report("train", ends[-1] - ends[0], tokens, steps=len(ends) - 1, batch=sizes.batch)
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", help="folder with safetensors; the default model where it is left out")
+    parser.add_argument("--workload", choices=SETTINGS, required=True)
+    parser.add_argument("--part", choices=("sample-and-score", "train"), required=True)
+    parser.add_argument("--baseline", type=Path, required=True, help="public_tools.py")
+    parser.add_argument("--cache", type=Path, required=True, help="an empty folder, the same one for both parts")
+    for name, default in (("pairs", 32), ("new-tokens", 48), ("steps", 4), ("batch", 8), ("k", 4), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("override", nargs="*", help="of the experiment's config: engine=openvino")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    sizes = Sizes(args.pairs, args.new_tokens, args.steps, args.batch, args.k, args.seed)
+    folder = args.cache / "data"
+    write_examples(args.workload, sizes, load_baseline(args.baseline), folder)
+    ready = prepared([*overrides(args.workload, sizes, args.model, folder, args.cache), *args.override])
+    (sample_and_score if args.part == "sample-and-score" else train)(ready, sizes)
+
+
+if __name__ == "__main__":
+    main()
