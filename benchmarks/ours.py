@@ -89,6 +89,8 @@ def prepared(arguments: Sequence[str]) -> Prepared:
         config = parse(compose("config", overrides=list(arguments)))
     ready = prepare(config, Path(config.paths.output))
     ready.run.fetch_model(ready.runtime)
+    if "engine_model" in ready.stages:
+        ready.run.fetch("engine_model", ready.stages["engine_model"])
     return ready
 
 
