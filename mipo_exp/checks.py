@@ -93,8 +93,8 @@ def check_processes(config: Config) -> None:
     method, count = config.method, team().size
     if count > 1 and config.engine.name == "vllm" and config.workers.name == "none":
         raise ConfigError(
-            f"engine=vllm in each of {count} processes would take the same GPU; use workers=ray, whose workers have one "
-            "each, or engine=transformers"
+            f"engine=vllm in each of {count} processes would take the same GPU; use workers=ray, whose workers have "
+            "one each, or engine=transformers"
         )
     if count == 1 or not (isinstance(method, OnPolicyConfig) or method.across_batch):
         return
