@@ -15,6 +15,7 @@ from mipo_exp.evaluation.measure import PHASES, metric_names
 from mipo_exp.judging.kinds import KINDS
 from mipo_exp.judging.stage import kind_of, metric_phases
 from mipo_exp.negatives import contrast_conditions, sample_negatives
+from mipo_exp.processes import team
 from mipo_exp.records import Example
 from mipo_exp.scoring.options import check_options
 from mipo_exp.similarity import in_order
@@ -87,11 +88,32 @@ def _check_on_policy(config: Config, method: OnPolicyConfig, task: Task, train: 
         reward_conditions(train, method, config.seed)
 
 
+def check_processes(config: Config) -> None:
+    """Raise `ConfigError` for what cannot be spread over several processes."""
+    method, count = config.method, team().size
+    if count > 1 and config.engine.name == "vllm" and config.workers.name == "none":
+        raise ConfigError(
+            f"engine=vllm in each of {count} processes would take the same GPU; use workers=ray, whose workers have "
+            "one each, or engine=transformers"
+        )
+    if count == 1 or not (isinstance(method, OnPolicyConfig) or method.across_batch):
+        return
+    why = "contrasts the responses of a batch" if method.across_batch else "samples while it trains"
+    raise ConfigError(
+        f"method={method.name} {why}, which {count} processes cannot do together; start it in one process: "
+        "python -m mipo_exp …"
+    )
+
+
 def check_extra(config: Config) -> None:
     """Raise `ConfigError` for a wrong `trainer.extra`. Only then is TRL asked, which takes seconds to import."""
-    if config.trainer.extra:
-        from mipo_exp.training.job import training_arguments
+    if not config.trainer.extra:
+        return
+    from mipo_exp.training.job import check_extra_names, training_arguments
 
+    if team().size > 1:  # to make the arguments is to wait for the other processes
+        check_extra_names(config.method, config.trainer, config.sampling)
+    else:
         training_arguments(
             config.method, config.trainer, config.seed, Path("unused"), "cpu", "float32", config.sampling
         )

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mipo_exp.errors import ConfigError, UserError
+from mipo_exp.processes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, AllEnd, quiet_follower, team
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,7 @@ PACKAGE = Path(__file__).resolve().parent
 # In a wheel conf/ and sweeps/ lie inside the package; in a checkout they are its neighbours.
 PROJECT_ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONFIG_DIR = PROJECT_ROOT / "conf"
-EXIT_BAD_INPUT = 2
 EXIT_INCOMPLETE = 3
-EXIT_INTERRUPTED = 130
 NOISY_LOGGERS = ("httpx", "httpx2", "openai", "matplotlib", "datasets", "filelock", "urllib3", "absl", "lm_eval")
 
 _errors: list[Exception] = []  # of the single run
@@ -67,11 +66,32 @@ def register_resolvers() -> None:
 
 
 def main() -> None:
-    """Run from the command line.
+    """Run from the command line, in one process or in several (`processes`).
 
     Exit codes: 0, 1 for a failure of ours, 2 for bad input, 3 for a run that lacks parts which the same command fills
     in, 130 for an interruption.
     """
+    together = team()
+    if together.size == 1:
+        _main()
+    elif together.leads:
+        together.lead(_main)
+    else:
+        register_resolvers()
+        quiet_follower(together.rank)
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        together.follow(_follow)
+
+
+def _follow(announced: Any) -> None:
+    """Take part in a run of process 0."""
+    from mipo_exp.experiment import take_part
+    from mipo_exp.parsing import parse
+
+    take_part(parse(OmegaConf.create(announced["config"])), announced["data"])
+
+
+def _main() -> None:
     # Hydra would print its own traceback and exit with 1; with this it raises, and the message below is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
@@ -139,6 +159,7 @@ def _hydra_main(raw: DictConfig) -> float | None:
     settings = HydraConfig.get()
     output = Path(settings.runtime.output_dir)
     overrides = list(settings.overrides.task)
+    team().begin_job()
     try:
         if settings.mode == RunMode.RUN and settings.sweeper.get("params"):
             groups = [group for group in ("sweeps", "experiment") if group in settings.runtime.choices]
@@ -157,7 +178,8 @@ def _hydra_main(raw: DictConfig) -> float | None:
             return None
         from mipo_exp.experiment import run_experiment
 
-        command = shlex.join(["python", "-m", "mipo_exp", *overrides])
+        launcher = ["python"] if team().size == 1 else ["accelerate", "launch", "--num_processes", str(team().size)]
+        command = shlex.join([*launcher, "-m", "mipo_exp", *overrides])
         outcome = run_experiment(config, resolve(raw), output, command)
         if outcome.missing:
             job = f"job {settings.job.num} ({' '.join(overrides)}): " if settings.mode == RunMode.MULTIRUN else ""
@@ -171,6 +193,8 @@ def _hydra_main(raw: DictConfig) -> float | None:
             _failures.append(Failure(Path(settings.runtime.output_dir), " ".join(overrides), message, bad_input))
             if not bad_input:
                 log.exception("job %d failed", settings.job.num)
+            if team().at_work:
+                raise AllEnd(f"job {settings.job.num}: {message}", EXIT_BAD_INPUT if bad_input else 1) from error
             raise
         _errors.append(error)  # raised from here, Hydra would print a message of its own first
         return None

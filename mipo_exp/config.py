@@ -157,6 +157,19 @@ class HarnessConfig:
 
 
 @dataclass(frozen=True)
+class WorkersConfig:
+    name: str
+
+
+@dataclass(frozen=True)
+class RayWorkersConfig(WorkersConfig):
+    address: str
+    count: int | None = bounded(at_least=1)
+    cpus: int = bounded(at_least=1)
+    gpus: int | None = bounded(at_least=0)
+
+
+@dataclass(frozen=True)
 class JudgeConfig:
     name: str
 
@@ -225,6 +238,7 @@ class Config:
     negatives: NegativesConfig
     sampling: SamplingConfig
     engine: EngineConfig
+    workers: WorkersConfig
     pairs: PairsConfig
     scoring: ScoringConfig
     method: MethodConfig
@@ -239,7 +253,7 @@ class Config:
 ENGINE_CONFIGS: dict[str, type[EngineConfig]] = dict(
     transformers=EngineConfig, openvino=OpenvinoConfig, vllm=VllmConfig
 )
-
+WORKERS_CONFIGS: dict[str, type[WorkersConfig]] = dict(none=WorkersConfig, ray=RayWorkersConfig)
 JUDGE_CONFIGS: dict[str, type[JudgeConfig]] = dict(
     none=JudgeConfig, endpoint=EndpointJudgeConfig, local=LocalJudgeConfig
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp import tracking
-from mipo_exp.checks import check_examples, check_extra, check_harness
+from mipo_exp.checks import check_examples, check_extra, check_harness, check_processes
 from mipo_exp.config import Config
 from mipo_exp.config_methods import RlaifConfig
 from mipo_exp.data.base import Task
@@ -36,12 +36,14 @@ from mipo_exp.pipeline import Run, declare, declare_examples, declare_judgements
 from mipo_exp.planning.describe import disk_needed
 from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.shape import find_shape
+from mipo_exp.processes import team
 from mipo_exp.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
 from mipo_exp.reporting.multirun import DRAWS, write_draws
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.runtime import Runtime, choose_device
 from mipo_exp.similarity import locate_encoder
 from mipo_exp.store import Stage, Store, digest, git_commit, package_versions, write_atomically
+from mipo_exp.workers import make_pool
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Prepared:
     stages: Mapping[str, Stage]
     judging: Judging | None
     judgements: Stage | None
+    data: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def prepare(config: Config, output: Path) -> Prepared:
         UserError: whatever would make the experiment fail later and can be seen now.
     """
     _check_writable(output)
+    check_processes(config)
     check_extra(config)
     store = Store(Path(config.paths.cache).expanduser())
     run = Run(store)
@@ -99,6 +103,7 @@ def prepare(config: Config, output: Path) -> Prepared:
         _fetch_examples(run, examples, config, task)
     source = locate(config.model, store.root)
     runtime = Runtime(config.model, source, task, device)
+    runtime.pool = make_pool(config.workers, runtime, store.root)
     _check_disk(store, source, runtime)
     if task.needs_tokenizer:
         run.fetch_model(runtime)
@@ -107,7 +112,32 @@ def prepare(config: Config, output: Path) -> Prepared:
     stages = declare(config, runtime, examples, encoder, harness, judging)
     check_harness(harness, [store.status(stage) for name, stage in stages.items() if stage.name == "harness"], True)
     judgements = None if judging is None else declare_judgements(judging, examples, stages)
-    return Prepared(config, output, store, run, task, runtime, examples, stages, judging, judgements)
+    return Prepared(config, output, store, run, task, runtime, examples, stages, judging, judgements, data)
+
+
+def take_part(config: Config, data: str) -> None:
+    """What a process that follows does of an experiment: its part of the shared stages.
+
+    Args:
+        config: that of process 0.
+        data: the fingerprint of the data there; what it holds comes from the store.
+
+    Raises:
+        UserError: this machine lacks something.
+    """
+    store = Store(Path(config.paths.cache).expanduser())
+    run = Run(store)
+    model = config.negatives.embedding_model
+    encoder = None if model is None else locate_encoder(model, store.root)
+    task = make_task(config.task, store.root)
+    runtime = Runtime(config.model, locate(config.model, store.root), task, choose_device(config.device))
+    runtime.pool = make_pool(config.workers, runtime, store.root)
+    run.fetch_model(runtime)
+    examples = declare_examples(config, task, data, runtime if task.needs_tokenizer else None)
+    run.fetch("examples", examples)
+    for name, stage in declare(config, runtime, examples, encoder).items():
+        run.fetch(name, stage)
+    runtime.release()
 
 
 def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, command: str) -> Outcome:
@@ -127,6 +157,7 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
     """
     summary = _summary_head(config, command)
     tracker: tracking.Tracker | None = None
+    prepared: Prepared | None = None
     try:
         prepared = prepare(config, output)
         judgements = {} if prepared.judgements is None else {"judgements": prepared.judgements}
@@ -136,6 +167,7 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
         summary.update(run_id=run_id, device=prepared.runtime.device, model_source=model)
         name = f"{_model_name(config)}-{config.task.name}-{config.negatives.strategy}-seed{config.seed}"
         tracker = tracking.start(config.tracker, output, run_id, resolved, name)
+        team().announce({"config": resolved, "data": prepared.data})
         return _run(prepared, summary, tracker)
     except BaseException as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -145,6 +177,9 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
         if tracker is not None:
             tracker.fail(message)
         raise
+    finally:
+        if prepared is not None:
+            prepared.runtime.release()
 
 
 def _run(prepared: Prepared, summary: dict[str, Any], tracker: tracking.Tracker) -> Outcome:
@@ -266,6 +301,7 @@ def _summary_head(config: Config, command: str) -> dict[str, Any]:
         },
         "negatives": config.negatives.strategy,
         "seed": config.seed,
+        "processes": team().size,
         "versions": {"python": sys.version.split()[0], **package_versions()},
         "metrics": {phase: {} for phase in PHASES},
         "stages": {},

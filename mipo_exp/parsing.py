@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mipo_exp.config import ENGINE_CONFIGS, JUDGE_CONFIGS, AskedJudgeConfig, Config, NegativesConfig
+from mipo_exp.config import ENGINE_CONFIGS, JUDGE_CONFIGS, WORKERS_CONFIGS, AskedJudgeConfig, Config, NegativesConfig
 from mipo_exp.config_fields import CONTEXT_STRATEGIES, STRATEGIES
 from mipo_exp.config_methods import (
     F_DIVERGENCE_LOSSES,
@@ -54,6 +54,7 @@ def parse(raw: DictConfig) -> Config:
         ("engine", ENGINE_CONFIGS),
         ("method", METHOD_CONFIGS),
         ("judge", JUDGE_CONFIGS),
+        ("workers", WORKERS_CONFIGS),
     )
     for group, options in groups:
         name = str((plain.get(group) or {}).get("name"))

@@ -11,6 +11,7 @@ On-policy methods go from the examples to the adapter at once: they sample while
 
 import dataclasses
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from mipo_exp import conversion
 from mipo_exp.config import Config, EngineConfig, OpenvinoConfig, TrainerConfig
 from mipo_exp.config_methods import MethodConfig, PromptedConfig, RlaifConfig, TrainsOn
 from mipo_exp.data.base import Task
+from mipo_exp.errors import ConfigError, StorageError
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.generation import openvino_model
 from mipo_exp.generation.engine import engine_identity, in_process
@@ -29,6 +31,7 @@ from mipo_exp.generation.responses import sample_chosen, sample_evaluation, samp
 from mipo_exp.judging.judge import RUBRIC_PROMPTS
 from mipo_exp.judging.stage import Judging, judge_responses
 from mipo_exp.pairs import build_pairs
+from mipo_exp.processes import team
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.options import score_options
@@ -48,6 +51,9 @@ NOT_IN_EXAMPLES = (
 
 # Keys of the trainer group that change the memory and speed of a training, and its result by rounding at most.
 SPEED_ONLY = ("batch_tokens",)
+
+# Those that several processes build together; the others are built by process 0 while the rest wait.
+SHARED = ("chosen", "rejected", "scored_pairs", "adapter", "responses", "scores", "option_scores")
 
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
@@ -133,6 +139,7 @@ def declare(
             {"runtime": runtime.identity, **plain},
             inputs,
             lambda work: build(work, runtime, **slices),
+            shared=name in SHARED,
         )
 
     sampling, engine, scoring, seed = config.sampling, config.engine, config.scoring, config.seed
@@ -186,6 +193,8 @@ def declare(
         seed=seed,
         **({"rollout": Rollout(sampling, in_process(engine), scoring)} if on == "examples" else {"pairs": filters}),
         **({"judging": judging} if isinstance(config.method, RlaifConfig) else {}),
+        # Their number multiplies the batch.
+        **({"processes": team().size} if team().size > 1 else {}),
     )
 
     def responses(of: Mapping[str, Stage], decoding: MethodConfig | None = None) -> Stage:
@@ -274,11 +283,44 @@ class Run:
         """The stage's artefact. Its inputs must have been fetched before."""
         started = time.perf_counter()
         done = {item.stage.key: item.artefact for item in self.finished.values()}
-        artefact, cached = self.store.fetch(stage, {role: done[of.key] for role, of in stage.inputs.items()})
+        inputs = {role: done[of.key] for role, of in stage.inputs.items()}
+        together = team()
+        turn = f"{together.job}/{name}"
+        if together.leads:
+            artefact, cached = self.store.fetch(stage, inputs, lambda: together.publish(f"{turn}/begun", stage.key))
+            together.publish(f"{turn}/finished", stage.key)
+        else:
+            artefact, cached = self._follow(turn, stage, inputs)
         seconds = time.perf_counter() - started
         self.finished[name] = Finished(stage, artefact, cached, seconds)
         log.info("%s: %s (%s)", name, "cached" if cached else f"done in {seconds:.1f} s", stage.key)
         return artefact
+
+    def _follow(self, turn: str, stage: Stage, inputs: Mapping[str, Artefact]) -> tuple[Artefact, bool]:
+        """The artefact that process 0 has or makes, with this process's part in it where the stage is shared.
+
+        Raises:
+            ConfigError: this process would compute something else.
+            StorageError: what process 0 made is not to be seen from here.
+        """
+        begun, finished = f"{turn}/begun", f"{turn}/finished"
+        state, key = team().wait_for(finished, begun)
+        if key != stage.key:
+            raise ConfigError(
+                f"{stage.name} has the key {stage.key} here and {key} in process 0: code, model or local files differ "
+                f"between the machines; make them equal on {socket.gethostname()}"
+            )
+        if state == begun:
+            if stage.shared:
+                self.store.take_part(stage, inputs)
+            team().wait_for(finished)
+        found = self.store.find(stage)
+        if found is None:
+            raise StorageError(
+                f"{self.store.path(stage)} is not on {socket.gethostname()}; paths.cache={self.store.root} must be a "
+                "folder that all machines of this run share"
+            )
+        return found, state == finished
 
     def fetch_model(self, runtime: Runtime, name: str = "model") -> None:
         """Make the folder of a runtime's model, where it has none yet; `name` is what the stage is called."""

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mipo_exp.processes import team
+
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 20.0
@@ -30,7 +32,7 @@ class Progress:
         self._started = self._spoken = time.monotonic()
         console = Console(stderr=True)
         self._bar: Bar | None = None
-        if console.is_terminal:
+        if console.is_terminal and team().leads:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -18,10 +18,13 @@ from mipo_exp.data.base import Task
 from mipo_exp.data.rendering import Renderer
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.models import ModelSource, load_model, load_tokenizer
+from mipo_exp.processes import team
 from mipo_exp.records import Condition
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from mipo_exp.workers import Pool
 
 
 class Runtime:
@@ -42,6 +45,7 @@ class Runtime:
         self.folder: Path | None = source.path if source.kind == "folder" else None
         # Follows the training while it runs; takes TRL's log rows, each with its `step`.
         self.on_training_log: Callable[[Mapping[str, Any]], None] = lambda row: None
+        self.pool: Pool | None = None  # computes shards elsewhere, where there is one
         self._model: Any = None
         self._adapter: Path | None = None
 
@@ -140,7 +144,9 @@ class Runtime:
         return model
 
     def release(self) -> None:
-        """Give the model's memory back, where it is loaded."""
+        """Give the model's memory back, where it is loaded, here and in workers."""
+        if self.pool is not None:
+            self.pool.release()
         if self._model is not None:
             self._model = self._adapter = None
             free_memory(self.device)
@@ -163,23 +169,32 @@ def free_memory(device: str) -> None:
 
 
 def choose_device(wanted: str) -> str:
-    """`cuda` or `cpu` for `auto`; torch is imported only where there could be a GPU.
+    """`cuda` or `cpu` for `auto`, with several processes `cuda:N`, each its own; torch is imported only where there
+    could be a GPU.
 
     Raises:
-        ConfigError: a GPU is asked for by name and there is none.
+        ConfigError: a GPU is asked for by name and there is none, or several processes would share one.
     """
+    together = team()
     if wanted == "cpu":
         return "cpu"
-    if wanted == "auto" and not _has_nvidia_driver():
+    if wanted == "auto" and (not _has_nvidia_driver() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"):
         return "cpu"
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "auto":
-        return "cuda" if count else "cpu"
+    if wanted == "auto" and not count:
+        return "cpu"
+    if together.size > 1:
+        if ":" in wanted:
+            raise ConfigError(f"device={wanted}: each of {together.size} processes takes its own GPU; use device=cuda")
+        wanted = f"cuda:{together.local_rank}"
+    elif wanted == "auto":
+        return "cuda"
     index = int(wanted.partition(":")[2] or 0)
     if index >= count:
-        raise ConfigError(f"device={wanted}: torch sees {count} CUDA devices here; use device=auto or device=cpu")
+        way = "start fewer processes, or use device=cpu" if together.size > 1 else "use device=auto or device=cpu"
+        raise ConfigError(f"device={wanted}: torch sees {count} CUDA devices here; {way}")
     torch.cuda.set_device(index)
     return wanted
 

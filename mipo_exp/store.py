@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -111,7 +112,7 @@ class Stage:
     """One step of the pipeline: what it is called, everything that it may depend on, and how it is built.
 
     `build` receives the config slice, the input artefacts and a workspace, and nothing else of the experiment, so it
-    cannot depend on anything that is not in the key.
+    cannot depend on anything that is not in the key. `shared` is a stage that several processes build together.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Stage:
     config: Mapping[str, Any]
     inputs: Mapping[str, "Stage"]
     build: Callable[["Workspace"], None] = field(compare=False)
+    shared: bool = field(default=False, compare=False)
 
     @cached_property
     def key(self) -> str:
@@ -143,42 +145,80 @@ class Artefact:
         return json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
 
 
-class Workspace:
-    """Where a stage builds its artefact: `path` is renamed into place when the build returns."""
+class PartTaken(Exception):
+    """A process that follows has done its part of a stage; the leader puts the artefact together."""
 
-    def __init__(self, path: Path, inputs: Mapping[str, Artefact]) -> None:
+
+class Workspace:
+    """Where a stage builds its artefact: `path` is renamed into place when the build returns.
+
+    A process that `follows` computes shards in it; at the first file of the artefact itself its part ends.
+    """
+
+    def __init__(self, path: Path, inputs: Mapping[str, Artefact], follows: bool = False) -> None:
         self.path = path
         self.inputs = inputs
+        self.follows = follows
         self.rows: dict[str, int] = {}
+        self._rounds = 0
+
+    def next_round(self) -> str:
+        """A name for each time that shards are built in this workspace, the same in all processes."""
+        self._rounds += 1
+        return f"{self.path.parent.name}/{self.path.name}/{self._rounds}"
 
     def write_table(self, name: str, rows: list[Any], row_type: type) -> None:
         """Write `<name>.arrow`."""
+        self._leave_to_the_leader()
         self.rows[name] = write_table(self.path / f"{name}.arrow", rows, row_type)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `<name>.json`."""
+        self._leave_to_the_leader()
         (self.path / f"{name}.json").write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
 
-    def shard(self, index: int, row_type: type[Row], build: Callable[[], list[Row]]) -> tuple[list[Row], bool]:
+    def _leave_to_the_leader(self) -> None:
+        if self.follows:
+            raise PartTaken
+
+    def shard(
+        self,
+        index: int,
+        row_type: type[Row],
+        build: Callable[[], list[Row]],
+        fits: Callable[[list[Row]], bool] = lambda rows: True,
+    ) -> tuple[list[Row], bool]:
         """The rows of one shard and whether they were found finished from an earlier, interrupted build.
 
         The file's name carries the hash of its content, so a shard that was altered is built again, never used.
         """
-        folder = self.path / "shards"
-        folder.mkdir(exist_ok=True)
-        for found in folder.glob(f"{index:06d}-*.arrow"):
-            if file_sha256(found)[:KEY_LENGTH] == found.stem.partition("-")[2]:
-                return read_table(found, row_type), True
-            log.warning("shard %s is damaged; building it again", found)
-            found.unlink()
+        if (found := self.finished_shard(index, row_type, fits)) is not None:
+            return found, True
         rows = build()
+        folder = self.path / "shards"
         draft = folder / f"{index:06d}.tmp"
         write_table(draft, rows, row_type)
         draft.replace(folder / f"{index:06d}-{file_sha256(draft)[:KEY_LENGTH]}.arrow")
         return rows, False
 
+    def finished_shard(
+        self, index: int, row_type: type[Row], fits: Callable[[list[Row]], bool] = lambda rows: True
+    ) -> list[Row] | None:
+        """The rows of a shard that is there; None where it is not, is damaged, or does not fit what is wanted."""
+        folder = self.path / "shards"
+        folder.mkdir(exist_ok=True)
+        for found in folder.glob(f"{index:06d}-*.arrow"):
+            if file_sha256(found)[:KEY_LENGTH] == found.stem.partition("-")[2]:
+                if fits(rows := read_table(found, row_type)):
+                    return rows
+            else:
+                log.warning("shard %s is damaged; building it again", found)
+            found.unlink()
+        return None
+
     def finish_shards(self) -> None:
         """Remove the shards, once their rows stand in a table."""
+        self._leave_to_the_leader()
         shutil.rmtree(self.path / "shards", ignore_errors=True)
 
 
@@ -225,8 +265,11 @@ class Store:
             return None
         return Artefact(path, manifest)
 
-    def fetch(self, stage: Stage, inputs: Mapping[str, Artefact]) -> tuple[Artefact, bool]:
-        """The stage's artefact, built if need be, and whether it was cached.
+    def fetch(
+        self, stage: Stage, inputs: Mapping[str, Artefact], before_build: Callable[[], None] = lambda: None
+    ) -> tuple[Artefact, bool]:
+        """The stage's artefact, built if need be, and whether it was cached. `before_build` is called when the folder
+        to build it in is there.
 
         Raises:
             StorageError: the disk is full or not writable; what was finished stays for the next run.
@@ -241,7 +284,7 @@ class Store:
                 found = self.find(stage)
                 if found is not None:
                     return found, True
-                return self._build(stage, inputs), False
+                return self._build(stage, inputs, before_build), False
         except (OSError, pa.ArrowException) as error:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
                 raise StorageError(
@@ -256,13 +299,29 @@ class Store:
                 ) from error
             raise
 
-    def _build(self, stage: Stage, inputs: Mapping[str, Artefact]) -> Artefact:
+    def take_part(self, stage: Stage, inputs: Mapping[str, Artefact]) -> None:
+        """Do this process's part of a stage that the leader has begun to build.
+
+        Raises:
+            StorageError: the leader's folder is not there.
+        """
+        partial = self._partial(stage)
+        if not partial.is_dir():
+            raise StorageError(
+                f"{partial} is not on {socket.gethostname()}; paths.cache={self.root} must be a folder that all "
+                "machines of this run share"
+            )
+        with contextlib.suppress(PartTaken):
+            stage.build(Workspace(partial, inputs, follows=True))
+
+    def _build(self, stage: Stage, inputs: Mapping[str, Artefact], before_build: Callable[[], None]) -> Artefact:
         path, partial = self.path(stage), self._partial(stage)
         if path.exists():  # damaged: find() said so
             shutil.rmtree(path)
         partial.mkdir(exist_ok=True)
         started = time.perf_counter()
         workspace = Workspace(partial, inputs)
+        before_build()
         stage.build(workspace)
         files = {
             str(file.relative_to(partial)): _describe(file)

@@ -1,18 +1,22 @@
 """The stages that sample: chosen and rejected responses for training, responses of a model for evaluation."""
 
 import shutil
-from collections.abc import Sequence
-from contextlib import closing
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
 
 from mipo_exp.config import EngineConfig, NegativesConfig, SamplingConfig
 from mipo_exp.config_methods import CadConfig, PromptedConfig
-from mipo_exp.errors import DataError
-from mipo_exp.generation.engine import Contrast, make_engine, request_seed
+from mipo_exp.errors import ConfigError, DataError
+from mipo_exp.generation.engine import Contrast, Engine, make_engine, request_seed
 from mipo_exp.generation.transformers_engine import batch_seed
 from mipo_exp.negatives import sample_negatives
 from mipo_exp.progress import Progress
 from mipo_exp.records import Condition, Example, Negative, Response, by_id
 from mipo_exp.runtime import Runtime
+from mipo_exp.shards import Shard, compute_shards
 from mipo_exp.similarity import Encoder, bm25
 from mipo_exp.store import Workspace
 
@@ -100,37 +104,74 @@ def sample_responses(
     plain = None if against is None else [runtime.prompt_ids(condition) for _, condition in against[0]]
     folder = work.inputs["engine_model"].path / "model" if "engine_model" in work.inputs else None
     scratch = work.path / "engine"
-    shutil.rmtree(scratch, ignore_errors=True)  # of an interrupted build
-    sampler = make_engine(engine, runtime, adapter, folder, scratch)
+    opened = partial(opened_engine, config=engine, folder=folder, scratch=scratch)
+    with opened(runtime, adapter) as planner:  # loads nothing
+        batches = planner.plan(prompts, sampling.max_new_tokens)
+
+    def shard(number: int) -> Shard[Engine, Response]:
+        batch = batches[number]
+        contrast = None
+        if plain is not None and against is not None:
+            contrast = Contrast([plain[i] for i in batch], against[1])
+        ids = [conditions[i][0] for i in batch]
+        return partial(
+            sample_shard,
+            ids=ids,
+            prompts=[prompts[i] for i in batch],
+            sampling=sampling,
+            shard_seed=batch_seed(seed, purpose, number),
+            seeds=[request_seed(seed, purpose, name) for name in ids],
+            contrast=contrast,
+        )
+
     found: dict[str, Response] = {}
-    with (
-        closing(sampler),
-        Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress,
-    ):
-        for number, shard in enumerate(sampler.plan(prompts, sampling.max_new_tokens)):
-
-            def build(shard: list[int] = shard, number: int = number) -> list[Response]:
-                contrast = None
-                if plain is not None and against is not None:
-                    contrast = Contrast([plain[i] for i in shard], against[1])
-                sampled = sampler.sample(
-                    [prompts[i] for i in shard],
-                    sampling,
-                    batch_seed(seed, purpose, number),
-                    [request_seed(seed, purpose, conditions[i][0]) for i in shard],
-                    contrast,
-                )
-                return [
-                    Response(conditions[i][0], item.token_ids, runtime.renderer.text(item.token_ids), item.finished)
-                    for i, item in zip(shard, sampled, strict=True)
-                ]
-
-            rows, reused = work.shard(number, Response, build)
+    with Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress:
+        for rows, reused in compute_shards(work, runtime, adapter, opened, Response, len(batches), shard):
             found.update({row.id: row for row in rows})
             progress.advance(len(rows), 0 if reused else sum(len(row.token_ids) for row in rows))
     work.finish_shards()
-    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)  # of interrupted builds, too
     return [found[name] for name, _ in conditions]
+
+
+@contextmanager
+def opened_engine(
+    runtime: Runtime, adapter: Path | None, config: EngineConfig, folder: Path | None, scratch: Path
+) -> Iterator[Engine]:
+    """The engine of a config for the base model or the policy. What it writes lies in a folder of its own, in `scratch`
+    where this machine has the folder around it, and is gone afterwards.
+
+    Raises:
+        ConfigError: the converted model is not on this machine.
+    """
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(
+            f"{folder} is not here; engine={config.name} over machines needs a paths.cache that all share"
+        )
+    here = scratch.parent.is_dir()
+    if here:
+        scratch.mkdir(exist_ok=True)
+    own = tempfile.TemporaryDirectory(dir=scratch if here else None, ignore_cleanup_errors=True)
+    with own as name, closing(make_engine(config, runtime, adapter, folder, Path(name) / "model")) as engine:
+        yield engine
+
+
+def sample_shard(
+    runtime: Runtime,
+    engine: Engine,
+    ids: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    shard_seed: int,
+    seeds: Sequence[int],
+    contrast: Contrast | None,
+) -> list[Response]:
+    """One response for each id, to the prompt of the same place."""
+    sampled = engine.sample(prompts, sampling, shard_seed, seeds, contrast)
+    return [
+        Response(name, item.token_ids, runtime.renderer.text(item.token_ids), item.finished)
+        for name, item in zip(ids, sampled, strict=True)
+    ]
 
 
 def check_lengths(

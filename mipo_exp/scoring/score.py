@@ -1,9 +1,11 @@
 """The stages that score: pairs under the base model for training, responses under K conditions for the evaluation."""
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from mipo_exp.config import ScoringConfig
 from mipo_exp.errors import DataError
@@ -13,6 +15,7 @@ from mipo_exp.records import Condition, Example, Pair, Response, ScoredPair, Sco
 from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.batches import Scorer, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
+from mipo_exp.shards import Shard, compute_shards
 from mipo_exp.store import Workspace
 
 
@@ -95,20 +98,35 @@ def score_items(
 ) -> list[float]:
     """Summed log-probabilities (nats) of all items, in their order; equal items are scored once."""
     adapter = work.inputs["scorer"].path / "adapter" if "scorer" in work.inputs else None
-    scorer = functools.cache(lambda: Scorer(runtime.model(adapter), scoring))  # no model where all is finished
     different = list(dict.fromkeys(items))
+    batches = plan_batches(different, scoring.batch_tokens, scoring.share_prefix)
+    opened = partial(opened_scorer, scoring=scoring)
     found: dict[Scorable, float] = {}
+
+    def shard(number: int) -> Shard[Scorer, _BatchScores]:
+        batch = batches[number]
+        return partial(score_shard, numbers=batch, items=[different[i] for i in batch])
+
+    def fits(number: int, rows: list[_BatchScores]) -> bool:  # not if another version planned other batches
+        return [row.item for row in rows] == batches[number]
+
     with Progress(label, len(different), "response tokens") as progress:
-        for number, batch in enumerate(plan_batches(different, scoring.batch_tokens, scoring.share_prefix)):
-
-            def build(batch: list[int] = batch) -> list[_BatchScores]:
-                scores = scorer()([different[i] for i in batch])
-                return [_BatchScores(i, score) for i, score in zip(batch, scores, strict=True)]
-
-            rows, reused = work.shard(number, _BatchScores, build)
-            if [row.item for row in rows] != batch:  # of a version that planned other batches
-                rows, reused = build(), False
+        for rows, reused in compute_shards(work, runtime, adapter, opened, _BatchScores, len(batches), shard, fits):
             found.update({different[row.item]: row.log_prob for row in rows})
             progress.advance(len(rows), 0 if reused else sum(len(different[row.item].response_ids) for row in rows))
     work.finish_shards()
     return [found[item] for item in items]
+
+
+@contextmanager
+def opened_scorer(runtime: Runtime, adapter: Path | None, scoring: ScoringConfig) -> Iterator[Scorer]:
+    """The sums of a batch's log-probabilities, from the base model or the policy."""
+
+    yield Scorer(runtime.model(adapter), scoring)
+
+
+def score_shard(
+    runtime: Runtime, score: Scorer, numbers: Sequence[int], items: Sequence[Scorable]
+) -> list[_BatchScores]:
+    """The scores of one batch; `numbers` are the places of its items among all."""
+    return [_BatchScores(i, value) for i, value in zip(numbers, score(items), strict=True)]

@@ -11,6 +11,7 @@ from mipo_exp.config import LoraConfig, PairsConfig, TrainerConfig
 from mipo_exp.config_methods import MethodConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.judging.stage import Judging
+from mipo_exp.processes import team
 from mipo_exp.progress import Progress
 from mipo_exp.runtime import Runtime, free_memory
 from mipo_exp.store import Workspace, file_sha256, write_atomically
@@ -35,10 +36,12 @@ def train_adapter(
     pairs: PairsConfig | None = None,
     rollout: Rollout | None = None,
     judging: Judging | None = None,
+    processes: int = 1,
 ) -> None:
     """Train the adapter and write `adapter/` (PEFT's format), `history.json` (the log rows) and `training.json`.
 
-    An interrupted training goes on from its last complete checkpoint and ends with the same weights.
+    An interrupted training goes on from its last complete checkpoint and ends with the same weights. `processes` come
+    here together, each with batches of its own, whose gradients are averaged; process 0 writes.
 
     Raises:
         ConfigError: nothing trainable, a TRL key that does not exist, or a first loss that is not what it must be.
@@ -46,8 +49,11 @@ def train_adapter(
     """
     from transformers import set_seed
 
+    together = team()
     checkpoints = work.path / "checkpoints"
-    resume = _latest_complete(checkpoints)
+    found = _latest_complete(checkpoints) if together.leads else None
+    name = together.share(f"{together.job}/checkpoint", None if found is None else found.name)
+    resume = None if name is None else checkpoints / name
     runtime.release()
     set_seed(seed)
     with _progress_callback(runtime) as callback:
@@ -57,12 +63,22 @@ def train_adapter(
         trainable, total = model.get_nb_trainable_parameters()
         rows = len(loop.train_dataset)
         log.info("training %s of %s parameters on %d rows", f"{trainable:,}", f"{total:,}", rows)
+        if processes > 1:
+            each = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
+            log.info("a step takes %d rows: %d in each of %d processes", each * processes, each, processes)
+            set_seed(seed + together.rank)  # or their dropouts would be the same
         if resume is not None:
             _restore_token_count(loop, resume)
         loop.train(resume_from_checkpoint=str(resume) if resume is not None else None)
     _check_finite(model)
+    # Where weights are spread over processes, all of them put these together.
+    weights = loop.accelerator.get_state_dict(loop.model_wrapped) if processes > 1 else None
+    if not together.leads:
+        del loop, model
+        free_memory(runtime.device)
+        return
     model.peft_config["default"].base_model_name_or_path = runtime.base_name
-    model.save_pretrained(work.path / "adapter", save_embedding_layers=False)
+    model.save_pretrained(work.path / "adapter", state_dict=weights, save_embedding_layers=False)
     # PEFT writes a model card without content, which would only look like documentation.
     (work.path / "adapter" / "README.md").unlink(missing_ok=True)
     work.write_json("history", [row for row in loop.state.log_history if "loss" in row])
@@ -153,6 +169,10 @@ def _progress_callback(runtime: Runtime) -> Any:
                 )
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            # Each process has its file in it, of the state of its random generators.
+            team().barrier(f"{team().job}/checkpoint-{state.global_step}")
+            if not team().leads:
+                return
             _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Watch()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mipo_exp.errors import ConfigError, DataError
+from mipo_exp.processes import mean_over_processes
 from mipo_exp.records import Example, Response, by_id
 from mipo_exp.training.job import Job, check_trainable, lora_config, training_arguments, wrong_targets
 from mipo_exp.training.layout import can_share, rounding
@@ -95,17 +96,27 @@ def build_trainer(
         """Trains with `loss`."""
 
         scored: list[Scored]
+        weight = 1.0
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             batch = score_groups(model, inputs["groups"], reference, across_batch, share)
             self.scored.append(batch.detached())
-            value = loss(batch)[0]
+            value = loss(batch)[0] * self.weight
             return (value, None) if return_outputs else value
 
     class GroupTrainer(MicroBatches, LossTrainer):
         """Goes through a batch in parts, and logs what the loss gives beside it."""
 
         seen: dict[str, list[float]]
+
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            # The gradients of several processes are averaged, and the loss is a mean over what all of them have.
+            count = float(mean_over(inputs["groups"]))
+            self.weight = count / mean_over_processes([count])[0]
+            try:
+                return super().training_step(model, inputs, *args, **kwargs)
+            finally:
+                self.weight = 1.0
 
         def parts_of(self, inputs: Any, budget: int, at_least: int) -> list[Part]:
             return split_groups(inputs["groups"], share, mean_over, budget, at_least)
@@ -117,7 +128,8 @@ def build_trainer(
             self.scored.clear()
 
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-            means = {name: sum(values) / len(values) for name, values in self.seen.items()}
+            own = [sum(values) / len(values) for values in self.seen.values()]
+            means = dict(zip(self.seen, mean_over_processes(own), strict=True))
             self.seen.clear()
             super().log({**logs, **means} if "loss" in logs else logs, *args, **kwargs)
 

@@ -85,7 +85,8 @@ def training_arguments(
     try:
         arguments: TrainingArguments = kind(
             **_managed(method, trainer, sampling),
-            **trainer.extra,
+            # Every weight of an adapter is used in each step; a model of which that is not true sets it in `extra`.
+            **{"ddp_find_unused_parameters": False, **trainer.extra},
             output_dir=str(output),
             seed=seed,
             data_seed=seed,
@@ -114,6 +115,7 @@ def _managed(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingCon
         **(_on_policy(method, trainer, sampling) if isinstance(method, OnPolicyConfig) else {}),
         "report_to": "none",
         "disable_tqdm": True,
+        "log_level_replica": "error",
         "save_strategy": "steps",
         "save_total_limit": 2,
         "logging_strategy": "steps",

@@ -1,0 +1,225 @@
+"""Shards computed by workers on several machines, through Ray.
+
+A worker loads the model once, from the folder that the hub or the cache on its machine has, and computes shards that
+are sent to it; rows come back, and the process that runs the experiment writes them: machines share no disk. Ray starts
+a worker that died anew and gives it its shards again, which come out the same.
+"""
+
+import importlib.util
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mipo_exp.config import ModelConfig, RayWorkersConfig, WorkersConfig
+from mipo_exp.data.base import Task
+from mipo_exp.errors import ConfigError, UserError
+from mipo_exp.models import locate
+from mipo_exp.processes import team
+from mipo_exp.runtime import Runtime
+from mipo_exp.store import Store
+
+if TYPE_CHECKING:
+    from mipo_exp.shards import Opened, Shard
+
+log = logging.getLogger(__name__)
+
+Row = TypeVar("Row")
+Tool = TypeVar("Tool")
+
+AHEAD = 2  # shards that a worker has at once, so that it does not wait for the next one
+RESTARTS = 3  # of a worker that died; more often it is the shard that kills it
+
+
+def make_pool(config: WorkersConfig, runtime: Runtime, cache: Path) -> "Pool | None":
+    """The workers that the config asks for, not started yet; None without.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    if not isinstance(config, RayWorkersConfig):
+        return None
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("workers=ray needs the package ray: pip install 'mipo-exp[ray]'; or use workers=none")
+    return Pool(config, runtime, cache)
+
+
+class Pool:
+    """Workers with the model of a runtime, started with the first shard that is to be computed.
+
+    Args:
+        config: how many, and what each of them takes.
+        runtime: whose model, task and kind of device they have too.
+        cache: the folder for converted models on their machines.
+    """
+
+    def __init__(self, config: RayWorkersConfig, runtime: Runtime, cache: Path) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._cache = cache
+        self._workers: list[Any] = []
+
+    def compute(
+        self,
+        name: str,
+        adapter: Path | None,
+        opened: "Opened[Tool]",
+        shards: "Iterator[tuple[int, Shard[Tool, Row]]]",
+    ) -> Iterator[tuple[int, list[Row]]]:
+        """The rows of each shard with its number, in the order in which they are done.
+
+        Args:
+            name: of this set of shards; what computes them is opened once for it by each worker.
+            adapter: the folder of the adapter on the model; its content is sent.
+            opened: makes what computes them.
+            shards: numbers and functions.
+
+        Raises:
+            ConfigError: the cluster has no room, or a worker dies again and again.
+            UserError: a worker's machine lacks something.
+        """
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        workers = self._started()
+        job = ray.put((opened, None if adapter is None else _content(adapter)))
+        free = [worker for _ in range(AHEAD) for worker in workers]
+        pending: dict[Any, tuple[int, Any]] = {}
+        while True:
+            while free and (item := next(shards, None)) is not None:
+                worker = free.pop()
+                pending[worker.compute.remote(name, [job], item[1])] = (item[0], worker)
+            if not pending:
+                return
+            done = ray.wait(list(pending), num_returns=1)[0][0]
+            number, worker = pending.pop(done)
+            free.append(worker)
+            try:
+                rows = ray.get(done)
+            except RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise type(error.cause)(f"a worker of workers=ray: {error.cause}") from error
+                raise
+            except RayActorError as error:
+                raise ConfigError(
+                    f"a worker of workers=ray died {RESTARTS + 1} times ({' '.join(str(error).split())}); give each "
+                    "more memory (fewer workers.count on a machine), or use workers=none"
+                ) from error
+            yield number, rows
+
+    def release(self) -> None:
+        """End the workers: what they hold is needed for the training."""
+        if self._workers:
+            import ray
+
+            for worker in self._workers:
+                ray.kill(worker)
+            self._workers = []
+
+    def _started(self) -> list[Any]:
+        if self._workers:
+            return self._workers
+        import ray
+
+        self._connect()
+        config, runtime = self._config, self._runtime
+        on_gpu = runtime.device.startswith("cuda")
+        gpus = int(on_gpu) if config.gpus is None else config.gpus
+        has = ray.cluster_resources()
+        room = int(has.get("CPU", 0) // config.cpus)
+        if gpus:
+            room = min(room, int(has.get("GPU", 0) // gpus))
+        count = room if config.count is None else config.count
+        if not 0 < count <= room:
+            wanted = "a worker" if config.count is None else f"{count} workers"
+            raise ConfigError(
+                f"workers=ray: the cluster has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs, and "
+                f"{wanted} of workers.cpus={config.cpus} and {gpus} GPUs do not fit; lower them, or add machines"
+            )
+        kind = ray.remote(num_cpus=config.cpus, num_gpus=gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Worker)
+        identity = (runtime.config, runtime.source.fingerprint, self._cache, runtime.task)
+        device = "cuda" if on_gpu else "cpu"
+        self._workers = [kind.remote(*identity, device, config.cpus) for _ in range(count)]
+        log.info("%d workers on %d machines", count, len([node for node in ray.nodes() if node["Alive"]]))
+        return self._workers
+
+    def _connect(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            return
+        quiet = {"log_to_driver": False, "configure_logging": False}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        address = self._config.address
+        try:
+            if address != "local":
+                ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            if address != "auto":
+                raise ConfigError(
+                    f"workers.address={address}: no Ray cluster answers there ({error}); start one (ray start --head), "
+                    "or use workers.address=local"
+                ) from error
+        if not ray.is_initialized():
+            ray.init(address="local", include_dashboard=False, **quiet)
+
+
+class Worker:
+    """What runs on a worker's machine. The model is loaded with the first shard: an error there is one of a shard and
+    comes back as it is."""
+
+    def __init__(self, config: ModelConfig, fingerprint: str, cache: Path, task: Task, device: str, cpus: int) -> None:
+        os.environ.pop("WORLD_SIZE", None)  # of the processes of the run that started this machine's Ray
+        team.cache_clear()
+        self._config, self._fingerprint, self._cache, self._task = config, fingerprint, cache, task
+        self._device, self._cpus = device, cpus
+        self._runtime: Runtime | None = None
+        self._name: str | None = None
+        self._open = ExitStack()
+        self._tool: Any = None
+
+    def compute(self, name: str, job: list[Any], shard: "Shard[Any, Row]") -> list[Row]:
+        """The rows of a shard; `job` refers to what is the same for all shards of this name, which is fetched once."""
+        if self._runtime is None:
+            self._runtime = self._load()
+        if name != self._name:
+            import ray
+
+            self._open.close()
+            opened, adapter = ray.get(job[0])
+            folder = None if adapter is None else self._write(adapter)
+            self._tool, self._name = self._open.enter_context(opened(self._runtime, folder)), name
+        return shard(self._runtime, self._tool)
+
+    def _load(self) -> Runtime:
+        import socket
+
+        import torch
+
+        from mipo_exp.pipeline import Run
+
+        torch.set_num_threads(self._cpus)
+        store = Store(self._cache)
+        source = locate(self._config, self._cache)
+        if source.fingerprint != self._fingerprint:
+            raise ConfigError(
+                f"the model on {socket.gethostname()} ({source.description}) is not the one of this run; make the "
+                "files equal, or pin model.revision"
+            )
+        runtime = Runtime(self._config, source, self._task, self._device)
+        Run(store).fetch_model(runtime)
+        return runtime
+
+    def _write(self, adapter: Mapping[str, bytes]) -> Path:
+        folder = Path(self._open.enter_context(tempfile.TemporaryDirectory()))
+        for name, content in adapter.items():
+            (folder / name).write_bytes(content)
+        return folder
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

@@ -1,0 +1,284 @@
+"""Several processes of one run, really started: what they make together is what one process makes."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+from torch.distributed import HashStore
+
+from mipo_exp.processes import Failure, Team, threads
+from mipo_exp.records import Response
+from mipo_exp.store import PartTaken, Workspace
+from tests.command_line import Done, environment, run, with_cache
+from tests.conftest import Experiment
+
+# Several shards a stage, and a batch that two processes share.
+SHARED = ("+debug=quick", "device=cpu", "engine.batch_rows=2", "scoring.batch_tokens=400")
+UNEQUAL = ("manifest.json", "adapter_config.json")
+SUFFIXES = (".arrow", ".json", ".safetensors")
+BEFORE_TRAINING = ("chosen", "rejected", "pairs", "scored_pairs", "before_responses", "before_scores_base")
+
+
+def together(*overrides: str, folders: Sequence[Path]) -> list[Done]:
+    """One process for each folder, started as a launcher without an agent of its own (mpirun, srun) would."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    size = len(folders)
+
+    def start(rank: int) -> Done:
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        variables = {name: str(number) for name, number in numbers.items()}
+        return run(*overrides, *SHARED, cwd=folders[rank], MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1", **variables)
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(start, range(size)))
+
+
+def launch(*overrides: str, cwd: Path) -> "subprocess.Popen[str]":
+    """`accelerate launch`, two processes on the CPU."""
+    arguments = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    arguments += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *arguments, "-m", "mipo_exp"]
+    return subprocess.Popen(
+        [*launcher, *with_cache([*SHARED, "hydra.run.dir=run", *overrides], cwd)],
+        cwd=cwd,
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def key_of(summary: dict[str, Any], stage: str) -> str:
+    return summary["stages"][stage]["key"]
+
+
+def files(cache: Path, stage: str) -> dict[str, Any]:
+    """The artefacts of a stage: bytes, and JSON read; without what names the time or a folder."""
+    found = (path for path in sorted((cache / stage).rglob("*")) if path.suffix in SUFFIXES)
+    return {
+        str(path.relative_to(cache)): json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
+        for path in found
+        if path.name not in UNEQUAL
+    }
+
+
+def check_equal(two: dict[str, Any], two_cache: Path, one: dict[str, Any], one_cache: Path) -> None:
+    """What is sampled and scored before training is equal in every byte, the adapter up to rounding."""
+    for stage in BEFORE_TRAINING:
+        assert key_of(two, stage) == key_of(one, stage)
+    for folder in ("chosen", "rejected", "pairs", "scored_pairs"):
+        assert files(two_cache, folder) == files(one_cache, folder)
+    assert key_of(two, "adapter") != key_of(one, "adapter")
+    ours, theirs = (
+        load_file(cache / "adapter" / key_of(summary, "adapter") / "adapter" / "adapter_model.safetensors")
+        for summary, cache in ((two, two_cache), (one, one_cache))
+    )
+    assert ours.keys() == theirs.keys()
+    assert max(float(weight.abs().max()) for weight in ours.values()) > 0.01
+    for name, weight in ours.items():
+        assert float((weight - theirs[name]).abs().max()) < 1e-5, name
+    for phase in ("before", "after"):
+        for name, found in two["metrics"][phase].items():
+            assert found["mean"] == pytest.approx(one["metrics"][phase][name]["mean"], abs=1e-3, nan_ok=True), name
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    """A folder for each of two processes."""
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def test_two_processes_make_what_one_makes_with_twice_the_batch(
+    tmp_path: Path, two: list[Path], experiment: Experiment
+) -> None:
+    cache = tmp_path / "shared"
+    done = together(
+        *("trainer.per_device_train_batch_size=2", f"paths.cache={cache}", "hydra.run.dir=run"), folders=two
+    )
+    assert [item.returncode for item in done] == [0, 0], done[0].stderr
+    assert done[1].stderr == done[1].stdout == ""
+    assert list(two[1].iterdir()) == []  # one run folder, that of process 0
+    assert "2 in each of 2 processes" in done[0].stderr
+    summary = summary_of(two[0] / "run")
+    assert summary["processes"] == 2
+    alone = tmp_path / "alone"
+    one, _ = experiment(*SHARED[1:], "trainer.per_device_train_batch_size=4", cache=alone)
+    check_equal(summary, cache, one, alone)
+    again = together(
+        f"paths.cache={cache}", "trainer.per_device_train_batch_size=2", "hydra.run.dir=again", folders=two
+    )
+    assert [item.returncode for item in again] == [0, 0]
+    assert all(stage["cached"] for stage in summary_of(two[0] / "again")["stages"].values())
+
+
+@pytest.mark.parametrize("method", ["sft", pytest.param("softmax_dpo", marks=pytest.mark.slow)])
+def test_methods_with_losses_of_our_own_spread_as_well(
+    method: str, tmp_path: Path, two: list[Path], experiment: Experiment
+) -> None:
+    cache, alone = tmp_path / "shared", tmp_path / "alone"
+    overrides = (f"method={method}", "negatives.k=2")
+    done = together(
+        *overrides, "trainer.per_device_train_batch_size=2", f"paths.cache={cache}", "hydra.run.dir=run", folders=two
+    )
+    assert [item.returncode for item in done] == [0, 0], done[0].stderr
+    experiment(*SHARED[1:], *overrides, "trainer.per_device_train_batch_size=4", cache=alone)
+    ours, theirs = (json.loads(next(of.glob("adapter/*/history.json")).read_text()) for of in (cache, alone))
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], abs=1e-5)
+    assert [row["grad_norm"] for row in ours] == pytest.approx([row["grad_norm"] for row in theirs], rel=1e-4)
+    assert ours[-1].keys() == theirs[-1].keys()
+
+
+def test_bad_input_has_one_message_and_ends_all_processes(two: list[Path]) -> None:
+    done = together("method.beta=-1", folders=two)
+    assert [item.returncode for item in done] == [2, 2]
+    assert done[0].stderr == "error: method.beta=-1.0 is out of range; it must be greater than 0\n"
+    assert done[1].stderr == ""
+
+
+def test_what_one_machine_lacks_is_said_by_process_0(two: list[Path]) -> None:
+    done = together("paths.cache=cache", folders=two)  # another folder in each
+    assert [item.returncode for item in done] == [2, 2]
+    assert "process 1 of 2: " in done[0].stderr
+    assert "must be a folder that all machines of this run share" in done[0].stderr
+    assert done[0].stderr.count("error: ") == 1
+    assert done[1].stderr == ""
+
+
+@pytest.mark.parametrize("method", ["infonce", "mi_rl"])
+def test_a_training_that_cannot_be_spread_is_refused(method: str, two: list[Path]) -> None:
+    done = together(f"method={method}", folders=two)
+    assert [item.returncode for item in done] == [2, 2]
+    assert f"method={method}" in done[0].stderr
+    assert "start it in one process" in done[0].stderr
+
+
+def test_a_multirun_goes_on_after_a_job_with_bad_input(two: list[Path]) -> None:
+    done = together("-m", "method=base", "evaluation.k=2,-1,3", "hydra.sweep.dir=jobs", folders=two)
+    assert [item.returncode for item in done] == [2, 2], done[0].stderr
+    assert "1 of the jobs failed" in done[0].stderr
+    assert [summary_of(two[0] / "jobs" / job)["status"] for job in ("0", "2")] == ["ok", "ok"]
+
+
+def test_accelerate_launch_starts_it(tmp_path: Path) -> None:
+    process = launch("method=base", cwd=tmp_path)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    summary = summary_of(tmp_path / "run")
+    assert (summary["status"], summary["processes"]) == ("ok", 2)
+    assert summary["command"].startswith("accelerate launch --num_processes 2 -m mipo_exp")
+
+
+def rank_1_of(launcher: "subprocess.Popen[str]") -> psutil.Process:
+    for _ in range(600):
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(launcher.pid).children():
+                if child.environ().get("RANK") == "1":
+                    return child
+        time.sleep(0.1)
+    raise AssertionError("process 1 was not started")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["chosen/*.partial/shards/*.arrow", "adapter/*.partial/checkpoints/*/complete.json"])
+def test_a_killed_process_ends_all_and_the_same_command_goes_on(when: str, tmp_path: Path, two: list[Path]) -> None:
+    work = ("task.train_examples=80", "task.max_new_tokens=40", "trainer.max_steps=20", "trainer.save_steps=5")
+    cache = tmp_path / "cache"
+    launched = launch(*work, "trainer.per_device_train_batch_size=2", cwd=tmp_path)
+    process = rank_1_of(launched)
+    all_of_them = psutil.Process(launched.pid).children()
+    while not list(cache.glob(when)):
+        assert launched.poll() is None, launched.communicate()[0]
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = launched.communicate(timeout=60)
+    assert launched.returncode != 0
+    assert time.monotonic() - killed < 40
+    assert "error: " in said
+    assert len(all_of_them) >= 2
+    assert not any(item.is_running() for item in all_of_them)
+    assert list(cache.glob(when)), "nothing is left to go on from"
+    again = launch(*work, "trainer.per_device_train_batch_size=2", cwd=tmp_path)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    assert ("going on with the training" in said) == when.startswith("adapter")
+    undisturbed = together(
+        *(*work, "trainer.per_device_train_batch_size=2", "hydra.run.dir=run", f"paths.cache={tmp_path / 'other'}"),
+        folders=two,
+    )
+    assert [item.returncode for item in undisturbed] == [0, 0]
+    first, second = summary_of(tmp_path / "run"), summary_of(two[0] / "run")
+    for stage in first["stages"]:
+        assert key_of(first, stage) == key_of(second, stage)
+    for stage in ("chosen", "rejected", "scored_pairs", "adapter", "responses", "scores"):
+        assert files(cache, stage) == files(tmp_path / "other", stage)
+
+
+def test_the_first_failure_counts_and_claims_are_given_once() -> None:
+    store = HashStore()
+    teams = [Team(rank, 2, rank, 2) for rank in range(2)]
+    for one in teams:
+        one._store = store
+    assert [teams[i].claim("shards") for i in (0, 1, 1, 0)] == [0, 1, 2, 3]
+    teams[1].report("done", 5)
+    teams[0].report("done", 7)
+    assert teams[0].reports("done", 0) == [5, 7]
+    assert teams[0].reports("done", 1) == [7]
+    assert teams[0].share("name", "x") == teams[1].share("name", None) == "x"
+    first = teams[1]._first_failure(Failure(1, "bad", 2))
+    assert teams[0]._first_failure(Failure(0, "echo", 1)) == first == Failure(1, "bad", 2)
+
+
+def test_a_process_that_is_not_heard_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mipo_exp.processes.SILENT_BEATS", 3)
+    leader = Team(0, 2, 0, 2)
+    leader._store = HashStore()
+    beats = {1: (0, 0)}
+    leader._store.add("beat/1", 1)
+    found = [leader._silent(beats) for _ in range(4)]
+    assert found[:3] == [None, None, None]
+    assert found[3] is not None
+    assert found[3].rank == 1
+
+
+def test_a_process_that_follows_writes_nothing_but_shards(tmp_path: Path) -> None:
+    work = Workspace(tmp_path, {}, follows=True)
+    assert work.shard(0, Response, lambda: [Response("a", [1], "x", True)])[1] is False
+    for write in (
+        lambda: work.write_table("responses", [], Response),
+        lambda: work.write_json("notes", {}),
+        work.finish_shards,
+    ):
+        with pytest.raises(PartTaken):
+            write()
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".arrow"]
+
+
+def test_cores_are_divided_where_the_launcher_says_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads(4) == 4
+    assert threads(32) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads(4) == 3
