@@ -71,7 +71,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class OpenvinoConfig(EngineConfig):
-    precision: str = bounded(choices=("float32", "bfloat16"))
+    precision: str = bounded(choices=("auto", "float32", "bfloat16"))
 
 
 @dataclass(frozen=True)

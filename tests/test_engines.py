@@ -230,6 +230,8 @@ def test_the_precision_and_the_version_are_in_openvinos_key_and_the_limits_are_n
     assert engine_identity(OPENVINO) == engine_identity(OpenvinoConfig("openvino", 99, 9, "float32"))
     assert engine_identity(OPENVINO) != engine_identity(dataclasses.replace(OPENVINO, precision="bfloat16"))
     assert {"name", "version", "precision", "network"} == set(engine_identity(OPENVINO))
+    auto = engine_identity(dataclasses.replace(OPENVINO, precision="auto"))
+    assert auto["precision"] in ("float32", "bfloat16"), "the key has what was computed, not what was asked for"
     assert in_process(OPENVINO) == EngineConfig("transformers", 4, 4096)
 
 

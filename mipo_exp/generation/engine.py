@@ -16,6 +16,7 @@ from mipo_exp.config import Config, EngineConfig, OpenvinoConfig, SamplingConfig
 from mipo_exp.config_methods import CadConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.openvino_model import VERSION as NETWORK
+from mipo_exp.generation.openvino_model import resolve_precision
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import digest
 
@@ -114,7 +115,9 @@ def engine_identity(config: EngineConfig) -> dict[str, Any]:
     """What a sampling stage's result depends on, of the engine."""
     if config.name not in NEEDS:
         return dataclasses.asdict(config)  # the rows of a batch share a random generator
-    own = {"precision": config.precision, "network": NETWORK} if isinstance(config, OpenvinoConfig) else {}
+    own: dict[str, Any] = {}
+    if isinstance(config, OpenvinoConfig):
+        own = {"precision": resolve_precision(config.precision), "network": NETWORK}
     return {"name": config.name, "version": version(NEEDS[config.name][1]), **own}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from mipo_exp.config import OpenvinoConfig, SamplingConfig
 from mipo_exp.errors import ModelError
 from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
-from mipo_exp.generation.openvino_model import properties, write_model
+from mipo_exp.generation.openvino_model import properties, resolve_precision, write_model
 from mipo_exp.runtime import Runtime
 
 # Prompts in a shard: several times what is sampled at once, or the last responses of each would run alone for long.
@@ -103,8 +103,9 @@ class OpenvinoEngine:
         scheduler.enable_prefix_caching = False
         if self.adapter is not None:
             write_model(self.runtime, self.adapter, self.folder)
+        precision = resolve_precision(self.config.precision)
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            self.folder, scheduler_config=scheduler, device="CPU", properties=properties(self.config.precision)
+            self.folder, scheduler_config=scheduler, device="CPU", properties=properties(precision)
         )
         return self._pipeline
 

@@ -32,8 +32,19 @@ PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 LARGEST_GAP = 1e-3
 
 
+def resolve_precision(precision: str) -> str:
+    """What `engine.precision=auto` is on this machine: bfloat16 where the CPU has units for it."""
+    if precision != "auto":
+        return precision
+    import openvino
+
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bfloat16" if "BF16" in capabilities else "float32"
+
+
 def properties(precision: str) -> dict[str, str]:
-    """How openvino computes. Its own choice would be bfloat16 where the CPU has it, and 8 bits for the cache."""
+    """How openvino computes in a precision that is not `auto`. Its own choice would be bfloat16 where the CPU has it,
+    and 8 bits for the cache."""
     kind = PRECISIONS[precision]
     return {
         "INFERENCE_PRECISION_HINT": kind,
