@@ -32,7 +32,7 @@ def test_pieces_are_as_many_as_tokens_and_begin_alike_where_texts_do() -> None:
 
 
 def test_sampling_counts_prompts_responses_and_steps() -> None:
-    config = composed("task.max_new_tokens=10", "engine.batch_rows=4", "negatives=no_context")
+    config = composed("task.max_new_tokens=10", "engine.batch_rows=4", "evaluation.k=4", "negatives=no_context")
     works = estimate_work(config, users(6), users(6))
     assert works["chosen"].sampled == works["rejected"].sampled == 60
     assert works["chosen"].prompts == 6 * (25 + 100 + 10)

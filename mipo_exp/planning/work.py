@@ -13,6 +13,7 @@ from itertools import count
 
 from mipo_exp.config import Config, EngineConfig, SamplingConfig
 from mipo_exp.config_methods import MiRlConfig, OnPolicyConfig
+from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
 from mipo_exp.negatives import contrast_conditions, sample_negatives
 from mipo_exp.records import Condition, Example
@@ -85,7 +86,7 @@ def estimate_work(
     true_prompts = [encode(example.condition) for example in counted_train]
     held_out = [encode(example.condition) for example in counted_evaluation]
     before = _scaled(_sampling(held_out, config.engine, limit), held_out_scale)
-    scores = _scaled(_scoring(config, _contrasts(config, counted_evaluation, encode), device), held_out_scale)
+    scores = _scaled(_scoring(config, _contrasts(config, evaluation, encode), device), held_out_scale)
     options = _scaled(_scoring(config, _options(counted_evaluation, held_out), device), held_out_scale)
     found = {
         "before_responses": before,
@@ -99,7 +100,8 @@ def estimate_work(
         "chosen": _scaled(_sampling(true_prompts, config.engine, config.sampling), scale),
     }
     if config.method.trains_on == "pairs":
-        negatives = sample_negatives(counted_train, config.negatives, config.seed, in_order)
+        negatives = sample_negatives(train, config.negatives, config.seed, in_order)
+        negatives = negatives[: len(counted_train) * config.negatives.k]
         missing = [encode(negative.condition) for negative in negatives if negative.source is None]
         wrong = [encode(negative.condition) for negative in negatives]
         found["rejected"] = _scaled(_sampling(missing, config.engine, config.sampling), scale)
@@ -160,13 +162,17 @@ def _scoring(config: Config, items: Sequence[Scorable], device: str) -> Work:
 
 
 def _contrasts(config: Config, examples: Sequence[Example], encode: Encode) -> list[Scorable]:
-    """Each response under K conditions and its own marginal; of few examples, under as many as there are."""
-    k = min(config.evaluation.k, len(examples))
-    if k < 2:
+    """The first responses, each under K conditions and its own marginal."""
+    if not examples:
         return []
+    k, seed = config.evaluation.k, config.evaluation.seed
+    try:  # among themselves they share as much as all of them do
+        contrasts = contrast_conditions(examples[:COUNTED], k, seed)
+    except ConfigError:  # the first ones are of too few users
+        contrasts = contrast_conditions(examples, k, seed)[:COUNTED]
     responses = _responses(config.evaluation.sampling.max_new_tokens)
     items = []
-    for example, conditions in zip(examples, contrast_conditions(examples, k, config.evaluation.seed), strict=True):
+    for example, conditions in zip(examples, contrasts, strict=False):
         response = responses()
         items += [Scorable(tuple(encode(one)), response) for one in (*conditions, own_marginal(example))]
     return items
