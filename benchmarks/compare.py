@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLAIN = Path(__file__).with_name("public_tools.py")
-# Of the issue that set the targets: steps of 4 and 2 pairs, K = 4 and 8, responses of 48 and 32 tokens.
+# Short prompts without a context, and long contexts: small enough for a CPU.
 SIZES = {
     "gsm8k": {"pairs": 32, "new-tokens": 48, "steps": 4, "batch": 4, "k": 4},
     "lamp": {"pairs": 16, "new-tokens": 32, "steps": 3, "batch": 2, "k": 8},

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the experiment at each size in a process and with a cache of its own, and print seconds by stage."""
-    # Every run but the smallest has its model from here, so that none converts it.
+    # The first run makes the model's folder, which the measured ones share.
     with tempfile.TemporaryDirectory() as folder:
         run(Path(folder), args.examples, args.override)
         found = {factor: run(Path(folder), factor * args.examples, args.override, "fresh") for factor in FACTORS}
@@ -42,7 +43,7 @@ def run(folder: Path, examples: int, overrides: list[str], fresh: str = "") -> d
     if fresh:
         for stage in (folder / "cache").iterdir():
             if stage.is_dir() and stage.name not in ("model", "fingerprints"):
-                subprocess.run(["rm", "-rf", str(stage)], check=True)
+                shutil.rmtree(stage)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     summary: dict[str, dict[str, dict[str, float]]] = json.loads((output / "summary.json").read_text())
     return summary

@@ -8,6 +8,7 @@ the baseline. One JSON line for each stage, with the baseline's fields.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -15,7 +16,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,8 @@ from hydra import compose, initialize_config_dir
 
 from mipo_exp import cli
 from mipo_exp.experiment import Prepared, prepare
+from mipo_exp.generation.engine import settled
+from mipo_exp.generation.responses import opened_engine
 from mipo_exp.parsing import parse
 from mipo_exp.records import Pair, Response
 
@@ -109,6 +112,8 @@ def sample_and_score(ready: Prepared, sizes: Sizes) -> None:
     """Stages `pairs` and `score`."""
     run, stages = ready.run, ready.stages
     ready.runtime.model()
+    if "engine_model" in run.finished:
+        _open_engine(ready)
     started = time.perf_counter()
     for name in ("chosen", "rejected"):
         run.fetch(name, stages[name])
@@ -131,20 +136,32 @@ def sample_and_score(ready: Prepared, sizes: Sizes) -> None:
     report("reference", time.perf_counter() - started, tokens, pairs=len(pairs))
 
 
+def _open_engine(ready: Prepared) -> None:
+    """Let an engine with a form of the model of its own load it."""
+    folder = ready.run.path("engine_model") / "model"
+    one_token = dataclasses.replace(ready.config.sampling, max_new_tokens=1)
+    with opened_engine(ready.runtime, None, settled(ready.config.engine), folder, folder) as engine:
+        engine.sample([[1]], one_token, 0, [0], None)
+
+
 def train(ready: Prepared, sizes: Sizes) -> None:
-    """Stage `train`: from the end of the first step to the end of the last one, which leaves set-up out."""
+    """Stage `train`: the Trainer's `train`, as in the baseline."""
+    from transformers import Trainer
+
     run, stages = ready.run, ready.stages
-    ends: list[float] = []
+    inner, times = Trainer.train, list[float]()
 
-    def follow(_: Mapping[str, Any]) -> None:
-        ends.append(time.perf_counter())
+    def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        found = inner(self, *args, **kwargs)
+        times.append(time.perf_counter() - started)
+        return found
 
-    ready.runtime.on_training_log = follow
+    Trainer.train = timed
     for name in ("chosen", "rejected", "pairs", "scored_pairs", "adapter"):
         run.fetch(name, stages[name])
     history = run.finished["adapter"].artefact.json("history")
-    tokens = int(history[-1]["num_tokens"] - history[0]["num_tokens"])
-    report("train", ends[-1] - ends[0], tokens, steps=len(ends) - 1, batch=sizes.batch)
+    report("train", times[0], int(history[-1]["num_tokens"]), steps=len(history), batch=sizes.batch)
 
 
 def main() -> None:

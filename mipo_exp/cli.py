@@ -178,7 +178,11 @@ def _hydra_main(raw: DictConfig) -> float | None:
             return None
         from mipo_exp.experiment import run_experiment
 
-        launcher = ["python"] if team().size == 1 else ["accelerate", "launch", "--num_processes", str(team().size)]
+        launcher = (
+            ["python"]
+            if team().size == 1
+            else ["accelerate", "launch", "--multi_gpu", "--num_processes", str(team().size)]
+        )
         command = shlex.join([*launcher, "-m", "mipo_exp", *overrides])
         outcome = run_experiment(config, resolve(raw), output, command)
         if outcome.missing:

@@ -26,7 +26,7 @@ from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError, StorageError
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.generation import openvino_model
-from mipo_exp.generation.engine import engine_identity, in_process
+from mipo_exp.generation.engine import engine_identity, in_process, settled
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
 from mipo_exp.judging.judge import RUBRIC_PROMPTS
 from mipo_exp.judging.stage import Judging, judge_responses
@@ -142,7 +142,7 @@ def declare(
             shared=name in SHARED,
         )
 
-    sampling, engine, scoring, seed = config.sampling, config.engine, config.scoring, config.seed
+    sampling, engine, scoring, seed = config.sampling, settled(config.engine), config.scoring, config.seed
     held_out = config.evaluation
 
     # The base model in the form that the engine reads, where that is one of its own.

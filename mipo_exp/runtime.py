@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mipo_exp import conversion
 from mipo_exp.config import ModelConfig
@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from mipo_exp.workers import Pool
+
+
+class Closable(Protocol):
+    """Holds memory that can be given back."""
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
+Kept = TypeVar("Kept", bound=Closable)
 
 
 class Runtime:
@@ -48,6 +59,7 @@ class Runtime:
         self.pool: Pool | None = None  # computes shards elsewhere, where there is one
         self._model: Any = None
         self._adapter: Path | None = None
+        self._kept: tuple[Any, Any] | None = None
 
     @property
     def dtype(self) -> str:
@@ -143,8 +155,22 @@ class Runtime:
         model.generation_config = GenerationConfig()
         return model
 
+    def keep(self, key: Any, make: Callable[[], Kept]) -> Kept:
+        """What `make` gives, from one stage to the next: until the model is released, or another key is asked for."""
+        if self._kept is None or self._kept[0] != key:
+            self._close_kept()
+            self._kept = (key, make())
+        kept: Kept = self._kept[1]
+        return kept
+
+    def _close_kept(self) -> None:
+        if self._kept is not None:
+            self._kept[1].close()
+            self._kept = None
+
     def release(self) -> None:
-        """Give the model's memory back, where it is loaded, here and in workers."""
+        """Give the model's memory back, where it is loaded, here and in workers, and that of what is kept beside it."""
+        self._close_kept()
         if self.pool is not None:
             self.pool.release()
         if self._model is not None:

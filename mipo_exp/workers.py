@@ -129,9 +129,12 @@ class Pool:
         on_gpu = runtime.device.startswith("cuda")
         gpus = int(on_gpu) if config.gpus is None else config.gpus
         has = ray.cluster_resources()
-        room = int(has.get("CPU", 0) // config.cpus)
-        if gpus:
-            room = min(room, int(has.get("GPU", 0) // gpus))
+        # A worker lies on one machine.
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = 0
+        for one in machines:
+            fit = int(one.get("CPU", 0) // config.cpus)
+            room += min(fit, int(one.get("GPU", 0) // gpus)) if gpus else fit
         count = room if config.count is None else config.count
         if not 0 < count <= room:
             wanted = "a worker" if config.count is None else f"{count} workers"
@@ -143,7 +146,7 @@ class Pool:
         identity = (runtime.config, runtime.source.fingerprint, self._cache, runtime.task)
         device = "cuda" if on_gpu else "cpu"
         self._workers = [kind.remote(*identity, device, config.cpus) for _ in range(count)]
-        log.info("%d workers on %d machines", count, len([node for node in ray.nodes() if node["Alive"]]))
+        log.info("%d workers on %d machines", count, len(machines))
         return self._workers
 
     def _connect(self) -> None:

@@ -18,7 +18,14 @@ from transformers import LlamaConfig, Qwen2Config
 from mipo_exp.config import EngineConfig, OpenvinoConfig, SamplingConfig, VllmConfig
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation import openvino_engine, responses
-from mipo_exp.generation.engine import check_engine, engine_identity, in_process, make_engine, request_seed
+from mipo_exp.generation.engine import (
+    check_engine,
+    engine_identity,
+    in_process,
+    make_engine,
+    request_seed,
+    settled,
+)
 from mipo_exp.generation.openvino_engine import OpenvinoEngine
 from mipo_exp.generation.openvino_model import check_type, write_model
 from mipo_exp.generation.transformers_engine import TransformersEngine
@@ -230,8 +237,10 @@ def test_the_precision_and_the_version_are_in_openvinos_key_and_the_limits_are_n
     assert engine_identity(OPENVINO) == engine_identity(OpenvinoConfig("openvino", 99, 9, "float32"))
     assert engine_identity(OPENVINO) != engine_identity(dataclasses.replace(OPENVINO, precision="bfloat16"))
     assert {"name", "version", "precision", "network"} == set(engine_identity(OPENVINO))
-    auto = engine_identity(dataclasses.replace(OPENVINO, precision="auto"))
-    assert auto["precision"] in ("float32", "bfloat16"), "the key has what was computed, not what was asked for"
+    auto = settled(dataclasses.replace(OPENVINO, precision="auto"))
+    assert engine_identity(auto)["precision"] in ("float32", "bfloat16"), (
+        "the key has what was computed, not what was asked for"
+    )
     assert in_process(OPENVINO) == EngineConfig("transformers", 4, 4096)
 
 

@@ -101,7 +101,7 @@ def test_what_may_not_be_split_has_no_budget(caplog: pytest.LogCaptureFixture) -
     for name, schema in METHOD_CONFIGS.items():
         if schema.trains_on in ("pairs", "chosen"):
             config = composed("+debug=quick", f"method={name}")
-            assert may_split(config.method, config.lora) == (name not in ("infonce", "sami"))
+            assert may_split(config.method, config.lora) == (name not in ("infonce", "sami", "rlvr", "rlaif", "mi_rl"))
     config = composed("+debug=quick", "lora.lora_dropout=0.1", "trainer.batch_tokens.cpu=64")
     with caplog.at_level("INFO"):
         assert token_budget(config.trainer, config.method, config.lora, "cpu") is None
@@ -123,8 +123,10 @@ def test_parts_hold_similar_lengths_and_keep_the_budget() -> None:
         return len(rows) * max(lengths[row] for row in rows)
 
     assert split(7, padded, 70) == [[5], [1], [4, 2], [3, 6, 0]]
-    assert split(7, padded, 70, at_least=6) == [[5], [1], [4], [2], [3], [6, 0]]
-    assert split(2, padded, 1000, at_least=6) == [[1], [0]]
+    assert split(7, padded, 70, lambda size: size) == [[row] for row in (5, 1, 4, 2, 3, 6, 0)], "100 fits nowhere"
+    assert split(7, padded, 200, lambda size: size) == [[5, 1], [4, 2], [3, 6], [0]]
+    assert split(7, padded, 200, lambda size: 1) == [[row] for row in (5, 1, 4, 2, 3, 6, 0)], "another process needs it"
+    assert split(4, padded, 1000, lambda size: size) == [[1, 2, 3, 0]]
 
 
 @pytest.mark.parametrize("method", ["softmax_dpo", "sft"])

@@ -96,12 +96,12 @@ def test_limits_are_found_that_fit() -> None:
     examples = users(300), users(300)
     works = estimate_work(config, *examples)
     most = max(need.total for need in needs(config, works, LARGE, "cpu").values())
-    found = find_limits(config, examples, LARGE, "cpu", 0.8 * most)
+    found = find_limits(config, examples, LARGE, "cpu", 0.8 * most, list(works))
     assert found.startswith("fits with ")
     small = composed("model=qwen7b", "trainer.batch_tokens.cpu=null", "engine.batch_tokens=400000", *found.split()[2:])
     again = needs(small, estimate_work(small, *examples), LARGE, "cpu")
     assert all(need.total <= 0.8 * most for need in again.values())
-    assert "does not fit with any limit" in find_limits(config, examples, LARGE, "cpu", 2**30)
+    assert "does not fit with any limit" in find_limits(config, examples, LARGE, "cpu", 2**30, list(works))
 
 
 @pytest.mark.parametrize(

@@ -113,21 +113,20 @@ def test_two_processes_make_what_one_makes_with_twice_the_batch(
     tmp_path: Path, two: list[Path], experiment: Experiment
 ) -> None:
     cache = tmp_path / "shared"
-    done = together(
-        *("trainer.per_device_train_batch_size=2", f"paths.cache={cache}", "hydra.run.dir=run"), folders=two
-    )
+    # Prompts of 200 to 400 bytes: by itself each process would cut its four pairs into parts of other sizes.
+    sizes = ("task.train_examples=16", "trainer.batch_tokens.cpu=900")
+    each = (*sizes, "trainer.per_device_train_batch_size=4", f"paths.cache={cache}")
+    done = together(*each, "hydra.run.dir=run", folders=two)
     assert [item.returncode for item in done] == [0, 0], done[0].stderr
     assert done[1].stderr == done[1].stdout == ""
     assert list(two[1].iterdir()) == []  # one run folder, that of process 0
-    assert "2 in each of 2 processes" in done[0].stderr
+    assert "4 in each of 2 processes" in done[0].stderr
     summary = summary_of(two[0] / "run")
     assert summary["processes"] == 2
     alone = tmp_path / "alone"
-    one, _ = experiment(*SHARED[1:], "trainer.per_device_train_batch_size=4", cache=alone)
+    one, _ = experiment(*SHARED[1:], *sizes, "trainer.per_device_train_batch_size=8", cache=alone)
     check_equal(summary, cache, one, alone)
-    again = together(
-        f"paths.cache={cache}", "trainer.per_device_train_batch_size=2", "hydra.run.dir=again", folders=two
-    )
+    again = together(*each, "hydra.run.dir=again", folders=two)
     assert [item.returncode for item in again] == [0, 0]
     assert all(stage["cached"] for stage in summary_of(two[0] / "again")["stages"].values())
 
@@ -186,7 +185,7 @@ def test_accelerate_launch_starts_it(tmp_path: Path) -> None:
     assert process.returncode == 0, said
     summary = summary_of(tmp_path / "run")
     assert (summary["status"], summary["processes"]) == ("ok", 2)
-    assert summary["command"].startswith("accelerate launch --num_processes 2 -m mipo_exp")
+    assert summary["command"].startswith("accelerate launch --multi_gpu --num_processes 2 -m mipo_exp")
 
 
 def rank_1_of(launcher: "subprocess.Popen[str]") -> psutil.Process:

@@ -75,7 +75,10 @@ class Engine(Protocol):
         ...
 
 
-# What an engine needs beyond the package's own dependencies: module to import, distribution, extra.
+LARGEST_VLLM_RANK = 512
+# Whose base model stays loaded from one sampling stage to the next. vLLM's would leave a GPU no room for scoring.
+KEPT = ("openvino",)
+# What an engine needs beyond the package's own dependencies, which its extra brings: module to import, distribution.
 NEEDS = {"openvino": ("openvino_genai", "openvino-genai"), "vllm": ("vllm", "vllm")}
 
 
@@ -98,6 +101,16 @@ def check_engine(config: Config, device: str) -> None:
         )
     if isinstance(engine, VllmConfig) and not on_gpu:
         raise ConfigError("engine=vllm needs a GPU, and device is cpu; use engine=transformers or engine=openvino")
+    if isinstance(engine, VllmConfig) and device.partition(":")[2] not in ("", "0"):
+        raise ConfigError(
+            f"engine=vllm samples on the first GPU that it sees, and device={device}; use device=cuda with "
+            f"CUDA_VISIBLE_DEVICES={device.partition(':')[2]}"
+        )
+    if isinstance(engine, VllmConfig) and (config.lora.use_dora or config.lora.r > LARGEST_VLLM_RANK):
+        raise ConfigError(
+            f"engine=vllm serves adapters without DoRA and of rank {LARGEST_VLLM_RANK} at most (lora.use_dora="
+            f"{config.lora.use_dora}, lora.r={config.lora.r}); use engine=transformers"
+        )
     if isinstance(config.method, CadConfig):
         raise ConfigError(
             f"method=cad mixes the distributions of two prompts, which engine={engine.name} does not do; use "
@@ -111,13 +124,18 @@ def check_engine(config: Config, device: str) -> None:
             )
 
 
+def settled(config: EngineConfig) -> EngineConfig:
+    """The engine with what this machine decides about it: `engine.precision=auto`."""
+    if isinstance(config, OpenvinoConfig):
+        return dataclasses.replace(config, precision=resolve_precision(config.precision))
+    return config
+
+
 def engine_identity(config: EngineConfig) -> dict[str, Any]:
-    """What a sampling stage's result depends on, of the engine."""
+    """What a sampling stage's result depends on, of an engine that is settled."""
     if config.name not in NEEDS:
         return dataclasses.asdict(config)  # the rows of a batch share a random generator
-    own: dict[str, Any] = {}
-    if isinstance(config, OpenvinoConfig):
-        own = {"precision": resolve_precision(config.precision), "network": NETWORK}
+    own = {"precision": config.precision, "network": NETWORK} if isinstance(config, OpenvinoConfig) else {}
     return {"name": config.name, "version": version(NEEDS[config.name][1]), **own}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from mipo_exp.config import OpenvinoConfig, SamplingConfig
 from mipo_exp.errors import ModelError
 from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
-from mipo_exp.generation.openvino_model import properties, resolve_precision, write_model
+from mipo_exp.generation.openvino_model import FILE, properties, write_model
 from mipo_exp.runtime import Runtime
 
 # Prompts in a shard: several times what is sampled at once, or the last responses of each would run alone for long.
@@ -25,7 +25,7 @@ class OpenvinoEngine:
     """One model in a continuous-batching pipeline.
 
     Args:
-        config: the engine group.
+        config: the engine group, settled.
         runtime: the model and how it is prompted.
         adapter: the policy's; merged into a copy of the model.
         folder: of the converted base model; where there is an adapter, the policy is written there.
@@ -91,21 +91,22 @@ class OpenvinoEngine:
         self._pipeline = None
 
     def _open(self, longest: int) -> Any:
-        """The pipeline, made at the first shard, which has the longest prompt: `longest` tokens with its response."""
-        if self._pipeline is not None:
+        """A pipeline whose cache has room for `longest` tokens of one sequence; a stage's first shard has the longest."""
+        blocks = _blocks(max(self.config.batch_tokens, longest))
+        if self._pipeline is not None and blocks <= self._cache_blocks:
             return self._pipeline
         import openvino_genai
 
+        self._pipeline = None
         scheduler = openvino_genai.SchedulerConfig()
-        self._cache_blocks = _blocks(max(self.config.batch_tokens, longest))
+        self._cache_blocks = blocks
         scheduler.max_num_batched_tokens = max(STEP_TOKENS, self.config.batch_rows)
         scheduler.num_kv_blocks = self._cache_blocks + 1
         scheduler.enable_prefix_caching = False
-        if self.adapter is not None:
+        if self.adapter is not None and not (self.folder / FILE).exists():
             write_model(self.runtime, self.adapter, self.folder)
-        precision = resolve_precision(self.config.precision)
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            self.folder, scheduler_config=scheduler, device="CPU", properties=properties(precision)
+            self.folder, scheduler_config=scheduler, device="CPU", properties=properties(self.config.precision)
         )
         return self._pipeline
 

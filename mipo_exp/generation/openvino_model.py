@@ -45,8 +45,11 @@ def resolve_precision(precision: str) -> str:
 def properties(precision: str) -> dict[str, str]:
     """How openvino computes in a precision that is not `auto`. Its own choice would be bfloat16 where the CPU has it,
     and 8 bits for the cache."""
+    import torch
+
     kind = PRECISIONS[precision]
     return {
+        "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),  # a process's or worker's share of the cores
         "INFERENCE_PRECISION_HINT": kind,
         "KV_CACHE_PRECISION": kind,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",

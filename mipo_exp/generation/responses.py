@@ -10,7 +10,7 @@ from pathlib import Path
 from mipo_exp.config import EngineConfig, NegativesConfig, SamplingConfig
 from mipo_exp.config_methods import CadConfig, PromptedConfig
 from mipo_exp.errors import ConfigError, DataError
-from mipo_exp.generation.engine import Contrast, Engine, make_engine, request_seed
+from mipo_exp.generation.engine import KEPT, Contrast, Engine, make_engine, request_seed
 from mipo_exp.generation.transformers_engine import batch_seed
 from mipo_exp.negatives import sample_negatives
 from mipo_exp.progress import Progress
@@ -139,7 +139,8 @@ def opened_engine(
     runtime: Runtime, adapter: Path | None, config: EngineConfig, folder: Path | None, scratch: Path
 ) -> Iterator[Engine]:
     """The engine of a config for the base model or the policy. What it writes lies in a folder of its own, in `scratch`
-    where this machine has the folder around it, and is gone afterwards.
+    where this machine has the folder around it, and is gone afterwards; with the base model some engines stay open from
+    stage to stage.
 
     Raises:
         ConfigError: the converted model is not on this machine.
@@ -148,10 +149,14 @@ def opened_engine(
         raise ConfigError(
             f"{folder} is not here; engine={config.name} over machines needs a paths.cache that all share"
         )
-    here = scratch.parent.is_dir()
-    if here:
+    if adapter is None and config.name in KEPT:
+        yield runtime.keep((config, folder), partial(make_engine, config, runtime, None, folder, scratch))
+        return
+    try:
         scratch.mkdir(exist_ok=True)
-    own = tempfile.TemporaryDirectory(dir=scratch if here else None, ignore_cleanup_errors=True)
+        own = tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True)
+    except FileNotFoundError:  # another machine, or the leader has just finished the stage
+        own = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     with own as name, closing(make_engine(config, runtime, adapter, folder, Path(name) / "model")) as engine:
         yield engine
 

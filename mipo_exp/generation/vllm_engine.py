@@ -4,6 +4,7 @@ The parent sends JSON lines (`vllm_worker` says which) and reads one back for ea
 generators of their own.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
 from mipo_exp.runtime import Runtime
 
 SHARD_ROWS = 1024  # several times what is sampled at once
+# Of LoRA adapters, what vLLM has kernels for; check_engine refuses larger ones.
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 LOG_TAIL = 2000  # characters of the worker's log that an error shows
 
 
@@ -74,7 +77,8 @@ class VllmEngine:
             return
         worker, self._worker = self._worker, None
         if worker.stdin is not None:
-            worker.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it has ended by itself, and its log says why
+                worker.stdin.close()
         try:
             worker.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -97,7 +101,7 @@ class VllmEngine:
         }
         if self.adapter is not None:
             settings = json.loads((self.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-            model.update(enable_lora=True, max_lora_rank=settings["r"])
+            model.update(enable_lora=True, max_lora_rank=next(rank for rank in LORA_RANKS if rank >= settings["r"]))
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w", encoding="utf-8") as log:
             worker = subprocess.Popen(

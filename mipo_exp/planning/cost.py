@@ -10,7 +10,7 @@ from mipo_exp.planning.machine import Machine
 from mipo_exp.planning.work import Work
 
 # Shares of the machine's matrix rate that the passes reach; measured with SmolLM2-135M on two CPU cores, as all
-# numbers here (docs/scaling.md).
+# numbers here but those of OTHER engines (docs/scaling.md).
 FORWARD_SHARE = 0.82
 BACKWARD_SHARE = 0.61
 # Some 45 operations, and some 14 more with LoRA, each as long as 12 bare ones: the way through Python's layers.

@@ -132,6 +132,7 @@ def _table(
     encode: Encode = pieces if runtime.folder is None else runtime.prompt_ids
     lines = [f"{'stage':<22}{'status':<10}{'sampled':>10}{'scored':>10}{'trained':>10}{'time':>10}{'memory':>10}"]
     peak, whole = 0.0, LOADING_SECONDS
+    missing = [name for name, state in status.items() if state != "cached"]
     if runtime.folder is None and runtime.source.path is not None and runtime.source.kind != "folder":
         whole += runtime.source.path.stat().st_size / CONVERTED_BYTES_A_SECOND
     for name, state in status.items():
@@ -143,7 +144,9 @@ def _table(
             whole, peak = whole + took, max(peak, need.total)
             cells += f"{duration(took):>10}{gib(need.total):>10}"
         lines.append(f"{name:<22}{state:<10}{cells}")
-    disk = disk_needed(runtime.source, config.model, runtime.folder is not None)
+    disk: float = disk_needed(runtime.source, config.model, runtime.folder is not None)
+    if config.engine.name == "openvino" and shape is not None:  # the model in its form, and a policy for a while
+        disk += 2 * BYTES["float32"] * shape.total
     lines += [
         "(tokens, and what follows from them, at the token limit)",
         f"disk: about {gib(disk)} at most in the cache",
@@ -159,7 +162,7 @@ def _table(
         f"weights ({shape.total / 1e9:.2f}B parameters)"
     )
     if peak > machine.memory:
-        lines.append(find_limits(config, examples, shape, runtime.device, machine.memory, encode))
+        lines.append(find_limits(config, examples, shape, runtime.device, machine.memory, missing, encode))
     return lines
 
 

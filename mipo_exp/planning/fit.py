@@ -21,19 +21,33 @@ def needs(config: Config, works: Mapping[str, Work], shape: Shape, device: str) 
     """The peak of each stage that computes something."""
     projections = 4 * shape.width + 2 * (shape.width + shape.kv_width) + 3 * (shape.width + shape.inner)
     lora = config.lora.r * shape.layers * projections
-    return {name: need(work, shape, device, lora, MAX_LOGITS_BYTES) for name, work in works.items() if work != Work()}
+    found = {name: need(work, shape, device, lora, MAX_LOGITS_BYTES) for name, work in works.items() if work != Work()}
+    if config.engine.name != "openvino":
+        return found
+    # Its float32 weights stand beside those that score.
+    return {
+        name: Need(of.fixed + 4 * shape.total, of.batch) if works[name].sampled and not works[name].trained else of
+        for name, of in found.items()
+    }
 
 
 def find_limits(
-    config: Config, examples: Examples, shape: Shape, device: str, free: float, encode: Encode = pieces
+    config: Config,
+    examples: Examples,
+    shape: Shape,
+    device: str,
+    free: float,
+    stages: Sequence[str],
+    encode: Encode = pieces,
 ) -> str:
-    """The overrides with which a run fits into `free` bytes, or what does not fit with any."""
+    """The overrides with which these stages fit into `free` bytes, or what does not fit with any."""
     on = device.partition(":")[0]
     engine, scoring, trainer = config.engine, config.scoring, config.trainer
     budget = getattr(trainer.batch_tokens, on) or 2**17
     changed: dict[str, int] = {}
     while True:
-        works = estimate_work(config, *examples, device, encode)
+        found = estimate_work(config, *examples, device, encode)
+        works = {name: found[name] for name in stages if name in found}
         tight = {name: of for name, of in needs(config, works, shape, device).items() if of.total > free}
         if not tight:
             return "fits with " + " ".join(f"{key}={value}" for key, value in changed.items())
@@ -68,5 +82,5 @@ def too_large(config: Config, examples: Examples, shape: Shape, device: str, sta
     name, most = max(wanted.items(), key=lambda item: item[1].total, default=("", Need(0.0, 0.0)))
     if most.total <= free:
         return None
-    limits = find_limits(config, examples, shape, device, free)
+    limits = find_limits(config, examples, shape, device, free, stages)
     return f"{name} needs about {gib(most.total)} of memory and {gib(free)} are free; this run {limits}"

@@ -12,11 +12,12 @@ from mipo_exp.planning.cost import Shape
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 # Of Qwen2.5-1.5B: what is taken where only the number of parameters is known.
 USUAL = {"num_hidden_layers": 28, "hidden_size": 1536, "num_attention_heads": 12, "num_key_value_heads": 2}
+USED = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "num_attention_heads")
 USUAL_VOCABULARY, USUAL_PARAMETERS = 151_936, 1.5e9
 
 
 def find_shape(config: ModelConfig, folder: Path | None, dtype: str) -> Shape | None:
-    """The shape of a model in a precision; None where nothing says how large it is.
+    """The shape of a model in a precision; None where nothing says how large it is, or not in usual terms.
 
     Args:
         config: the model group.
@@ -29,12 +30,17 @@ def find_shape(config: ModelConfig, folder: Path | None, dtype: str) -> Shape | 
         read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         sizes = read.get("text_config") or read
         total = parameter_count(folder) or total
-    total = total or billions_in(config.hub_id or config.name)
+    named = config.hub_id or config.name
+    total = total or billions_in(named if config.path is None else Path(config.path).name)
     if total is None:
+        return None
+    if "hidden_size" in sizes and not all(isinstance(sizes.get(name, 0), int) for name in USED):
         return None
     if "hidden_size" not in sizes:  # a model that grows gets wider and deeper
         grown = (total / USUAL_PARAMETERS) ** (1 / 3)
         sizes = {name: max(1, round(size * grown)) for name, size in USUAL.items()}
+    if "num_hidden_layers" not in sizes:
+        return None
     width, vocabulary = int(sizes["hidden_size"]), int(sizes.get("vocab_size") or USUAL_VOCABULARY)
     heads = int(sizes.get("num_attention_heads") or 1)
     head_width = int(sizes.get("head_dim") or width // heads)

@@ -23,6 +23,7 @@ from mipo_exp.training.job import (
 )
 from mipo_exp.training.layout import can_share, rounding
 from mipo_exp.training.micro_batches import (
+    Agree,
     MicroBatches,
     Part,
     merge_pair_metrics,
@@ -71,8 +72,8 @@ def make_trainer(job: Job, method: MipoConfig, pairs: Sequence[ScoredPair]) -> "
         def _prepare_dataset(self, dataset: "Dataset", *_: Any, **__: Any) -> "Dataset":
             return dataset
 
-        def parts_of(self, inputs: Any, budget: int, at_least: int) -> list[Part]:
-            return split_pairs(inputs, self.shares_prompts, budget, at_least)
+        def parts_of(self, inputs: Any, budget: int, agree: Agree | None) -> list[Part]:
+            return split_pairs(inputs, self.shares_prompts, budget, agree)
 
         def finish_batch(self, parts: Sequence[Part]) -> None:
             if self.batch_tokens is not None:

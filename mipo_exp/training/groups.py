@@ -14,7 +14,7 @@ from mipo_exp.processes import mean_over_processes
 from mipo_exp.records import Example, Response, by_id
 from mipo_exp.training.job import Job, check_trainable, lora_config, training_arguments, wrong_targets
 from mipo_exp.training.layout import can_share, rounding
-from mipo_exp.training.micro_batches import MicroBatches, Part, token_budget
+from mipo_exp.training.micro_batches import Agree, MicroBatches, Part, token_budget
 from mipo_exp.training.scored_groups import Count, Group, Scored, joined, score_groups, split_groups
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def build_trainer(
             finally:
                 self.weight = 1.0
 
-        def parts_of(self, inputs: Any, budget: int, at_least: int) -> list[Part]:
-            return split_groups(inputs["groups"], share, mean_over, budget, at_least)
+        def parts_of(self, inputs: Any, budget: int, agree: Agree | None) -> list[Part]:
+            return split_groups(inputs["groups"], share, mean_over, budget, agree)
 
         def finish_batch(self, parts: Sequence[Part]) -> None:
             _, metrics = loss(joined(self.scored))

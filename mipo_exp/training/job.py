@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 REFUSED = (
     *("precompute_ref_log_probs", "resume_from_checkpoint", "push_to_hub", "eval_strategy", "do_eval"),
     *("save_only_model", "ignore_data_skip", "disable_dropout"),
+    # Noise that depends on how a batch is computed, which is in no key.
+    "neftune_noise_alpha",
     # TRL's own ways to sample: the engine and `sampling` do it.
     *("use_vllm", "use_transformers_continuous_batching", "use_transformers_paged", "generation_kwargs", "min_p"),
     *("repetition_penalty", "cache_implementation", "chat_template_kwargs"),

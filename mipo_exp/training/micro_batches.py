@@ -4,25 +4,24 @@ A loss that is a mean over pairs is a weighted sum of its means over parts, so t
 the other and their gradients add up. Only the activations of one part stand in memory.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mipo_exp.config import LoraConfig, TrainerConfig
-from mipo_exp.config_methods import MethodConfig, MipoConfig
+from mipo_exp.config_methods import MethodConfig, MipoConfig, OnPolicyConfig
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger(__name__)
 
 # TRL's pair losses that are no mean over pairs: two sort the batch, one is a mean over the batch's tokens.
 WHOLE_BATCH_LOSSES = ("aot", "aot_unpaired", "sft")
 
 # From the rows of a batch to the padded tokens that they take together.
 Padded = Callable[[Sequence[int]], int]
+# From the number of rows that this process would take in a part to the smallest of all processes.
+Agree = Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -44,40 +43,45 @@ def may_split(method: MethodConfig, lora: LoraConfig) -> bool:
 
     The losses of infonce and sami contrast the responses of a batch, those of on-policy methods are TRL's own affair.
     """
-    if method.across_batch or lora.lora_dropout:
+    if method.across_batch or lora.lora_dropout or isinstance(method, OnPolicyConfig):
         return False
     return not isinstance(method, MipoConfig) or not set(method.loss_type) & set(WHOLE_BATCH_LOSSES)
 
 
 def token_budget(trainer: TrainerConfig, method: MethodConfig, lora: LoraConfig, device: str) -> int | None:
-    """`trainer.batch_tokens` of a device; None where it has none or a batch must stay whole, which is logged."""
+    """`trainer.batch_tokens` of a device; None where it has none or a batch must stay whole."""
     budget = trainer.batch_tokens.cuda if device.startswith("cuda") else trainer.batch_tokens.cpu
-    if budget is None or may_split(method, lora):
-        return budget
-    log.info("trainer.batch_tokens is not used: this loss, or lora.lora_dropout, needs each batch as a whole")
-    return None
+    return budget if may_split(method, lora) else None
 
 
-def split(rows: int, padded: Padded, budget: int, at_least: int = 1) -> list[list[int]]:
+def split(rows: int, padded: Padded, budget: int, agree: Agree | None = None) -> list[list[int]]:
     """The rows 0 … rows − 1 in parts of at most `budget` padded tokens, similar sizes together, the largest first.
 
     Args:
         rows: of the batch.
         padded: what rows take together; not less with one more.
         budget: a row that takes more is a part by itself.
-        at_least: parts to make, where there are as many rows.
+        agree: where several processes must make parts of the same sizes.
     """
+    order = sorted(range(rows), key=lambda row: -padded([row]))
+    if agree is not None:
+        size = agree(next(size for size in range(rows, 0, -1) if size == 1 or _fits(order, padded, budget, size)))
+        return _chunks(order, size)
     parts: list[list[int]] = []
-    for row in sorted(range(rows), key=lambda row: -padded([row])):
+    for row in order:
         if parts and padded([*parts[-1], row]) <= budget:
             parts[-1].append(row)
         else:
             parts.append([row])
-    while len(parts) < min(at_least, rows):
-        place = max(range(len(parts)), key=lambda place: len(parts[place]))
-        half = len(parts[place]) // 2
-        parts[place : place + 1] = [parts[place][:half], parts[place][half:]]
     return parts
+
+
+def _chunks(order: list[int], size: int) -> list[list[int]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _fits(order: list[int], padded: Padded, budget: int, size: int) -> bool:
+    return all(padded(chunk) <= budget for chunk in _chunks(order, size))
 
 
 class MicroBatches:
@@ -87,8 +91,8 @@ class MicroBatches:
     batch_tokens: int | None = None
     _share = 1.0
 
-    def parts_of(self, inputs: Any, budget: int, at_least: int) -> list[Part]:
-        """The parts of a batch, at least so many where it has as many rows."""
+    def parts_of(self, inputs: Any, budget: int, agree: Agree | None) -> list[Part]:
+        """The parts of a batch; `agree` as `split` takes it."""
         raise NotImplementedError
 
     def finish_batch(self, parts: Sequence[Part]) -> None:
@@ -118,27 +122,30 @@ class MicroBatches:
         return loss if self._share == 1.0 else loss * self._share
 
     def _split_alike(self: Any, inputs: Any) -> list[Part]:
-        """As many parts on every rank: they meet wherever a metric is gathered."""
-        import torch
-
+        """Parts of the same sizes on every process: they gather what TRL logs of each pair of a part."""
         # DeepSpeed would take a step at every backward pass.
         if self.batch_tokens is None or self.accelerator.distributed_type == "DEEPSPEED":
             return [Part(inputs, 1.0)]
-        parts: list[Part] = self.parts_of(inputs, self.batch_tokens, 1)
-        if self.accelerator.num_processes > 1:
-            counts = self.accelerator.gather(torch.tensor([len(parts)], device=self.accelerator.device))
-            parts = self.parts_of(inputs, self.batch_tokens, int(counts.max()))
+        agree = self._smallest if self.accelerator.num_processes > 1 else None
+        parts: list[Part] = self.parts_of(inputs, self.batch_tokens, agree)
         return parts
 
+    def _smallest(self: Any, size: int) -> int:
+        import torch
 
-def split_pairs(inputs: "Mapping[str, torch.Tensor]", shared: bool, budget: int, at_least: int = 1) -> list[Part]:
+        return int(self.accelerator.gather(torch.tensor([size], device=self.accelerator.device)).min())
+
+
+def split_pairs(
+    inputs: "Mapping[str, torch.Tensor]", shared: bool, budget: int, agree: Agree | None = None
+) -> list[Part]:
     """Parts of TRL's DPO batch: (2B, T) ids and masks, right-padded, chosen sides first, and (B,) reference values.
 
     Args:
         inputs: the batch.
         shared: whether a pair's prompt stands in memory once.
         budget: padded tokens of a part.
-        at_least: parts to make, where there are as many pairs.
+        agree: as `split` takes it.
     """
     import torch
 
@@ -156,7 +163,7 @@ def split_pairs(inputs: "Mapping[str, torch.Tensor]", shared: bool, budget: int,
         return len(at) * int(prompts[at].max() + chosen[at].max() + rejected[at].max())
 
     parts = []
-    for rows in split(pairs, padded, budget, at_least):
+    for rows in split(pairs, padded, budget, agree):
         both = torch.tensor([*rows, *(row + pairs for row in rows)], device=whole.device)
         width = int(longest[rows].max())
         part = {

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from mipo_exp.training.layout import lay_out, run_layout, sums_apart
-from mipo_exp.training.micro_batches import Part, split
+from mipo_exp.training.micro_batches import Agree, Part, split
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,9 @@ def told_apart(scores: "torch.Tensor", contrasts: "torch.Tensor") -> float:
     return float((best == best.new_tensor(range(len(best)))).float().mean())
 
 
-def split_groups(groups: Sequence[Group], shared: bool, mean_over: Count, budget: int, at_least: int = 1) -> list[Part]:
+def split_groups(
+    groups: Sequence[Group], shared: bool, mean_over: Count, budget: int, agree: Agree | None = None
+) -> list[Part]:
     """Parts of a batch of groups, as `split_pairs` makes them of pairs.
 
     Args:
@@ -91,7 +93,7 @@ def split_groups(groups: Sequence[Group], shared: bool, mean_over: Count, budget
         shared: whether a group's prompt stands in memory once.
         mean_over: what the loss is a mean over; it gives the parts their shares.
         budget: padded tokens of a part.
-        at_least: parts to make, where there are as many groups.
+        agree: as `split` takes it.
     """
 
     def padded(rows: Sequence[int]) -> int:
@@ -103,7 +105,7 @@ def split_groups(groups: Sequence[Group], shared: bool, mean_over: Count, budget
         return len(chosen) * (prompt + sum(map(max, zip_longest(*lengths, fillvalue=0))))
 
     total = mean_over(groups)
-    parts = [[groups[row] for row in rows] for rows in split(len(groups), padded, budget, at_least)]
+    parts = [[groups[row] for row in rows] for rows in split(len(groups), padded, budget, agree)]
     return [Part({"groups": part}, mean_over(part) / total) for part in parts]
 
 
