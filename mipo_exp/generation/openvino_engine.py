@@ -91,7 +91,7 @@ class OpenvinoEngine:
         self._pipeline = None
 
     def _open(self, longest: int) -> Any:
-        """A pipeline whose cache has room for `longest` tokens of one sequence; a stage's first shard has the longest."""
+        """A pipeline whose cache has room for `longest` tokens of one sequence; the first shard has the longest."""
         blocks = _blocks(max(self.config.batch_tokens, longest))
         if self._pipeline is not None and blocks <= self._cache_blocks:
             return self._pipeline
