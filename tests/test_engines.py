@@ -362,7 +362,7 @@ def test_the_vllm_process_serves_the_adapter_unmerged(tiny: Runtime, fake_vllm: 
     engine.close()
     saw = json.loads(fake_vllm.read_text())
     assert saw["enable_lora"] is True
-    assert saw["max_lora_rank"] == 4
+    assert saw["max_lora_rank"] == 8, "of the adapter's 4, the next that vLLM has kernels for"
 
 
 def test_a_vllm_process_that_fails_is_reported_with_its_log(tiny: Runtime, fake_vllm: Path, tmp_path: Path) -> None:

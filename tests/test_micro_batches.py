@@ -14,7 +14,7 @@ from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store
 from mipo_exp.training.dpo import _share_prompts, make_trainer
-from mipo_exp.training.micro_batches import WHOLE_BATCH_LOSSES, may_split, split, token_budget
+from mipo_exp.training.micro_batches import WHOLE_BATCH_LOSSES, may_split, settle_budget, split, token_budget
 from tests.conftest import composed, make_runtime
 from tests.test_methods import train as train_method
 from tests.test_methods import weights as method_weights
@@ -101,10 +101,12 @@ def test_what_may_not_be_split_has_no_budget(caplog: pytest.LogCaptureFixture) -
     for name, schema in METHOD_CONFIGS.items():
         if schema.trains_on in ("pairs", "chosen"):
             config = composed("+debug=quick", f"method={name}")
-            assert may_split(config.method, config.lora) == (name not in ("infonce", "sami", "rlvr", "rlaif", "mi_rl"))
+            assert may_split(config.method, config.lora) == (name not in ("infonce", "sami"))
+    config = composed("+debug=quick", "method=rlvr")
+    assert not may_split(config.method, config.lora)
     config = composed("+debug=quick", "lora.lora_dropout=0.1", "trainer.batch_tokens.cpu=64")
     with caplog.at_level("INFO"):
-        assert token_budget(config.trainer, config.method, config.lora, "cpu") is None
+        assert settle_budget(config.trainer, config.method, config.lora, "cpu") is None
     assert "lora.lora_dropout" in caplog.text
     config = composed("+debug=quick", "method.loss_type=[sigmoid,sft]")
     assert not may_split(config.method, config.lora)

@@ -28,8 +28,8 @@ from mipo_exp.training.micro_batches import (
     Part,
     merge_pair_metrics,
     pair_counts,
+    settle_budget,
     split_pairs,
-    token_budget,
 )
 from mipo_exp.training.shared_prompt import arrange_pairs, share_prompts
 
@@ -98,7 +98,7 @@ def make_trainer(job: Job, method: MipoConfig, pairs: Sequence[ScoredPair]) -> "
     # instead would hash the whole model first, to name a cache file that is not used here.
     dpo.precompute_ref_logps = reference == "scored"
     if not dpo.aux_loss_enabled:  # the balance of a router is a property of the whole batch
-        dpo.batch_tokens = token_budget(job.trainer, method, job.lora, runtime.device)
+        dpo.batch_tokens = settle_budget(job.trainer, method, job.lora, runtime.device)
     return dpo
 
 

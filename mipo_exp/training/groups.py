@@ -14,7 +14,7 @@ from mipo_exp.processes import mean_over_processes
 from mipo_exp.records import Example, Response, by_id
 from mipo_exp.training.job import Job, check_trainable, lora_config, training_arguments, wrong_targets
 from mipo_exp.training.layout import can_share, rounding
-from mipo_exp.training.micro_batches import Agree, MicroBatches, Part, token_budget
+from mipo_exp.training.micro_batches import Agree, MicroBatches, Part, settle_budget
 from mipo_exp.training.scored_groups import Count, Group, Scored, joined, score_groups, split_groups
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def build_trainer(
         callbacks=[job.callback],
     )
     loop.seen, loop.scored = defaultdict(list), []
-    loop.batch_tokens = token_budget(job.trainer, job.method, job.lora, runtime.device)
+    loop.batch_tokens = settle_budget(job.trainer, job.method, job.lora, runtime.device)
     loop.remove_callback(PrinterCallback)
     if groups[0].ref_log_probs is not None and reference:
         check_stored_references(model, groups[: arguments.per_device_train_batch_size], share)

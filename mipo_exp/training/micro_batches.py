@@ -4,6 +4,7 @@ A loss that is a mean over pairs is a weighted sum of its means over parts, so t
 the other and their gradients add up. Only the activations of one part stand in memory.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from mipo_exp.config_methods import MethodConfig, MipoConfig, OnPolicyConfig
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 # TRL's pair losses that are no mean over pairs: two sort the batch, one is a mean over the batch's tokens.
 WHOLE_BATCH_LOSSES = ("aot", "aot_unpaired", "sft")
@@ -50,8 +53,18 @@ def may_split(method: MethodConfig, lora: LoraConfig) -> bool:
 
 def token_budget(trainer: TrainerConfig, method: MethodConfig, lora: LoraConfig, device: str) -> int | None:
     """`trainer.batch_tokens` of a device; None where it has none or a batch must stay whole."""
-    budget = trainer.batch_tokens.cuda if device.startswith("cuda") else trainer.batch_tokens.cpu
-    return budget if may_split(method, lora) else None
+    return _limit(trainer, device) if may_split(method, lora) else None
+
+
+def settle_budget(trainer: TrainerConfig, method: MethodConfig, lora: LoraConfig, device: str) -> int | None:
+    """`token_budget`, for a training: a limit that is not used is logged."""
+    if _limit(trainer, device) is not None and not may_split(method, lora):
+        log.info("trainer.batch_tokens is not used: this loss, or lora.lora_dropout, needs each batch as a whole")
+    return token_budget(trainer, method, lora, device)
+
+
+def _limit(trainer: TrainerConfig, device: str) -> int | None:
+    return trainer.batch_tokens.cuda if device.startswith("cuda") else trainer.batch_tokens.cpu
 
 
 def split(rows: int, padded: Padded, budget: int, agree: Agree | None = None) -> list[list[int]]:
