@@ -17,7 +17,7 @@ from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
 from mipo_exp.negatives import contrast_conditions, sample_negatives
 from mipo_exp.records import Condition, Example
-from mipo_exp.scoring.batches import CPU_BATCH_TOKENS, plan_batches
+from mipo_exp.scoring.batches import pass_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.prefix_tree import build_tree
 from mipo_exp.scoring.score import own_marginal
@@ -138,11 +138,7 @@ def _scoring(config: Config, items: Sequence[Scorable], device: str) -> Work:
     items = list(dict.fromkeys(items))
     if not items:
         return Work()
-    # Of a cuda device the key's own limit; CPUs go through larger batches in parts.
-    limit = (
-        config.scoring.batch_tokens if device.startswith("cuda") else min(config.scoring.batch_tokens, CPU_BATCH_TOKENS)
-    )
-    batches = plan_batches(items, limit, config.scoring.share_prefix)
+    batches = plan_batches(items, pass_tokens(config.scoring, device), config.scoring.share_prefix)
     tokens, heads = [], []
     for batch in batches:
         sequences = [items[i].input_ids for i in batch]

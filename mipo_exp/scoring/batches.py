@@ -21,6 +21,11 @@ log = logging.getLogger(__name__)
 CPU_BATCH_TOKENS = 4096
 
 
+def pass_tokens(scoring: ScoringConfig, device: str) -> int:
+    """The most tokens of one forward pass on a device (`cpu` or `cuda[:N]`); a larger batch is computed in parts."""
+    return min(scoring.batch_tokens, CPU_BATCH_TOKENS) if device == "cpu" else scoring.batch_tokens
+
+
 def plan_batches(items: Sequence[Scorable], batch_tokens: int, share_prefix: bool) -> list[list[int]]:
     """Indices of `items` in batches that compute at most `batch_tokens` tokens, or have one item.
 
@@ -90,9 +95,7 @@ class Scorer:
     def __init__(self, model: "PreTrainedModel", scoring: ScoringConfig) -> None:
         self.model = model
         self.share_prefix = scoring.share_prefix
-        self.budget = scoring.batch_tokens
-        if model.device.type == "cpu":
-            self.budget = min(self.budget, CPU_BATCH_TOKENS)
+        self.budget = pass_tokens(scoring, model.device.type)
 
     def __call__(self, items: Sequence[Scorable]) -> list[float]:
         """log p(y | prompt) of every item, summed over its tokens, in their order.
