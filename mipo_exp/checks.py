@@ -22,7 +22,7 @@ from mipo_exp.similarity import in_order
 from mipo_exp.training.mi_rl import reward_conditions
 
 
-def check_examples(config: Config, task: Task, train: list[Example], evaluation: list[Example]) -> None:
+def check_examples(config: Config, task: Task, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
     """Raise `ConfigError` for too few contexts or prompts, examples that the judge cannot be asked about, an objective
     that this run does not have, and a reward that its examples cannot give."""
     if config.method.trains_on == "pairs":
@@ -69,7 +69,7 @@ def check_harness(harness: Harness | None, statuses: Sequence[str], load: bool) 
         check_tasks(harness, load)
 
 
-def _check_on_policy(config: Config, method: OnPolicyConfig, task: Task, train: list[Example]) -> None:
+def _check_on_policy(config: Config, method: OnPolicyConfig, task: Task, train: Sequence[Example]) -> None:
     batch, steps = config.trainer.per_device_train_batch_size, config.trainer.gradient_accumulation_steps
     if len(train) < batch * steps:
         raise ConfigError(

@@ -4,7 +4,7 @@ A strategy is a pure function of the examples, its config and a random generator
 it in `STRATEGIES`, name it in `config_fields.STRATEGIES` and describe it in `conf/negatives/NAME.yaml`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -102,12 +102,20 @@ def random_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     by_condition = {(example.context, example.prompt): example.id for example in examples}
     contexts = contexts_by_user(examples)
     users = list(contexts)
+    place = {user: i for i, user in enumerate(users)}
+    only: dict[str | None, set[int]] = {}  # the places of the users who have this context and no other
+    for user, own in contexts.items():
+        if len(own) == 1:
+            only.setdefault(own[0], set()).add(place[user])
     negatives = []
     for example in examples:
-        others = [user for user in users if user != example.user and contexts[user] != [example.context]]
-        _need_users(draw.k, len(others))
-        for j, index in enumerate(draw.rng.choice(len(others), size=draw.k, replace=False)):
-            own = [context for context in contexts[others[index]] if context != example.context]
+        themselves = {place[example.user]} if example.user in place else set()
+        left_out = sorted(themselves | only.get(example.context, set()))
+        others = len(users) - len(left_out)
+        _need_users(draw.k, others)
+        for j, index in enumerate(draw.rng.choice(others, size=draw.k, replace=False)):
+            other = users[_place_among_all(int(index), left_out)]
+            own = [context for context in contexts[other] if context != example.context]
             context = own[int(draw.rng.integers(len(own)))]
             source = by_condition.get((context, example.prompt))
             negatives.append(Negative(example.id, j, "random_context", context, example.prompt, source))
@@ -187,6 +195,15 @@ def mixture(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     return [components[int(component)][i] for i, component in enumerate(chosen)]
 
 
+def _place_among_all(index: int, left_out: Sequence[int]) -> int:
+    """The place of the `index`-th of those that are left, when those at the places `left_out` (rising) are not."""
+    for place in left_out:
+        if index < place:
+            break
+        index += 1
+    return index
+
+
 def _need_users(k: int, others: int) -> None:
     if others < k:
         raise ConfigError(
@@ -217,16 +234,26 @@ def contrast_conditions(
     """
     rng = np.random.default_rng(seed)
     contexts = contexts_by_user(examples)
+    users = list(contexts)
+    several = [user for user in users if len(contexts[user]) > 1]
     prompts = list(dict.fromkeys(example.prompt for example in examples))
+    user_places = {user: i for i, user in enumerate(users)}
+    prompt_places = {prompt: i for i, prompt in enumerate(prompts)}
     rows = []
     for example in examples:
         if example.context is not None:
-            others = _spread_over_users(example, contexts, k - 1, rng)
-            row = [Condition(context, example.prompt) for context in others]
+            orders = {user: rng.permutation(len(contexts[user])) for user in several if user != example.user}
+            turns = rng.permutation(len(users) - 1)
+            left_out = [user_places[example.user]]
+            others = (users[_place_among_all(int(turn), left_out)] for turn in turns)
+            own = ([contexts[user][i] for i in orders.get(user, (0,))] for user in others)
+            found = _spread(([text for text in texts if text != example.context] for texts in own), k - 1)
+            row = [Condition(context, example.prompt) for context in found]
         else:
-            rest = [prompt for prompt in prompts if prompt != example.prompt]
-            chosen = rng.choice(len(rest), size=min(k - 1, len(rest)), replace=False)
-            row = [Condition(None, rest[int(index)]) for index in chosen]
+            rest = len(prompts) - 1
+            chosen = rng.choice(rest, size=min(k - 1, rest), replace=False)
+            left_out = [prompt_places[example.prompt]]
+            row = [Condition(None, prompts[_place_among_all(int(index), left_out)]) for index in chosen]
         if len(row) < k - 1:
             kind = "contexts of other users" if example.context is not None else "other prompts"
             key, amount = SIDES[side]
@@ -239,19 +266,22 @@ def contrast_conditions(
     return rows
 
 
-def _spread_over_users(
-    example: Example, contexts: Mapping[str | None, list[str]], count: int, rng: np.random.Generator
-) -> list[str]:
-    """`count` contexts of other users: one of each in random order, then a second of each, and so on."""
-    others = [
-        [own[int(i)] for i in rng.permutation(len(own)) if own[int(i)] != example.context]
-        for user, own in contexts.items()
-        if user != example.user
-    ]
-    order = [others[int(i)] for i in rng.permutation(len(others))]
-    depth = max((len(own) for own in order), default=0)
-    spread = dict.fromkeys(own[level] for level in range(depth) for own in order if level < len(own))
-    return list(spread)[:count]
+def _spread(own: Iterable[Sequence[str]], count: int) -> list[str]:
+    """`count` different texts: the first of each, then the second of each, and so on; no more are looked at."""
+    found: dict[str, None] = {}
+    later: list[Sequence[str]] = []
+    for texts in own:
+        if len(found) == count:
+            break
+        if texts:
+            found[texts[0]] = None
+            later.append(texts[1:])
+    while later and len(found) < count:
+        for texts in later:
+            if texts and len(found) < count:
+                found[texts[0]] = None
+        later = [texts[1:] for texts in later if texts]
+    return list(found)
 
 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(

@@ -1,12 +1,15 @@
 """Contrastive pairs: putting chosen and rejected responses together, and dropping what cannot teach."""
 
+import itertools
 from collections import Counter
+from collections.abc import Iterator
 
 from mipo_exp.config import PairsConfig
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example, Negative, Pair, Response, by_id
+from mipo_exp.records import Example, Negative, Pair, Response
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace
+from mipo_exp.tables import ById
 
 
 def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig) -> None:
@@ -15,42 +18,44 @@ def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig) -> None:
     Raises:
         DataError: no pair is left.
     """
-    examples = by_id(work.inputs["examples"].table("train", Example))
-    chosen = by_id(work.inputs["chosen"].table("responses", Response))
-    rejected = by_id(work.inputs["rejected"].table("responses", Response))
+    examples = ById(work.inputs["examples"].table("train", Example))
+    chosen = ById(work.inputs["chosen"].table("responses", Response))
+    rejected = ById(work.inputs["rejected"].table("responses", Response))
+    negatives = work.inputs["rejected"].table("negatives", Negative)
     counts: Counter[str] = Counter()
-    kept = []
-    seen: set[tuple[str, tuple[int, ...]]] = set()
-    for negative in work.inputs["rejected"].table("negatives", Negative):
-        example = examples[negative.example]
-        good, bad = chosen[example.id], rejected[negative.id]
-        counts["cut_off_chosen"] += not good.finished
-        counts["cut_off_rejected"] += not bad.finished
-        side = (example.id, tuple(bad.token_ids))
-        reason = "repeated" if side in seen else why_dropped(good, bad, pairs)
-        seen.add(side)
-        if reason is not None:
-            counts[f"dropped_{reason}"] += 1
-            continue
-        counts["reused_rejected"] += negative.source is not None
-        kept.append(
-            Pair(
-                example=example.id,
-                negative=negative.index,
-                strategy=negative.strategy,
-                reused=negative.source is not None,
-                prompt_ids=runtime.prompt_ids(example.condition),
-                negative_ids=runtime.prompt_ids(negative.condition),
-                chosen_ids=good.token_ids,
-                rejected_ids=bad.token_ids,
-                chosen=good.text,
-                rejected=bad.text,
-            )
-        )
-    counts["pairs"] = len(kept)
-    if not kept:
+
+    def kept() -> Iterator[Pair]:
+        # Those of an example stand together in every strategy.
+        for name, group in itertools.groupby(negatives, lambda negative: negative.example):
+            example, good = examples[name], chosen[name]
+            prompt_ids = runtime.prompt_ids(example.condition)
+            seen: list[list[int]] = []
+            for negative in group:
+                bad = rejected[negative.id]
+                counts["cut_off_chosen"] += not good.finished
+                counts["cut_off_rejected"] += not bad.finished
+                reason = "repeated" if bad.token_ids in seen else why_dropped(good, bad, pairs)
+                seen.append(bad.token_ids)
+                if reason is not None:
+                    counts[f"dropped_{reason}"] += 1
+                    continue
+                counts["pairs"] += 1
+                counts["reused_rejected"] += negative.source is not None
+                yield Pair(
+                    example=name,
+                    negative=negative.index,
+                    strategy=negative.strategy,
+                    reused=negative.source is not None,
+                    prompt_ids=prompt_ids,
+                    negative_ids=runtime.prompt_ids(negative.condition),
+                    chosen_ids=good.token_ids,
+                    rejected_ids=bad.token_ids,
+                    chosen=good.text,
+                    rejected=bad.text,
+                )
+
+    if not work.write_table("pairs", kept(), Pair):
         raise DataError(f"no pair is left after the filters of the pairs group ({_listed(counts)}); loosen them")
-    work.write_table("pairs", kept, Pair)
     work.write_json("counts", dict(counts))
 
 

@@ -1,22 +1,9 @@
-"""The rows of every table that travels between stages, and how they lie on disk.
+"""The rows of every table that travels between stages; how they lie on disk is in `tables`."""
 
-A table is one Arrow IPC stream file (`NAME.arrow`). `datasets.Dataset.from_file` memory-maps it as it is, and equal
-rows give equal bytes, which is what lets an interrupted run be compared with an undisturbed one. Columns follow from
-the dataclass: `str`, `int`, `float`, `bool`, lists of these, each optionally nullable.
-"""
-
-import dataclasses
-import types
-import typing
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
-
-import pyarrow as pa
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One (x, c) of a task, with what is needed to check a response to it.
 
@@ -37,7 +24,7 @@ class Example:
         return Condition(self.context, self.prompt)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Condition:
     """What a response is conditioned on: a prompt and perhaps a context."""
 
@@ -45,7 +32,7 @@ class Condition:
     prompt: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Negative:
     """The condition of an example's `index`-th rejected response, and the strategy that chose it.
 
@@ -70,7 +57,7 @@ class Negative:
         return Condition(self.context, self.prompt)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Response:
     """A sampled response. `finished` is false where the token limit cut it off (then no end-of-turn token follows)."""
 
@@ -80,7 +67,7 @@ class Response:
     finished: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A contrastive pair, to be trained under the true condition `prompt_ids`.
 
@@ -100,7 +87,7 @@ class Pair:
     rejected: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScoredPair(Pair):
     """A pair with the log-probabilities (nats, summed over tokens) of its sides under the base model.
 
@@ -113,7 +100,7 @@ class ScoredPair(Pair):
     pmi_margin: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Scores:
     """Log-probabilities (nats, summed over tokens) of one response: under K conditions, the true one first, and
     under its own marginal (the prompt without context; the empty prompt where the task has no context)."""
@@ -124,7 +111,7 @@ class Scores:
     marginal_log_prob: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OptionScores:
     """Log-probabilities (nats, summed over tokens) of each option of one multiple-choice example as the response.
 
@@ -136,7 +123,7 @@ class OptionScores:
     lengths: list[int] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class HarnessResult:
     """One metric of a task or group of lm-evaluation-harness over `n` documents, with its standard error (null where
     the harness gives none). `filter` says how answers were read out of responses."""
@@ -149,7 +136,7 @@ class HarnessResult:
     n: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class HarnessSample:
     """One document of a task of lm-evaluation-harness. All but the first three are JSON: the right answer, the
     requests' responses (texts, or pairs of log-probability and whether it is the greedy choice), what the filter read
@@ -164,7 +151,7 @@ class HarnessSample:
     metrics: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """One verdict of the judge. `subject` is whose response it is of (`before`, `after`), or `pair`.
 
@@ -181,62 +168,3 @@ class Judgement:
     refusal: str | None
     input_tokens: int
     output_tokens: int
-
-
-Row = TypeVar("Row")
-
-_ARROW: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-
-
-def arrow_schema(row_type: type) -> pa.Schema:
-    """The Arrow schema of a row dataclass."""
-    hints = typing.get_type_hints(row_type)
-    return pa.schema([_arrow_field(item.name, hints[item.name]) for item in dataclasses.fields(row_type)])
-
-
-def _arrow_field(name: str, hint: Any) -> pa.Field:
-    nullable = False
-    if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-        nullable = True
-    if typing.get_origin(hint) is list:
-        (item,) = typing.get_args(hint)
-        return pa.field(name, pa.list_(pa.int32() if item is int else _ARROW[item]), nullable)
-    return pa.field(name, _ARROW[hint], nullable)
-
-
-def write_table(path: Path, rows: Iterable[Any], row_type: type) -> int:
-    """Write rows as an Arrow stream; returns how many there were. Equal rows give equal bytes."""
-    schema = arrow_schema(row_type)
-    names = schema.names
-    count = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        block: list[dict[str, Any]] = []
-        for row in rows:
-            block.append({name: getattr(row, name) for name in names})
-            count += 1
-            if len(block) == 1024:
-                writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
-                block = []
-        if block:
-            writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
-    return count
-
-
-def read_table(path: Path, row_type: type[Row]) -> list[Row]:
-    """Read a table written by `write_table`.
-
-    Raises:
-        ValueError: the file is truncated, or its columns are not those of `row_type`.
-    """
-    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-        table = reader.read_all()
-    expected = arrow_schema(row_type)
-    if not table.schema.equals(expected):
-        raise ValueError(f"{path} has the columns {table.schema.names}, not those of {row_type.__name__}")
-    return [row_type(**row) for row in table.to_pylist()]
-
-
-def by_id(rows: Sequence[Any]) -> dict[str, Any]:
-    """Index rows by their `id`."""
-    return {row.id: row for row in rows}

@@ -5,7 +5,7 @@ often: after an interruption only the missing ones are computed, and they come o
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ Tool = TypeVar("Tool")
 # of a stage are computed, with the first of them.
 Opened = Callable[[Runtime, Path | None], AbstractContextManager[Tool]]
 # A shard's rows. Both are a `partial` of a module's function, which can be sent elsewhere.
-Shard = Callable[[Runtime, Tool], list[Row]]
+Shard = Callable[[Runtime, Tool], Sequence[Row]]
 
 
 def compute_shards(
@@ -33,8 +33,8 @@ def compute_shards(
     row_type: type[Row],
     count: int,
     shard: Callable[[int], Shard[Tool, Row]],
-    fits: Callable[[int, list[Row]], bool] = lambda number, rows: True,
-) -> Iterator[tuple[list[Row], bool]]:
+    fits: Callable[[int, Sequence[Row]], bool] = lambda number, rows: True,
+) -> Iterator[tuple[Sequence[Row], bool]]:
     """The rows of each of `count` shards, in any order, and whether they were found finished from an earlier build.
 
     In a process that follows nothing is yielded: it computes what it can claim and leaves with `PartTaken`.
@@ -67,7 +67,7 @@ def compute_shards(
     with ExitStack() as stack:
         tool = cache(lambda: stack.enter_context(opened(runtime, adapter)))
 
-        def here(number: int) -> tuple[list[Row], bool]:
+        def here(number: int) -> tuple[Sequence[Row], bool]:
             return work.shard(number, row_type, lambda: shard(number)(runtime, tool()), partial(fits, number))
 
         if team().size == 1:
@@ -77,8 +77,8 @@ def compute_shards(
 
 
 def _with_others(
-    name: str, count: int, here: Callable[[int], tuple[list[Row], bool]]
-) -> Iterator[tuple[list[Row], bool]]:
+    name: str, count: int, here: Callable[[int], tuple[Sequence[Row], bool]]
+) -> Iterator[tuple[Sequence[Row], bool]]:
     """Each process claims the next number until all are taken; the leader also reads what the others have written."""
     together = team()
     taken, mine = 0, set()

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +28,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from mipo_exp.errors import StorageError
-from mipo_exp.records import read_table, write_table
+from mipo_exp.tables import Table, read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Artefact:
     path: Path
     manifest: Mapping[str, Any]
 
-    def table(self, name: str, row_type: type[Row]) -> list[Row]:
+    def table(self, name: str, row_type: type[Row]) -> Table[Row]:
         """The rows of `<name>.arrow`."""
         return read_table(self.path / f"{name}.arrow", row_type)
 
@@ -167,10 +167,11 @@ class Workspace:
         self._rounds += 1
         return f"{self.path.parent.name}/{self.path.name}/{self._rounds}"
 
-    def write_table(self, name: str, rows: list[Any], row_type: type) -> None:
-        """Write `<name>.arrow`."""
+    def write_table(self, name: str, rows: Iterable[Any], row_type: type) -> int:
+        """Write `<name>.arrow`; returns how many rows it has."""
         self._leave_to_the_leader()
         self.rows[name] = write_table(self.path / f"{name}.arrow", rows, row_type)
+        return self.rows[name]
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `<name>.json`."""
@@ -185,9 +186,9 @@ class Workspace:
         self,
         index: int,
         row_type: type[Row],
-        build: Callable[[], list[Row]],
-        fits: Callable[[list[Row]], bool] = lambda rows: True,
-    ) -> tuple[list[Row], bool]:
+        build: Callable[[], Sequence[Row]],
+        fits: Callable[[Sequence[Row]], bool] = lambda rows: True,
+    ) -> tuple[Sequence[Row], bool]:
         """The rows of one shard and whether they were found finished from an earlier, interrupted build.
 
         The file's name carries the hash of its content, so a shard that was altered is built again, never used.
@@ -202,8 +203,8 @@ class Workspace:
         return rows, False
 
     def finished_shard(
-        self, index: int, row_type: type[Row], fits: Callable[[list[Row]], bool] = lambda rows: True
-    ) -> list[Row] | None:
+        self, index: int, row_type: type[Row], fits: Callable[[Sequence[Row]], bool] = lambda rows: True
+    ) -> Sequence[Row] | None:
         """The rows of a shard that is there; None where it is not, is damaged, or does not fit what is wanted."""
         folder = self.path / "shards"
         folder.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -68,7 +68,7 @@ class Pool:
         adapter: Path | None,
         opened: "Opened[Tool]",
         shards: "Iterator[tuple[int, Shard[Tool, Row]]]",
-    ) -> Iterator[tuple[int, list[Row]]]:
+    ) -> Iterator[tuple[int, Sequence[Row]]]:
         """The rows of each shard with its number, in the order in which they are done.
 
         Args:
@@ -185,7 +185,7 @@ class Worker:
         self._open = ExitStack()
         self._tool: Any = None
 
-    def compute(self, name: str, job: list[Any], shard: "Shard[Any, Row]") -> list[Row]:
+    def compute(self, name: str, job: list[Any], shard: "Shard[Any, Row]") -> Sequence[Row]:
         """The rows of a shard; `job` refers to what is the same for all shards of this name, which is fetched once."""
         if self._runtime is None:
             self._runtime = self._load()

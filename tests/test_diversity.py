@@ -75,8 +75,9 @@ def test_a_mean_keeps_the_values_and_the_interval_of_the_ordinary_bootstrap() ->
     values = np.random.default_rng(0).normal(size=12)
     clusters = [str(i) for i in range(12)]
     found = set_measure(lambda rows: float(np.mean([values[row] for row in rows])), range(12), clusters)
-    rows = resamples(clusters, 500, 0)
-    assert draws(found.values, found.reduce, rows) == pytest.approx(draws(values, lambda chosen: chosen.mean(), rows))
+    both = {"set": (found.values, found.reduce), "mean": (values, lambda chosen: chosen.mean())}
+    drawn = draws(both, resamples(clusters, 500, 0))
+    assert drawn["set"] == pytest.approx(drawn["mean"])
     assert found.result() == pytest.approx(values.mean())
 
 
@@ -108,7 +109,7 @@ def test_intervals_cover_the_expectation_of_the_set_statistic() -> None:
     """95% nominal, over 60 draws of 20 new users: three standard errors below it is 52."""
     rng = random.Random(2)
     clusters = [str(i // 2) for i in range(40)]
-    rows = resamples(clusters, 200, 0)
+    rows = list(resamples(clusters, 200, 0))
     measures = [diversity(draw_texts(rng, 20), clusters, 40, 0) for _ in range(60)]
     for name in measures[0]:
         estimates = [estimate(found[name], rows) for found in measures]
@@ -128,9 +129,9 @@ def test_resampling_the_texts_with_copies_would_inflate_self_bleu() -> None:
 def test_users_outside_the_set_leave_no_resample_without_a_number() -> None:
     texts = draw_texts(random.Random(4), 10)
     clusters = [str(i // 2) for i in range(20)]
-    rows = resamples(clusters, 100, 0)
+    rows = list(resamples(clusters, 100, 0))
     for found in diversity(texts, clusters, 16, 0).values():
-        assert np.isfinite(draws(found.values, found.reduce, rows)).all()
+        assert np.isfinite(draws({"": (found.values, found.reduce)}, rows)[""]).all()
         assert estimate(found, rows).n == 10
 
 

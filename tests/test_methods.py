@@ -14,10 +14,11 @@ from mipo_exp.config_methods import METHOD_CONFIGS
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.engine import Contrast
 from mipo_exp.generation.transformers_engine import sample_batch
-from mipo_exp.records import Example, Response, ScoredPair, read_table
+from mipo_exp.records import Example, Response, ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store import Artefact, Stage, Store
+from mipo_exp.tables import read_table
 from mipo_exp.training.adapter import train_adapter
 from mipo_exp.training.groups import build_trainer
 from mipo_exp.training.methods import METHODS

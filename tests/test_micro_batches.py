@@ -13,6 +13,7 @@ from mipo_exp.pipeline import SPEED_ONLY, declare, declare_examples
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store
+from mipo_exp.tables import Table
 from mipo_exp.training.dpo import _share_prompts, make_trainer
 from mipo_exp.training.micro_batches import WHOLE_BATCH_LOSSES, may_split, settle_budget, split, token_budget
 from tests.conftest import composed, make_runtime
@@ -25,10 +26,11 @@ from tests.test_training import train, weights
 # Five pairs of different lengths, so that parts have different numbers of pairs and of tokens.
 SHAPES = [(3, 4, 2), (9, 1, 6, 11), (5, 7, 1, 17), (3, 2, 9, 23), (6, 3, 3, 29)]
 # References that would sort in another order than the policy's log-probabilities.
-PAIRS = [
+ROWS = [
     dataclasses.replace(pair(*shape), ref_chosen_log_prob=-9.0 * i, ref_rejected_log_prob=-4.0 * (3 - i) ** 2)
     for i, shape in enumerate(SHAPES)
 ]
+PAIRS = Table.of(ROWS, ScoredPair)
 
 
 def step(runtime: Runtime, config: Config, tmp_path: Path) -> tuple[Any, Any, Any, int]:

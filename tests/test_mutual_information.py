@@ -52,7 +52,7 @@ def test_estimates_agree_with_a_channel_of_known_information(flip: float, k: int
     hit, miss = math.log(1 - flip), math.log(flip / (symbols - 1))
     log_probs = np.where(contexts == received[:, None], hit, miss)
     names = [str(i % clusters) for i in range(n)]
-    rows = resamples(names, 1000, 0)
+    rows = list(resamples(names, 1000, 0))
 
     information = math.log(symbols) + (1 - flip) * hit + flip * miss
     own = own_marginal_pmi(log_probs, np.full(n, -math.log(symbols)))

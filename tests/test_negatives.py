@@ -1,8 +1,10 @@
 """Negative strategies and the conditions that mutual information is measured over."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mipo_exp.config import NegativesConfig
@@ -204,3 +206,55 @@ def test_more_conditions_than_contexts_names_the_largest_k_that_works() -> None:
         contrast_conditions(grid(4, 3), 8, 0)
     with pytest.raises(ConfigError, match=r"needs 7 other prompts .* set evaluation\.k=5"):
         contrast_conditions(questions(5), 8, 0)
+
+
+def spread_over_all_users(examples: list[Example], k: int, seed: int) -> list[list[str]]:
+    """The other contexts of `contrast_conditions`, by going through every context of every user for each example."""
+    rng = np.random.default_rng(seed)
+    contexts: dict[str | None, list[str]] = {}
+    for example in examples:
+        own = contexts.setdefault(example.user, [])
+        if example.context not in own:
+            own.append(str(example.context))
+    rows = []
+    for example in examples:
+        shuffled = [
+            [own[i] for i in rng.permutation(len(own)) if own[i] != example.context]
+            for user, own in contexts.items()
+            if user != example.user
+        ]
+        order = [shuffled[i] for i in rng.permutation(len(shuffled))]
+        levels = range(max(map(len, order)))
+        found = dict.fromkeys(own[level] for level in levels for own in order if level < len(own))
+        rows.append(list(found)[: k - 1])
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_conditions_are_those_of_going_through_all_users(seed: int) -> None:
+    """Users with one context and with several, some of which other users have, too."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for number in range(40):
+        user, which = rng.integers(9), rng.integers(1 + seed % 3)
+        context = f"context {(user + which) % 11 if seed % 2 else (user, which)}"
+        examples.append(Example(str(number), f"u{user}", "q", context, f"prompt {number % 7}", "{}"))
+    for k in (2, 4):
+        found = contrast_conditions(examples, k, seed)
+        assert [[str(one.context) for one in row[1:]] for row in found] == spread_over_all_users(examples, k, seed)
+        assert [row[0] for row in found] == [example.condition for example in examples]
+
+
+@pytest.mark.parametrize("asks", ["conditions", "random_context"])
+def test_four_times_the_users_take_far_less_than_sixteen_times_as_long(asks: str) -> None:
+    def seconds(users: int) -> float:
+        examples = [Example(f"e{i}", f"u{i}", "q", f"context {i}", f"prompt {i % 50}", "{}") for i in range(users)]
+        started = time.perf_counter()
+        if asks == "conditions":
+            contrast_conditions(examples, 8, 0)
+        else:
+            sample(examples, "random_context", 2, 0)
+        return time.perf_counter() - started
+
+    seconds(100)
+    assert min(seconds(4000) for _ in range(3)) < 10 * min(seconds(1000) for _ in range(3))

@@ -14,9 +14,10 @@ import pytest
 from mipo_exp import cli
 from mipo_exp.config import ENGINE_CONFIGS
 from mipo_exp.data.tasks import TASKS
-from mipo_exp.records import Example, Negative, Pair, Response, ScoredPair, by_id
+from mipo_exp.records import Example, Negative, Pair, Response, ScoredPair
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store import Artefact
+from mipo_exp.tables import ById
 from tests import personal_data
 from tests.conftest import Experiment, composed, make_runtime
 
@@ -184,8 +185,8 @@ def test_pairs_that_cannot_teach_are_dropped_with_the_reason() -> None:
 def test_random_prompt_samples_nothing_twice(experiment: Experiment) -> None:
     summary, _ = experiment("negatives=random_prompt")
     assert summary["counts"]["reused_rejected"] + summary["counts"].get("dropped_identical", 0) == 8
-    chosen = by_id(artefact(summary, "chosen").table("responses", Response))
-    rejected = by_id(artefact(summary, "rejected").table("responses", Response))
+    chosen = ById(artefact(summary, "chosen").table("responses", Response))
+    rejected = ById(artefact(summary, "rejected").table("responses", Response))
     for negative in artefact(summary, "rejected").table("negatives", Negative):
         assert rejected[negative.id].token_ids == chosen[str(negative.source)].token_ids
 
@@ -196,7 +197,7 @@ def test_pairs_are_trained_under_the_true_condition_with_its_log_probabilities(
     summary, _ = experiment("negatives.k=2", "pairs.min_pmi_margin=-1000")
     runtime = make_runtime(composed("+debug=quick"), shared_cache)
     model = runtime.fresh_model()
-    examples = by_id(artefact(summary, "examples").table("train", Example))
+    examples = ById(artefact(summary, "examples").table("train", Example))
     pairs = artefact(summary, "scored_pairs").table("pairs", ScoredPair)
     assert len(pairs) == 16
     for pair in pairs:

@@ -1,5 +1,7 @@
 """Bootstrap intervals: coverage, clustering and pairing."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 
@@ -15,10 +17,10 @@ def mean(values: np.ndarray) -> float:
     return float(values.mean())
 
 
-def estimate(measure: Measure, rows: list[np.ndarray]) -> Estimate:
+def estimate(measure: Measure, rows: Iterable[np.ndarray]) -> Estimate:
     """A metric with its interval."""
     values = measure.values
-    return summarize(measure.result(), draws(values, measure.reduce, rows), measured(values))
+    return summarize(measure.result(), draws({"m": (values, measure.reduce)}, rows)["m"], measured(values))
 
 
 def compared(before: np.ndarray, after: np.ndarray, users: list[str]) -> Comparison:

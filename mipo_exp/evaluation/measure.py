@@ -104,7 +104,9 @@ def compare(
     grouped = clusters(examples)
     rows = resamples(grouped, config.bootstrap_samples, config.seed)
     phases = {"before": before, "after": after}
-    drawn = {phase: {name: draws(m.values, m.reduce, rows) for name, m in of.items()} for phase, of in phases.items()}
+    metrics = {(phase, name): (m.values, m.reduce) for phase, of in phases.items() for name, m in of.items()}
+    found = draws(metrics, rows)
+    drawn = {phase: {name: found[phase, name] for name in of} for phase, of in phases.items()}
     estimates = {
         phase: {name: summarize(m.result(), drawn[phase][name], measured(m.values)) for name, m in of.items()}
         for phase, of in phases.items()

@@ -4,14 +4,16 @@ Responses of one user (or to one question) are not independent, so whole cluster
 Two sets of responses to the same examples are compared on the same resamples, which pairs them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 Reduce = Callable[[Values], float]
+Name = TypeVar("Name", bound=Hashable)
 
 CONFIDENCE = 0.95
 
@@ -32,25 +34,36 @@ class Estimate:
         return {"mean": float(self.mean) if np.isfinite(self.mean) else None, "ci95": bounds, "n": self.n}
 
 
-def resamples(clusters: Sequence[str], samples: int, seed: int) -> list[NDArray[np.intp]]:
-    """Row indices of `samples` bootstrap resamples, each of as many whole clusters as there are.
+def resamples(clusters: Sequence[str], samples: int, seed: int) -> Iterator[NDArray[np.intp]]:
+    """Row indices of `samples` bootstrap resamples, each of as many whole clusters as there are, one after the other:
+    together they would be thousands of times as large as the data.
 
-    Returns:
-        an empty list where there is only one cluster, from which no spread can be estimated.
+    Yields:
+        nothing where there is only one cluster, from which no spread can be estimated.
     """
     members: dict[str, list[int]] = {}
     for row, cluster in enumerate(clusters):
         members.setdefault(cluster, []).append(row)
-    groups = [np.array(rows, dtype=np.intp) for rows in members.values()]
-    if len(groups) < 2:
-        return []
+    if len(members) < 2:
+        return
+    rows = np.concatenate([np.array(of, dtype=np.intp) for of in members.values()])
+    sizes = np.array([len(of) for of in members.values()], dtype=np.intp)
+    starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
-    return [np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(samples)]
+    for _ in range(samples):
+        drawn = rng.integers(len(sizes), size=len(sizes))
+        count = sizes[drawn]
+        before = np.cumsum(count) - count
+        yield rows[np.repeat(starts[drawn] - before, count) + np.arange(count.sum())]
 
 
-def draws(values: Values, reduce: Reduce, rows: Sequence[NDArray[np.intp]]) -> Values:
-    """The metric `reduce` of each resample, shape (resamples,)."""
-    return np.array([reduce(values[index]) for index in rows], dtype=np.float64)
+def draws(metrics: Mapping[Name, tuple[Values, Reduce]], rows: Iterable[NDArray[np.intp]]) -> dict[Name, Values]:
+    """The metrics of each resample, shape (resamples,) each; those of one index are over the same rows."""
+    found: dict[Name, list[float]] = {name: [] for name in metrics}
+    for index in rows:
+        for name, (values, reduce) in metrics.items():
+            found[name].append(reduce(values[index]))
+    return {name: np.array(drawn, dtype=np.float64) for name, drawn in found.items()}
 
 
 def measured(values: Values) -> int:

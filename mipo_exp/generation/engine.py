@@ -43,12 +43,12 @@ class Contrast:
 class Engine(Protocol):
     """Samples responses from one model.
 
-    A shard is what is sampled, and kept, at a time. Which prompts stand in it depends on nothing but the prompts and
+    A shard is what is sampled, and kept, at a time. Which prompts stand in it depends on nothing but their lengths and
     what is in the engine's key, so that after an interruption the missing shards come out the same.
     """
 
-    def plan(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """Indices of `prompts` by shard."""
+    def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
+        """Indices of prompts by shard, from the prompts' lengths in tokens."""
         ...
 
     def sample(
@@ -174,14 +174,14 @@ def request_seed(seed: int, purpose: str, name: str) -> int:
     return int(digest([seed, purpose, name])[:8], 16)
 
 
-def longest_first(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """Indices of `prompts` by falling length, so that what does not fit into memory shows at once."""
-    return sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Indices by falling length, so that what does not fit into memory shows at once."""
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
 
-def shards_of(prompts: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
-    """Indices of `prompts`, longest first, `rows` a shard: for engines that make their own batches of a shard."""
-    order = longest_first(prompts)
+def shards_of(lengths: Sequence[int], rows: int) -> list[list[int]]:
+    """Indices of prompts, longest first, `rows` a shard: for engines that make their own batches of a shard."""
+    order = longest_first(lengths)
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 

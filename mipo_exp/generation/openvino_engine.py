@@ -37,9 +37,9 @@ class OpenvinoEngine:
         self._requests = 0
         self._cache_blocks = 0
 
-    def plan(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
         """See `Engine.plan`."""
-        return shards_of(prompts, SHARD_ROWS)
+        return shards_of(lengths, SHARD_ROWS)
 
     def sample(
         self,

@@ -1,5 +1,6 @@
 """The stages that sample: chosen and rejected responses for training, responses of a model for evaluation."""
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,18 +15,18 @@ from mipo_exp.generation.engine import KEPT, Contrast, Engine, make_engine, requ
 from mipo_exp.generation.transformers_engine import batch_seed
 from mipo_exp.negatives import sample_negatives
 from mipo_exp.progress import Progress
-from mipo_exp.records import Condition, Example, Negative, Response, by_id
+from mipo_exp.records import Condition, Example, Negative, Response
 from mipo_exp.runtime import Runtime
 from mipo_exp.shards import Shard, compute_shards
 from mipo_exp.similarity import Encoder, bm25
 from mipo_exp.store import Workspace
+from mipo_exp.tables import ById, Gathered, Mapped, Table
 
 
 def sample_chosen(work: Workspace, runtime: Runtime, sampling: SamplingConfig, engine: EngineConfig, seed: int) -> None:
     """y⁺ ~ π_ref(· | c, x) for every training example."""
     examples = work.inputs["examples"].table("train", Example)
-    conditions = [(example.id, example.condition) for example in examples]
-    responses = sample_responses(work, runtime, conditions, sampling, engine, seed, "chosen")
+    responses = sample_responses(work, runtime, Mapped(_true, examples), sampling, engine, seed, "chosen")
     work.write_table("responses", responses, Response)
 
 
@@ -43,18 +44,19 @@ def sample_rejected(
     A negative condition that is the true condition of another example has its response already, drawn from the same
     distribution: it is reused.
     """
-    examples = work.inputs["examples"].table("train", Example)
-    chosen = by_id(work.inputs["chosen"].table("responses", Response))
+    examples = list(work.inputs["examples"].table("train", Example))
+    chosen = ById(work.inputs["chosen"].table("responses", Response))
     conditions = sample_negatives(examples, negatives, seed, encoder or bm25)
     missing = [(negative.id, negative.condition) for negative in conditions if negative.source is None]
-    sampled = by_id(sample_responses(work, runtime, missing, sampling, engine, seed, "rejected"))
-    responses = []
-    for negative in conditions:
+    sampled = ById(sample_responses(work, runtime, missing, sampling, engine, seed, "rejected"))
+
+    def response_to(negative: Negative) -> Response:
         source = negative.source
         found = sampled[negative.id] if source is None else chosen[source]
-        responses.append(Response(negative.id, found.token_ids, found.text, found.finished))
+        return dataclasses.replace(found, id=negative.id)
+
     work.write_table("negatives", conditions, Negative)
-    work.write_table("responses", responses, Response)
+    work.write_table("responses", map(response_to, conditions), Response)
 
 
 def sample_evaluation(
@@ -70,13 +72,20 @@ def sample_evaluation(
     `decoding` is a method that trains nothing: the base model answers without the context, or against it.
     """
     examples = work.inputs["examples"].table("eval", Example)
-    conditions = [(example.id, example.condition) for example in examples]
-    without = [(example.id, Condition(None, example.prompt)) for example in examples]
+    conditions, without = Mapped(_true, examples), Mapped(_without_context, examples)
     if isinstance(decoding, PromptedConfig) and not decoding.context:
         conditions = without
     against = (without, decoding.alpha) if isinstance(decoding, CadConfig) else None
     responses = sample_responses(work, runtime, conditions, sampling, engine, seed, "evaluation", against)
     work.write_table("responses", responses, Response)
+
+
+def _true(example: Example) -> tuple[str, Condition]:
+    return example.id, example.condition
+
+
+def _without_context(example: Example) -> tuple[str, Condition]:
+    return example.id, Condition(None, example.prompt)
 
 
 def sample_responses(
@@ -88,7 +97,7 @@ def sample_responses(
     seed: int,
     purpose: str,
     against: tuple[Sequence[tuple[str, Condition]], float] | None = None,
-) -> list[Response]:
+) -> Table[Response]:
     """One response for each (id, condition), in their order; finished shards of an interrupted build are reused.
 
     `against` are the conditions and the α of context-aware decoding, where it is wanted.
@@ -96,42 +105,41 @@ def sample_responses(
     Raises:
         DataError: a prompt does not fit into the model's positions.
     """
+    found = Gathered(Response)
     if not conditions:
-        return []
+        return found.in_order([])
     adapter = work.inputs["adapter"].path / "adapter" if "adapter" in work.inputs else None
-    prompts = [runtime.prompt_ids(condition) for _, condition in conditions]
-    check_lengths(runtime, conditions, prompts, sampling.max_new_tokens)
-    plain = None if against is None else [runtime.prompt_ids(condition) for _, condition in against[0]]
+    ids = [name for name, _ in conditions]
+    lengths = [len(runtime.prompt_ids(condition)) for _, condition in conditions]
+    check_lengths(runtime, ids, lengths, sampling.max_new_tokens)
     folder = work.inputs["engine_model"].path / "model" if "engine_model" in work.inputs else None
     scratch = work.path / "engine"
     opened = partial(opened_engine, config=engine, folder=folder, scratch=scratch)
     with opened(runtime, adapter) as planner:  # loads nothing
-        batches = planner.plan(prompts, sampling.max_new_tokens)
+        batches = planner.plan(lengths, sampling.max_new_tokens)
 
     def shard(number: int) -> Shard[Engine, Response]:
         batch = batches[number]
         contrast = None
-        if plain is not None and against is not None:
-            contrast = Contrast([plain[i] for i in batch], against[1])
-        ids = [conditions[i][0] for i in batch]
+        if against is not None:
+            contrast = Contrast([runtime.prompt_ids(against[0][i][1]) for i in batch], against[1])
         return partial(
             sample_shard,
-            ids=ids,
-            prompts=[prompts[i] for i in batch],
+            ids=[ids[i] for i in batch],
+            prompts=[runtime.prompt_ids(conditions[i][1]) for i in batch],
             sampling=sampling,
             shard_seed=batch_seed(seed, purpose, number),
-            seeds=[request_seed(seed, purpose, name) for name in ids],
+            seeds=[request_seed(seed, purpose, ids[i]) for i in batch],
             contrast=contrast,
         )
 
-    found: dict[str, Response] = {}
     with Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress:
         for rows, reused in compute_shards(work, runtime, adapter, opened, Response, len(batches), shard):
-            found.update({row.id: row for row in rows})
+            found.add(rows)
             progress.advance(len(rows), 0 if reused else sum(len(row.token_ids) for row in rows))
     work.finish_shards()
     shutil.rmtree(scratch, ignore_errors=True)  # of interrupted builds, too
-    return [found[name] for name, _ in conditions]
+    return found.in_order(ids)
 
 
 @contextmanager
@@ -179,14 +187,12 @@ def sample_shard(
     ]
 
 
-def check_lengths(
-    runtime: Runtime, conditions: Sequence[tuple[str, Condition]], prompts: Sequence[Sequence[int]], new_tokens: int
-) -> None:
-    """Raise `DataError` for a prompt that leaves no room for `new_tokens` in the model's positions."""
+def check_lengths(runtime: Runtime, ids: Sequence[str], lengths: Sequence[int], new_tokens: int) -> None:
+    """Raise `DataError` for a prompt whose length leaves no room for `new_tokens` in the model's positions."""
     limit = runtime.max_positions
-    for (name, _), ids in zip(conditions, prompts, strict=True):
-        if limit is not None and len(ids) + new_tokens > limit:
+    for name, length in zip(ids, lengths, strict=True):
+        if limit is not None and length + new_tokens > limit:
             raise DataError(
-                f"example {name}: its prompt has {len(ids)} tokens, and with max_new_tokens={new_tokens} it does not "
+                f"example {name}: its prompt has {length} tokens, and with max_new_tokens={new_tokens} it does not "
                 f"fit into the {limit} positions of the model; shorten the context or use a model with more"
             )

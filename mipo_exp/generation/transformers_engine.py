@@ -25,9 +25,9 @@ class TransformersEngine:
     def __init__(self, config: EngineConfig, runtime: "Runtime", adapter: Path | None) -> None:
         self.config, self.runtime, self.adapter = config, runtime, adapter
 
-    def plan(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
         """See `Engine.plan`: a shard is a batch."""
-        return plan_batches(prompts, self.config, max_new_tokens)
+        return plan_batches(lengths, self.config, max_new_tokens)
 
     def sample(
         self,
@@ -46,12 +46,13 @@ class TransformersEngine:
         """See `Engine.close`: the model is the runtime's."""
 
 
-def plan_batches(prompts: Sequence[Sequence[int]], engine: EngineConfig, max_new_tokens: int) -> list[list[int]]:
-    """Indices of `prompts`, longest first (an out-of-memory error shows at once), in batches within the limits."""
+def plan_batches(lengths: Sequence[int], engine: EngineConfig, max_new_tokens: int) -> list[list[int]]:
+    """Indices of prompts of these lengths in tokens, in batches within the limits, longest first (an out-of-memory
+    error shows at once)."""
     batches: list[list[int]] = []
-    for index in longest_first(prompts):
+    for index in longest_first(lengths):
         if batches:
-            width = len(prompts[batches[-1][0]]) + max_new_tokens
+            width = lengths[batches[-1][0]] + max_new_tokens
             rows = len(batches[-1]) + 1
             if rows <= engine.batch_rows and rows * width <= engine.batch_tokens:
                 batches[-1].append(index)

@@ -37,9 +37,9 @@ class VllmEngine:
         self.config, self.runtime, self.adapter, self.log = config, runtime, adapter, scratch / "vllm.log"
         self._worker: subprocess.Popen[str] | None = None
 
-    def plan(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
         """See `Engine.plan`."""
-        return shards_of(prompts, SHARD_ROWS)
+        return shards_of(lengths, SHARD_ROWS)
 
     def sample(
         self,

@@ -51,7 +51,7 @@ class Local:
             else:
                 fitting.append(index)
         sampling = SamplingConfig(config.temperature, top_p=1.0, top_k=0, max_new_tokens=config.max_tokens)
-        for batch in plan_batches([prompts[i] for i in fitting], self.engine, config.max_tokens):
+        for batch in plan_batches([len(prompts[i]) for i in fitting], self.engine, config.max_tokens):
             rows = [fitting[i] for i in batch]
             seed = batch_seed(0, "judge", int(digest([list(requests[i]) for i in rows])[:8], 16))
             stops, pad = renderer.stop_ids, renderer.pad_id

@@ -1,7 +1,7 @@
 """`plan=true`: what a run would do, without doing it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     status = {name: store.status(stage) for name, stage in stages.items()}
     check_harness(harness, [status[name] for name, stage in stages.items() if stage.name == "harness"], False)
     found = store.find(examples_stage)
-    examples: tuple[list[Example], list[Example]] | None = None
+    examples: tuple[Sequence[Example], Sequence[Example]] | None = None
     if found is not None:
         examples = found.table("train", Example), found.table("eval", Example)
     elif data is not None and not task.needs_tokenizer:
@@ -174,7 +174,7 @@ def duration(took: float) -> str:
 
 
 def _judge_line(
-    judging: Judging, examples: list[Example], store: Store, stages: Mapping[str, Stage], response_tokens: int
+    judging: Judging, examples: Sequence[Example], store: Store, stages: Mapping[str, Stage], response_tokens: int
 ) -> str:
     """How often the judge would be asked, and what that would cost."""
     if store.status(stages["judgements"]) == "cached":

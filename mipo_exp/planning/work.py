@@ -119,7 +119,7 @@ def _sampling(prompts: Sequence[Sequence[int]], engine: EngineConfig, sampling: 
     if not prompts:
         return Work()
     new = sampling.max_new_tokens
-    batches = plan_sampling(prompts, engine, new)
+    batches = plan_sampling([len(prompt) for prompt in prompts], engine, new)
     read = sum(map(len, prompts))
     # With continuous batching there are no fewer steps; with batches each waits for its longest response.
     turns = math.ceil(len(prompts) / engine.batch_rows) if engine.name != "transformers" else len(batches)

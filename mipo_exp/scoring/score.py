@@ -1,6 +1,7 @@
 """The stages that score: pairs under the base model for training, responses under K conditions for the evaluation."""
 
 import dataclasses
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ from mipo_exp.scoring.batches import Scorer, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.shards import Shard, compute_shards
 from mipo_exp.store import Workspace
+from mipo_exp.tables import Mapped
+
+# Items whose batches are planned at once. What begins alike shares its computation within a window only, and a window
+# is all of what is held in memory.
+WINDOW = 16384
 
 
 @dataclass(frozen=True)
@@ -38,34 +44,33 @@ def score_pairs(work: Workspace, runtime: Runtime, scoring: ScoringConfig, min_p
         DataError: no pair is left.
     """
     pairs = work.inputs["pairs"].table("pairs", Pair)
-    prompts = ["prompt_ids"] if min_pmi_margin is None else ["prompt_ids", "negative_ids"]
-    items = [
-        Scorable(tuple(getattr(pair, prompt)), tuple(side))
-        for prompt in prompts
-        for pair in pairs
-        for side in (pair.chosen_ids, pair.rejected_ids)
-    ]
+
+    per_pair = 2 if min_pmi_margin is None else 4
+
+    def item(number: int) -> Scorable:
+        pair, which = pairs[number // per_pair], number % per_pair
+        prompt = pair.prompt_ids if which < 2 else pair.negative_ids
+        return Scorable(tuple(prompt), tuple(pair.rejected_ids if which % 2 else pair.chosen_ids))
+
+    items = Mapped(item, range(per_pair * len(pairs)))
     scores = score_items(work, runtime, scoring, items, "scoring pairs")
-    scored = []
-    for number, pair in enumerate(pairs):
-        chosen, rejected = scores[2 * number : 2 * number + 2]
-        margin = None
-        if min_pmi_margin is not None:
-            chosen_negative, rejected_negative = scores[2 * (len(pairs) + number) :][:2]
-            margin = (chosen - chosen_negative) - (rejected - rejected_negative)
-        if margin is None or min_pmi_margin is None or margin >= min_pmi_margin:
-            scored.append(
-                ScoredPair(
+
+    def scored() -> Iterator[ScoredPair]:
+        for number, pair in enumerate(pairs):
+            chosen, rejected, *negative = scores[per_pair * number : per_pair * (number + 1)]
+            margin = (chosen - negative[0]) - (rejected - negative[1]) if negative else None
+            if margin is None or min_pmi_margin is None or margin >= min_pmi_margin:
+                yield ScoredPair(
                     **dataclasses.asdict(pair),
                     ref_chosen_log_prob=chosen,
                     ref_rejected_log_prob=rejected,
                     pmi_margin=margin,
                 )
-            )
-    if not scored:
+
+    trained = work.write_table("pairs", scored(), ScoredPair)
+    if not trained:
         raise DataError(f"pairs.min_pmi_margin={min_pmi_margin} leaves none of the {len(pairs)} pairs; lower it")
-    work.write_table("pairs", scored, ScoredPair)
-    work.write_json("counts", {"dropped_pmi_margin": len(pairs) - len(scored), "trained_pairs": len(scored)})
+    work.write_json("counts", {"dropped_pmi_margin": len(pairs) - trained, "trained_pairs": trained})
 
 
 def score_conditions(work: Workspace, runtime: Runtime, scoring: ScoringConfig, k: int, seed: int) -> None:
@@ -73,19 +78,24 @@ def score_conditions(work: Workspace, runtime: Runtime, scoring: ScoringConfig, 
 
     The scoring model is the base model, or the policy where there is a `scorer` input.
     """
-    examples = work.inputs["examples"].table("eval", Example)
+    examples = list(work.inputs["examples"].table("eval", Example))
     responses = work.inputs["responses"].table("responses", Response)
     contrasts = contrast_conditions(examples, k, seed)
-    items = []
-    for example, response, conditions in zip(examples, responses, contrasts, strict=True):
-        for condition in (*conditions, own_marginal(example)):
-            items.append(Scorable(tuple(runtime.prompt_ids(condition)), tuple(response.token_ids)))
+
+    def item(number: int) -> Scorable:
+        of, which = divmod(number, k + 1)
+        condition = contrasts[of][which] if which < k else own_marginal(examples[of])
+        return Scorable(tuple(runtime.prompt_ids(condition)), tuple(responses[of].token_ids))
+
+    items = Mapped(item, range((k + 1) * len(examples)))
     scores = score_items(work, runtime, scoring, items, "scoring responses under K conditions")
-    rows = []
-    for number, response in enumerate(responses):
-        *under_conditions, marginal = scores[number * (k + 1) : (number + 1) * (k + 1)]
-        rows.append(Scores(response.id, len(response.token_ids), under_conditions, marginal))
-    work.write_table("scores", rows, Scores)
+
+    def scored() -> Iterator[Scores]:
+        for number, response in enumerate(responses):
+            *under_conditions, marginal = scores[number * (k + 1) : (number + 1) * (k + 1)]
+            yield Scores(response.id, len(response.token_ids), under_conditions, marginal)
+
+    work.write_table("scores", scored(), Scores)
 
 
 def own_marginal(example: Example) -> Condition:
@@ -95,27 +105,39 @@ def own_marginal(example: Example) -> Condition:
 
 def score_items(
     work: Workspace, runtime: Runtime, scoring: ScoringConfig, items: Sequence[Scorable], label: str
-) -> list[float]:
-    """Summed log-probabilities (nats) of all items, in their order; equal items are scored once."""
+) -> Sequence[float]:
+    """Summed log-probabilities (nats) of all items, in their order; items that are equal and in one window are scored
+    once."""
     adapter = work.inputs["scorer"].path / "adapter" if "scorer" in work.inputs else None
-    different = list(dict.fromkeys(items))
-    batches = plan_batches(different, scoring.batch_tokens, scoring.share_prefix)
+    if len(items) <= WINDOW:
+        items = list(items)  # so that each is made once
+    first_equal, tokens = array("q"), array("i")
+    batches: list[list[int]] = []
+    for start in range(0, len(items), WINDOW):
+        places: dict[Scorable, int] = {}
+        for number, item in enumerate(items[start : start + WINDOW], start):
+            first_equal.append(places.setdefault(item, number))
+            tokens.append(len(item.response_ids))
+        different, numbers = list(places), list(places.values())
+        planned = plan_batches(different, scoring.batch_tokens, scoring.share_prefix)
+        batches += [[numbers[i] for i in batch] for batch in planned]
     opened = partial(opened_scorer, scoring=scoring)
-    found: dict[Scorable, float] = {}
+    found = array("d", bytes(8 * len(items)))
 
     def shard(number: int) -> Shard[Scorer, _BatchScores]:
         batch = batches[number]
-        return partial(score_shard, numbers=batch, items=[different[i] for i in batch])
+        return partial(score_shard, numbers=batch, items=[items[i] for i in batch])
 
-    def fits(number: int, rows: list[_BatchScores]) -> bool:  # not if another version planned other batches
+    def fits(number: int, rows: Sequence[_BatchScores]) -> bool:  # not if another version planned other batches
         return [row.item for row in rows] == batches[number]
 
-    with Progress(label, len(different), "response tokens") as progress:
+    with Progress(label, sum(map(len, batches)), "response tokens") as progress:
         for rows, reused in compute_shards(work, runtime, adapter, opened, _BatchScores, len(batches), shard, fits):
-            found.update({different[row.item]: row.log_prob for row in rows})
-            progress.advance(len(rows), 0 if reused else sum(len(different[row.item].response_ids) for row in rows))
+            for row in rows:
+                found[row.item] = row.log_prob
+            progress.advance(len(rows), 0 if reused else sum(tokens[row.item] for row in rows))
     work.finish_shards()
-    return [found[item] for item in items]
+    return array("d", (found[i] for i in first_equal))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mipo_exp.config_methods import MipoConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.records import ScoredPair
+from mipo_exp.tables import Table
 from mipo_exp.training.job import (
     Job,
     check_trainable,
@@ -59,7 +60,7 @@ def build_mipo(job: Job) -> "DPOTrainer":
     return dpo
 
 
-def make_trainer(job: Job, method: MipoConfig, pairs: Sequence[ScoredPair]) -> "DPOTrainer":
+def make_trainer(job: Job, method: MipoConfig, pairs: Table[ScoredPair]) -> "DPOTrainer":
     """TRL's trainer with a new adapter on a base model of its own."""
     from transformers import PrinterCallback
     from trl import DPOTrainer
@@ -120,18 +121,15 @@ def _share_prompts(dpo: "DPOTrainer", pairs: Sequence[ScoredPair]) -> None:
         dpo.shares_prompts = True
 
 
-def _dataset(pairs: Sequence[ScoredPair], reference: str) -> "Dataset":
+def _dataset(pairs: Table[ScoredPair], reference: str) -> "Dataset":
+    """The columns that TRL reads, in the same memory, or file, as the table's."""
     from datasets import Dataset
 
-    columns: dict[str, list[Any]] = {
-        "prompt_ids": [pair.prompt_ids for pair in pairs],
-        "chosen_ids": [pair.chosen_ids for pair in pairs],
-        "rejected_ids": [pair.rejected_ids for pair in pairs],
-    }
+    names = {side: side for side in ("prompt_ids", "chosen_ids", "rejected_ids")}
     if reference == "scored":
-        columns["ref_chosen_logps"] = [pair.ref_chosen_log_prob for pair in pairs]
-        columns["ref_rejected_logps"] = [pair.ref_rejected_log_prob for pair in pairs]
-    return Dataset.from_dict(columns)
+        names |= {"ref_chosen_log_prob": "ref_chosen_logps", "ref_rejected_log_prob": "ref_rejected_logps"}
+    # With a name of its own, because the default is a hash of all of the data. Nothing is cached under it.
+    return Dataset(pairs.arrow.select(list(names)).rename_columns(list(names.values())), fingerprint="scored_pairs")
 
 
 def first_loss(method: MipoConfig) -> float | None:

@@ -4,6 +4,7 @@ Transformers' Trainer with its schedules, checkpoints and logs, around log-proba
 (`layout`) and a loss that is a pure function of them (`losses`).
 """
 
+import heapq
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.processes import mean_over_processes
-from mipo_exp.records import Example, Response, by_id
+from mipo_exp.records import Example, Response
+from mipo_exp.tables import ById, Mapped
 from mipo_exp.training.job import Job, check_trainable, lora_config, training_arguments, wrong_targets
 from mipo_exp.training.layout import can_share, rounding
 from mipo_exp.training.micro_batches import Agree, MicroBatches, Part, settle_budget
@@ -28,22 +30,26 @@ log = logging.getLogger(__name__)
 Loss = Callable[[Scored], "tuple[torch.Tensor, Mapping[str, float]]"]
 
 
-def chosen_groups(job: Job) -> list[Group]:
+def chosen_groups(job: Job) -> Sequence[Group]:
     """One group for each chosen response, for methods without rejected ones; empty responses are left out.
 
     Raises:
         DataError: none is left.
     """
     keep_cut_off = job.pairs is None or job.pairs.keep_cut_off
-    examples = by_id(job.work.inputs["examples"].table("train", Example))
-    groups = [
-        Group(job.runtime.prompt_ids(examples[response.id].condition), [response.token_ids])
-        for response in job.work.inputs["chosen"].table("responses", Response)
-        if response.text and (response.finished or keep_cut_off)
+    examples = ById(job.work.inputs["examples"].table("train", Example))
+    responses = job.work.inputs["chosen"].table("responses", Response)
+
+    def group(number: int) -> Group:
+        response = responses[number]
+        return Group(job.runtime.prompt_ids(examples[response.id].condition), [response.token_ids])
+
+    kept = [
+        number for number, response in enumerate(responses) if response.text and (response.finished or keep_cut_off)
     ]
-    if not groups:
+    if not kept:
         raise DataError("no chosen response is left to train on: all are empty, or cut off (pairs.keep_cut_off=false)")
-    return groups
+    return Mapped(group, kept)
 
 
 def build_trainer(
@@ -136,7 +142,7 @@ def build_trainer(
     loop = GroupTrainer(
         model=model,
         args=arguments,
-        train_dataset=list(groups),
+        train_dataset=groups,
         data_collator=lambda rows: {"groups": rows},
         callbacks=[job.callback],
     )
@@ -176,7 +182,7 @@ def _can_share(base: Any, groups: Sequence[Group], batch: int, across_batch: boo
 
     longest_response = max(len(ids) for group in groups for ids in group.responses)
     longest = max(len(group.prompt_ids) for group in groups) + longest_response
-    tried = sorted(groups, key=lambda group: -len(group.prompt_ids))[: batch if across_batch else 1]
+    tried = heapq.nlargest(batch if across_batch else 1, groups, key=lambda group: len(group.prompt_ids))
     device = next(base.parameters()).device
     prompts = [torch.tensor(group.prompt_ids, device=device) for group in tried]
     lists = [[group.responses[0] for group in tried]] * len(tried) if across_batch else [tried[0].responses]

@@ -46,7 +46,7 @@ FIRST_KL_16_BITS = 0.05
 
 def training_examples(job: Job) -> list[Example]:
     """The examples that the policy answers while it trains."""
-    return job.work.inputs["examples"].table("train", Example)
+    return list(job.work.inputs["examples"].table("train", Example))
 
 
 def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "GRPOTrainer":
@@ -66,9 +66,9 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     if job.rollout is None:
         raise ValueError(f"method={job.method.name} samples while it trains and was not told how")
     runtime, rollout, examples = job.runtime, job.rollout, training_examples(job)
-    conditions = [(example.id, example.condition) for example in examples]
-    prompts = [runtime.prompt_ids(condition) for _, condition in conditions]
-    check_lengths(runtime, conditions, prompts, rollout.sampling.max_new_tokens)
+    prompts = [runtime.prompt_ids(example.condition) for example in examples]
+    ids = [example.id for example in examples]
+    check_lengths(runtime, ids, [len(prompt) for prompt in prompts], rollout.sampling.max_new_tokens)
 
     def base_scores(items: Sequence[Scorable]) -> list[float]:
         policy = loop.accelerator.unwrap_model(loop.model)
@@ -159,7 +159,9 @@ def _trainer_class(job: Job, rollout: Rollout) -> Any:
             found: dict[int, list[int]] = {}
             purpose = f"on-policy, step {self.state.global_step}"
             with _evaluating(policy):
-                batches = plan_batches(prompt_ids, rollout.engine, rollout.sampling.max_new_tokens)
+                batches = plan_batches(
+                    [len(ids) for ids in prompt_ids], rollout.engine, rollout.sampling.max_new_tokens
+                )
                 for number, batch in enumerate(batches):
                     sampled = sample_batch(
                         policy,

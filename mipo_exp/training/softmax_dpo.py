@@ -1,9 +1,11 @@
 """MIPO with several negatives at once: softmax-DPO over all rejected responses of an example."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from mipo_exp.config_methods import SoftmaxDpoConfig
 from mipo_exp.records import ScoredPair
+from mipo_exp.tables import Mapped
 from mipo_exp.training.groups import build_trainer
 from mipo_exp.training.job import Job
 from mipo_exp.training.losses import softmax_dpo_loss
@@ -32,17 +34,20 @@ def build_softmax_dpo(job: Job) -> "Trainer":
     return build_trainer(job, pair_groups(job), loss, reference=True)
 
 
-def pair_groups(job: Job) -> list[Group]:
+def pair_groups(job: Job) -> Sequence[Group]:
     """The scored pairs by example; pairs of one example share prompt and chosen response."""
-    by_example: dict[str, list[ScoredPair]] = {}
-    for pair in job.work.inputs["scored_pairs"].table("pairs", ScoredPair):
-        by_example.setdefault(pair.example, []).append(pair)
+    pairs = job.work.inputs["scored_pairs"].table("pairs", ScoredPair)
+    by_example: dict[str, list[int]] = {}
+    for number, example in enumerate(pairs.column("example")):
+        by_example.setdefault(example, []).append(number)
     stored = job.trainer.reference == "scored"
-    return [
-        Group(
-            pairs[0].prompt_ids,
-            [pairs[0].chosen_ids, *(pair.rejected_ids for pair in pairs)],
-            [pairs[0].ref_chosen_log_prob, *(pair.ref_rejected_log_prob for pair in pairs)] if stored else None,
+
+    def group(numbers: Sequence[int]) -> Group:
+        own = [pairs[number] for number in numbers]
+        return Group(
+            own[0].prompt_ids,
+            [own[0].chosen_ids, *(pair.rejected_ids for pair in own)],
+            [own[0].ref_chosen_log_prob, *(pair.ref_rejected_log_prob for pair in own)] if stored else None,
         )
-        for pairs in by_example.values()
-    ]
+
+    return Mapped(group, list(by_example.values()))
