@@ -25,10 +25,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from mipo_exp import cli
-from mipo_exp.experiment import Prepared, prepare
 from mipo_exp.generation.engine import settled
 from mipo_exp.generation.responses import opened_engine
 from mipo_exp.parsing import parse
+from mipo_exp.preparation import Prepared, prepare
 from mipo_exp.records import Pair, Response
 
 SETTINGS = {

@@ -1,15 +1,20 @@
 """The plan: what is counted, what it costs, what fits."""
 
+import json
 import logging
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mipo_exp.planning.cost import Shape, decoding_seconds, forward_operations, seconds, training_seconds
 from mipo_exp.planning.fit import find_limits, needs
 from mipo_exp.planning.machine import Machine, free_bytes, measure
-from mipo_exp.planning.shape import find_shape
+from mipo_exp.planning.shape import find_shape, parameter_count
 from mipo_exp.planning.work import COUNTED, Work, estimate_work, pieces
 from mipo_exp.records import Condition, Example
+from tests.command_line import run
 from tests.conftest import Experiment, composed
 
 MACHINE = Machine(matmul=1e12, bandwidth=1e11, launch=1e-6, memory=2**34)
@@ -112,6 +117,22 @@ def test_a_model_that_is_not_here_has_the_size_in_its_name(override: str, billio
     assert shape is not None
     assert shape.total == billions * 1e9
     assert 0 < shape.body < shape.total
+
+
+def test_weights_that_a_folder_has_twice_count_once(tmp_path: Path) -> None:
+    for name in ("model-00001-of-00001", "consolidated"):
+        save_file({"weight": torch.zeros(3, 5)}, tmp_path / f"{name}.safetensors")
+    assert parameter_count(tmp_path) == 30
+    index = {"weight_map": {"weight": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert parameter_count(tmp_path) == 15
+
+
+def test_what_two_stages_share_is_planned_once(tmp_path: Path) -> None:
+    lines = run("+debug=quick", "method=prompted", "plan=true", cwd=tmp_path).stdout.splitlines()
+    cells = {line.split()[0]: line.split()[1:] for line in lines if line.startswith(("before_", "after_"))}
+    assert cells["before_responses"][0] == "missing"
+    assert cells["after_responses"] == cells["after_scores_base"] == ["shared"]
 
 
 def test_a_run_that_does_not_fit_says_so_before_it_starts(

@@ -1,18 +1,20 @@
 """`plan=true`: what a run would do, without doing it."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
 from mipo_exp.checks import check_examples, check_extra, check_harness
 from mipo_exp.config import Config, ModelConfig
 from mipo_exp.config_methods import RlaifConfig
+from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ModelError, UserError, gib
-from mipo_exp.evaluation.harness import locate_harness
+from mipo_exp.evaluation.harness import Harness, locate_harness
 from mipo_exp.generation.engine import check_engine
 from mipo_exp.judging.stage import (
     Estimate,
@@ -38,6 +40,10 @@ log = logging.getLogger(__name__)
 
 # What tables, checkpoints of the adapter and the report take beside the model itself; generous.
 OTHER_DISK_BYTES = 2**29
+# What a stage may be that takes nothing any more.
+DONE = ("cached", "shared")
+
+Found = TypeVar("Found")
 
 
 def disk_needed(source: ModelSource, config: ModelConfig, converted: bool) -> int:
@@ -49,67 +55,46 @@ def disk_needed(source: ModelSource, config: ModelConfig, converted: bool) -> in
     return OTHER_DISK_BYTES + 8 * source.path.stat().st_size
 
 
+@dataclass(frozen=True)
+class _Declared:
+    """An experiment as far as it can be known without fetching anything.
+
+    `data` is None where the data is not here; `notes` say what is not.
+    """
+
+    task: Task
+    runtime: Runtime
+    data: str | None
+    judging: Judging | None
+    stages: Mapping[str, Stage]
+    notes: list[str]
+
+
 def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     """The composed config, what of it is cached, and the tokens, memory and disk that the rest would take."""
-    lines = [OmegaConf.to_yaml(OmegaConf.create(dict(resolved)))]
     store = Store(Path(config.paths.cache).expanduser())
     device = choose_device(config.device)
     check_engine(config, device)
-    task = make_task(config.task, store.root)
-    notes: list[str] = []
-    judging: Judging | None = None
-    try:
-        judging = prepare_judging(config, task, store.root, device, download=False)
-    except ModelError as error:
-        notes.append(f"a run would fetch it first: {error}")
-    data: str | None = None
-    try:
-        data = task.prepare(download=False)
-    except UserError as error:
-        notes.append(f"a run would fetch it first: {error}")
-    try:
-        source = locate(config.model, store.root, download=False)
-    except UserError as error:
-        notes.append(f"a run would fetch it first: {error}")
-        source = ModelSource("folder", None, "not here yet", f"{config.model.name}, not here yet")
-    encoder: Encoder | None = None
-    if config.negatives.embedding_model is not None:
-        try:
-            encoder = locate_encoder(config.negatives.embedding_model, store.root, download=False)
-        except UserError as error:
-            notes.append(f"a run would fetch it first: {error}")
-            encoder = Encoder(Path(), "not here yet")
     harness = locate_harness(config.harness, store.root)
-    runtime = Runtime(config.model, source, task, device)
-    model = declare_model(runtime)
-    examples_stage = declare_examples(config, task, data or "not here yet", runtime if task.needs_tokenizer else None)
-    stages = {
-        "examples": examples_stage,
-        **({"model": model} if model else {}),
-        **declare(config, runtime, examples_stage, encoder, harness, judging),
-    }
-    if judging is not None:
-        stages["judgements"] = declare_judgements(judging, examples_stage, stages)
-    status = {name: store.status(stage) for name, stage in stages.items()}
+    declared = _declare(config, store, device, harness)
+    runtime, judging, stages = declared.runtime, declared.judging, declared.stages
+    status = _status(store, stages)
     check_harness(harness, [status[name] for name, stage in stages.items() if stage.name == "harness"], False)
-    found = store.find(examples_stage)
-    examples: tuple[Sequence[Example], Sequence[Example]] | None = None
-    if found is not None:
-        examples = found.table("train", Example), found.table("eval", Example)
-    elif data is not None and not task.needs_tokenizer:
-        loaded = task.load(None)
-        examples = loaded.train, loaded.eval
+    examples = _examples(declared, store)
     if examples is not None:
-        check_examples(config, task, *examples)
+        check_examples(config, declared.task, *examples)
     check_extra(config)
-    if model is not None and status["model"] == "cached":
-        runtime.folder = store.path(model) / "model"
-    lines.append(f"cache: {store.root}\ndevice: {device}, {runtime.dtype}\nmodel: {source.description}\n")
+    if status.get("model") == "cached":
+        runtime.folder = store.path(stages["model"]) / "model"
     works: dict[str, Work] = {}
     if examples is not None:
         encode = pieces if runtime.folder is None else runtime.prompt_ids
         works = estimate_work(config, *examples, device, encode)
-    lines += _table(config, runtime, examples, works, status)
+    lines = [
+        OmegaConf.to_yaml(OmegaConf.create(dict(resolved))),
+        f"cache: {store.root}\ndevice: {device}, {runtime.dtype}\nmodel: {runtime.source.description}\n",
+        *_table(config, runtime, examples, works, status),
+    ]
     if harness is not None:
         lines.append("(the tokens of the harness are not estimated)")
     if not works:
@@ -120,7 +105,62 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
             rewards = estimate_rewards(judging, examples[0], works["adapter"].sampled // new, new)
             lines.append(f"judge: {rewards.requests} scores as rewards at most; {_amount(rewards)}")
         lines.append(_judge_line(judging, examples[1], store, stages, config.evaluation.sampling.max_new_tokens))
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*lines, "", *declared.notes])
+
+
+def _declare(config: Config, store: Store, device: str, harness: Harness | None) -> _Declared:
+    """All stages, with something in the place of what is not here yet."""
+    notes: list[str] = []
+
+    def unless_absent(find: Callable[[], Found], error_type: type[UserError] = UserError) -> Found | None:
+        try:
+            return find()
+        except error_type as error:
+            notes.append(f"a run would fetch it first: {error}")
+            return None
+
+    root, absent = store.root, "not here yet"
+    task = make_task(config.task, root)
+    judging = unless_absent(lambda: prepare_judging(config, task, root, device, download=False), ModelError)
+    data = unless_absent(lambda: task.prepare(download=False))
+    source = unless_absent(lambda: locate(config.model, root, download=False))
+    encoder, near = None, config.negatives.embedding_model
+    if near is not None:
+        encoder = unless_absent(lambda: locate_encoder(near, root, download=False)) or Encoder(Path(), absent)
+    source = source or ModelSource("folder", None, absent, f"{config.model.name}, {absent}")
+    runtime = Runtime(config.model, source, task, device)
+    model = declare_model(runtime)
+    examples = declare_examples(config, task, data or absent, runtime if task.needs_tokenizer else None)
+    stages = {
+        "examples": examples,
+        **({"model": model} if model else {}),
+        **declare(config, runtime, examples, encoder, harness, judging),
+    }
+    if judging is not None:
+        stages["judgements"] = declare_judgements(judging, examples, stages)
+    return _Declared(task, runtime, data, judging, stages, notes)
+
+
+def _examples(declared: _Declared, store: Store) -> Examples | None:
+    """The training and evaluation examples, where they can be had without fetching anything."""
+    found = store.find(declared.stages["examples"])
+    if found is not None:
+        return found.table("train", Example), found.table("eval", Example)
+    if declared.data is None or declared.task.needs_tokenizer:
+        return None
+    loaded = declared.task.load(None)
+    return loaded.train, loaded.eval
+
+
+def _status(store: Store, stages: Mapping[str, Stage]) -> dict[str, str]:
+    """What the store says of each stage; `shared` where one above it makes the same artefact."""
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    for name, stage in stages.items():
+        state = store.status(stage)
+        found[name] = "shared" if state != "cached" and stage.key in seen else state
+        seen.add(stage.key)
+    return found
 
 
 def _table(
@@ -132,11 +172,11 @@ def _table(
     encode: Encode = pieces if runtime.folder is None else runtime.prompt_ids
     lines = [f"{'stage':<22}{'status':<10}{'sampled':>10}{'scored':>10}{'trained':>10}{'time':>10}{'memory':>10}"]
     peak, whole = 0.0, LOADING_SECONDS
-    missing = [name for name, state in status.items() if state != "cached"]
+    missing = [name for name, state in status.items() if state not in DONE]
     if runtime.folder is None and runtime.source.path is not None and runtime.source.kind != "folder":
         whole += runtime.source.path.stat().st_size / CONVERTED_BYTES_A_SECOND
     for name, state in status.items():
-        work = works.get(name, Work()) if state != "cached" else Work()
+        work = works.get(name, Work()) if state not in DONE else Work()
         cells = "".join(f"{value or '':>10}" for value in (work.sampled, work.scored, work.trained))
         if shape is not None and machine is not None and work != Work():
             took = seconds(work, shape, machine, config.engine.name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from mipo_exp.config import Config
 from mipo_exp.errors import gib
@@ -45,6 +46,7 @@ def find_limits(
     engine, scoring, trainer = config.engine, config.scoring, config.trainer
     budget = getattr(trainer.batch_tokens, on) or 2**17
     changed: dict[str, int] = {}
+    encode = cache(encode)  # each round plans for the same prompts
     while True:
         found = estimate_work(config, *examples, device, encode)
         works = {name: found[name] for name in stages if name in found}

@@ -67,9 +67,16 @@ def random_parameters(sizes: Mapping[str, Any]) -> int:
 
 
 def parameter_count(folder: Path) -> int | None:
-    """How many parameters the safetensors files of a folder hold, from their headers; None where there are none."""
+    """How many parameters the safetensors files of a folder hold, from their headers; None where there are none.
+
+    Where an index names the files that transformers loads, only those: some repositories have the weights twice.
+    """
+    index, files = folder / "model.safetensors.index.json", sorted(folder.glob("*.safetensors"))
+    if index.is_file():
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = [path for path in files if path.name in named]
     total = 0
-    for path in folder.glob("*.safetensors"):
+    for path in files:
         with path.open("rb") as handle:
             header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
         for name, entry in header.items():

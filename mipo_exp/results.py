@@ -1,0 +1,260 @@
+"""What the user gets of an experiment whose stages are finished: metrics with intervals, `summary.json`, the report."""
+
+import json
+import logging
+import math
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mipo_exp import tracking
+from mipo_exp.config import Config
+from mipo_exp.errors import ConfigError
+from mipo_exp.evaluation.accuracy import Measure
+from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
+from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes
+from mipo_exp.evaluation.measure import PHASES, Evaluated, compare, diversity_facts, measures
+from mipo_exp.evaluation.options import likeliest_right
+from mipo_exp.evaluation.statistics import Estimate
+from mipo_exp.judging.run import judge
+from mipo_exp.pipeline import Run
+from mipo_exp.preparation import Prepared
+from mipo_exp.processes import team
+from mipo_exp.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
+from mipo_exp.reporting.multirun import DRAWS, write_draws
+from mipo_exp.reporting.report import Sample, write_report
+from mipo_exp.store import git_commit, package_versions, write_atomically
+
+log = logging.getLogger(__name__)
+
+SUMMARY_SCHEMA = 1
+SAMPLES_SHOWN = 24
+JUDGED = ("judge/score", "judge/accuracy")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the metric that `objective` names, None where it is missing, and why parts are missing."""
+
+    objective: float | None
+    missing: Mapping[str, str]
+
+
+def write_results(
+    prepared: Prepared, summary: dict[str, Any], history: Sequence[Mapping[str, float]], tracker: tracking.Tracker
+) -> Outcome:
+    """Evaluate, ask the judge where there is one, and write `summary.json`, `report.html` and the link `adapter/`.
+
+    Args:
+        prepared: with all stages fetched.
+        summary: its head, which is filled in.
+        history: the rows that training logged.
+        tracker: gets the metrics and samples.
+    """
+    config, run, runtime, output = prepared.config, prepared.run, prepared.runtime, prepared.output
+    examples = run.finished["examples"].artefact.table("eval", Example)
+    before, after = _evaluated(run, "before"), _evaluated(run, "after")
+    if "policy" in after.scores:
+        # Before training the policy is the base model.
+        before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
+    measured = {
+        phase: measures(evaluated, examples, prepared.task.scorer, config.evaluation)
+        for phase, evaluated in (("before", before), ("after", after))
+    }
+    if prepared.judging is not None and prepared.judgements is not None:
+        texts = {name: [row.text for row in of.responses] for name, of in (("before", before), ("after", after))}
+        for phase, found in judge(run, prepared.judging, prepared.judgements, examples, texts, summary).items():
+            measured[phase].update(found)
+    compared = compare(measured["before"], measured["after"], examples, config.evaluation)
+    estimates = compared.estimates
+    for phase, outcome in compare_outcomes(_outcome(run, "before"), _outcome(run, "after")).items():
+        estimates[phase].update(outcome)
+    adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
+    summary.update(
+        metrics={phase: {name: item.as_json() for name, item in of.items()} for phase, of in estimates.items()},
+        mi={"k": config.evaluation.k, "log_k": math.log(config.evaluation.k)},
+        resampling=compared.resampling,
+        diversity=diversity_facts(examples, config.evaluation),
+        counts=_counts(run),
+        stages={
+            name: {"key": item.stage.key, "cached": item.cached, "seconds": round(item.seconds, 3)}
+            for name, item in run.finished.items()
+        },
+        resources=_resources(runtime.device),
+        paths={
+            "output": str(output),
+            "cache": str(prepared.store.root),
+            "adapter": None if adapter is None else str(adapter),
+            "report": str(output / "report.html"),
+            "metrics": str(output / "metrics.jsonl"),
+        },
+        status="incomplete" if summary["missing"] else "ok",
+    )
+    if prepared.task.scorer in READERS:
+        summary["transitions"] = _transitions(prepared.task.scorer, examples, before, after)
+    samples = _samples(examples, before, after, measured)
+    lengths = {
+        phase: [len(response.token_ids) for response in evaluated.responses]
+        for phase, evaluated in (("before", before), ("after", after))
+    }
+    write_report(output / "report.html", summary, history, lengths, samples)
+    write_draws(output / DRAWS, compared.draws)
+    write_summary(output / "summary.json", summary)
+    tracker.finish(summary, samples, adapter, output / "report.html")
+    _say_result(estimates, output)
+    reasons = {part: str(facts["why"]) for part, facts in summary["missing"].items()}
+    return Outcome(_objective(config.objective, estimates), reasons)
+
+
+def _transitions(scorer: str, examples: Sequence[Example], before: Evaluated, after: Evaluated) -> dict[str, Any]:
+    old, new = (kinds(scorer, examples, evaluated.responses) for evaluated in (before, after))
+    found: dict[str, Any] = transitions(old, new)
+    if before.options is not None and after.options is not None:
+        knew, knows = (likeliest_right(options, examples) for options in (before.options, after.options))
+        found["options"] = answering_and_knowing(old, new, knew, knows)
+    return found
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write `summary.json` at once: a reader never sees half of it."""
+    write_atomically(path, (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def summary_head(config: Config, command: str) -> dict[str, Any]:
+    """What `summary.json` says before anything has been computed."""
+    return {
+        "schema": SUMMARY_SCHEMA,
+        "run_id": None,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git": git_commit(),
+        "command": command,
+        "model": model_name(config),
+        "task": config.task.name,
+        "method": config.method.name,
+        "data": {
+            "source": config.task.source,
+            "path": config.task.path,
+            "license": config.task.license,
+            "version": config.task.version,
+            "higher_is_better": config.task.higher_is_better,
+        },
+        "negatives": config.negatives.strategy,
+        "seed": config.seed,
+        "processes": team().size,
+        "versions": {"python": sys.version.split()[0], **package_versions()},
+        "metrics": {phase: {} for phase in PHASES},
+        "stages": {},
+        "paths": {},
+        "missing": {},
+        "status": "running",
+        "error": None,
+    }
+
+
+def model_name(config: Config) -> str:
+    """The group's name; that of the folder or file where `model.path` replaces what the group names."""
+    return config.model.name if config.model.path is None else Path(config.model.path).expanduser().resolve().name
+
+
+def _evaluated(run: Run, phase: str) -> Evaluated:
+    responses = run.finished[f"{phase}_responses"].artefact.table("responses", Response)
+    scores = {
+        name.rpartition("_")[2]: item.artefact.table("scores", Scores)
+        for name, item in run.finished.items()
+        if name.startswith(f"{phase}_scores_")
+    }
+    options = run.finished.get(f"{phase}_option_scores")
+    return Evaluated(responses, scores, None if options is None else options.artefact.table("options", OptionScores))
+
+
+def _outcome(run: Run, phase: str) -> HarnessOutcome | None:
+    found = run.finished.get(f"{phase}_harness")
+    if found is None:
+        return None
+    return HarnessOutcome(
+        found.artefact.table("results", HarnessResult), found.artefact.table("samples", HarnessSample)
+    )
+
+
+def _counts(run: Run) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for stage, name in (("examples", "notes"), ("pairs", "counts"), ("scored_pairs", "counts")):
+        if stage in run.finished:
+            counts.update(run.finished[stage].artefact.json(name))
+    if "adapter" not in run.finished:
+        return counts
+    training = run.finished["adapter"].artefact.json("training")
+    return {**counts, "training_steps": training["steps"], "trainable_parameters": training["trainable_parameters"]}
+
+
+def _link_adapter(source: Path, link: Path) -> Path:
+    """`adapter/` in the run's folder; a copy where links are not supported."""
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        shutil.rmtree(link)
+    try:
+        link.symlink_to(source.resolve(), target_is_directory=True)
+    except OSError:
+        shutil.copytree(source, link)
+    return link
+
+
+def _resources(device: str) -> dict[str, float]:
+    """Peak memory of this process so far, in GiB; a run whose stages are all cached has used next to none."""
+    found = {"peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
+    if device.startswith("cuda") and "torch" in sys.modules:
+        import torch
+
+        found["peak_gpu_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    return found
+
+
+def _samples(
+    examples: Sequence[Example], before: Evaluated, after: Evaluated, measured: Mapping[str, Mapping[str, Measure]]
+) -> list[Sample]:
+    """The first responses of either model, side by side."""
+    pmi = {phase: of["mi/base/nats"].values for phase, of in measured.items()}
+    return [
+        Sample(
+            user=example.user,
+            context=example.context,
+            prompt=example.prompt,
+            before=before.responses[i].text,
+            after=after.responses[i].text,
+            pmi_before=float(pmi["before"][i]),
+            pmi_after=float(pmi["after"][i]),
+        )
+        for i, example in enumerate(examples[:SAMPLES_SHOWN])
+    ]
+
+
+def _say_result(estimates: Mapping[str, Mapping[str, Estimate]], output: Path) -> None:
+    shown = ("mi/base/nats", "mi/base/context_accuracy", "accuracy", "options/accuracy", "response/tokens", *JUDGED)
+    for name in shown:
+        if name in estimates["delta"]:
+            before, after, delta = (estimates[phase][name] for phase in PHASES)
+            log.info(
+                "%s: %.3f → %.3f (difference %+.3f, 95%% interval %+.3f to %+.3f, n = %d)",
+                *(name, before.mean, after.mean, delta.mean, delta.low, delta.high, delta.n),
+            )
+    if (rate := estimates["after"].get("judge/win_rate")) is not None:
+        log.info(
+            "judge/win_rate of after against before: %.3f (95%% interval %.3f to %.3f, n = %d)",
+            *(rate.mean, rate.low, rate.high, rate.n),
+        )
+    log.info("report: %s", output / "report.html")
+
+
+def _objective(objective: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> float | None:
+    phase, _, name = objective.partition("/")
+    found = estimates[phase].get(name)
+    if found is None and name.startswith("harness/"):  # its metrics are known once it has run
+        known = ", ".join(metric for metric in estimates[phase] if metric.startswith("harness/"))
+        raise ConfigError(f"objective={objective!r}: the run has no such metric; of the harness it has {known}")
+    return None if found is None else float(found.mean)
