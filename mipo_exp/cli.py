@@ -8,12 +8,14 @@ python -m mipo_exp -m seed=1,2,3 negatives=no_context,random_context
 import contextlib
 import dataclasses
 import difflib
+import json
 import logging
 import os
 import re
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -39,16 +41,19 @@ NOISY_LOGGERS = ("httpx", "httpx2", "openai", "matplotlib", "datasets", "fileloc
 
 _errors: list[Exception] = []  # of the single run
 _multiruns: list[tuple[Path, float]] = []  # folder and start (seconds since the epoch) of the multirun, if it is one
-_failures: list["Failure"] = []  # of a multirun
-_incomplete: list[str] = []  # one line for each run that ended with parts missing
+_ended: list["Ended"] = []  # runs that did not end as they should: the single one that lacks parts, jobs of a multirun
+
+# Where a job of a multirun says how it ended, for the process that started it: a launcher may run it in another one.
+JOB_RECORD = "job.json"
 
 
-class Failure(NamedTuple):
-    """A failed job of a multirun: its folder, its overrides, the message, and whether its input was bad."""
+class Ended(NamedTuple):
+    """A run that failed, or lacks parts: its folder, its overrides, and what there is to say of it."""
 
-    folder: Path
+    folder: str
     overrides: str
     message: str
+    failed: bool
     bad_input: bool
 
 
@@ -104,28 +109,57 @@ def _main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _exit(_composition_error(error), EXIT_BAD_INPUT)
     except OSError as error:
-        if not _failures:  # outside a job: Hydra making the folder of the run
+        if not _failures():  # outside a job: Hydra making the folder of the run
             _exit_unwritable(error)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
     except Exception:
-        if not _failures:
+        if not _failures():
             raise
-    _write_table()
-    if _failures:
-        lines = [f"{len(_failures)} of the jobs failed, the others are finished:"]
-        lines += [f"job {job.folder.name} ({job.overrides}): {job.message}" for job in _failures]
-        lines += [f"incomplete: {line}" for line in _incomplete]
-        _exit("\n".join(lines), EXIT_BAD_INPUT if all(job.bad_input for job in _failures) else 1)
+    ended, failures = _all_ended(), _failures()
+    _write_table(failures)
+    incomplete = [f"incomplete: {_said(job)}" for job in ended if not job.failed]
+    if failures:
+        lines = [f"{len(failures)} of the jobs failed, the others are finished:", *map(_said, failures), *incomplete]
+        _exit("\n".join(lines), EXIT_BAD_INPUT if all(job.bad_input for job in failures) else 1)
     if _errors:
         failure = _errors.pop()
         if isinstance(failure, UserError):
             _exit(str(failure), EXIT_BAD_INPUT)
         raise failure
-    if _incomplete:
-        lines = [f"incomplete: {line}; the same command fills in what is missing" for line in _incomplete]
-        sys.stderr.write("\n".join(lines) + "\n")
+    if incomplete:
+        sys.stderr.writelines(f"{line}; the same command fills in what is missing\n" for line in incomplete)
         raise SystemExit(EXIT_INCOMPLETE)
+
+
+def _all_ended() -> list[Ended]:
+    """Those of this process, and those that jobs in other processes have recorded."""
+    found = {job.folder: job for job in _ended}
+    for folder, started in _multiruns:
+        for path in folder.rglob(JOB_RECORD):
+            if path.stat().st_mtime >= started:
+                job = Ended(**json.loads(path.read_text(encoding="utf-8")))
+                found.setdefault(job.folder, job)
+    return sorted(found.values(), key=lambda job: (len(job.folder), job.folder))
+
+
+def _failures() -> list[Ended]:
+    return [job for job in _all_ended() if job.failed]
+
+
+def _said(job: Ended) -> str:
+    """What there is to say of a run, with its number where it is one of several."""
+    return f"job {Path(job.folder).name} ({job.overrides}): {job.message}" if _multiruns else job.message
+
+
+def _record(settings: Any, message: str, failed: bool, bad_input: bool = False) -> None:
+    from mipo_exp.store import write_atomically
+
+    job = Ended(settings.runtime.output_dir, " ".join(settings.overrides.task), message, failed, bad_input)
+    _ended.append(job)
+    if settings.mode == RunMode.MULTIRUN:
+        with contextlib.suppress(OSError):  # a full disk; this process knows
+            write_atomically(Path(job.folder) / JOB_RECORD, json.dumps(job._asdict()).encode())
 
 
 class RememberMultirun(Callback):
@@ -136,16 +170,16 @@ class RememberMultirun(Callback):
         _multiruns.append((Path(config.hydra.sweep.dir), time.time()))
 
 
-def _write_table() -> None:
+def _write_table(failures: Sequence[Ended]) -> None:
     """A table over the jobs of a multirun that have finished."""
     from mipo_exp.reporting.table import write_table
 
     for folder, started in _multiruns:
         try:
-            names = [Path(os.path.relpath(job.folder, folder)).as_posix() for job in _failures]
+            names = [Path(os.path.relpath(job.folder, folder)).as_posix() for job in failures]
             failed = [
                 {"job": name, "command": job.overrides, "error": job.message}
-                for name, job in zip(names, _failures, strict=True)
+                for name, job in zip(names, failures, strict=True)
             ]
             write_table(folder, started, failed)
         except OSError as error:
@@ -156,6 +190,7 @@ def _write_table() -> None:
 def _hydra_main(raw: DictConfig) -> float | None:
     from mipo_exp.parsing import parse, resolve
 
+    register_resolvers()  # a launcher may have started this process
     settings = HydraConfig.get()
     output = Path(settings.runtime.output_dir)
     overrides = list(settings.overrides.task)
@@ -186,15 +221,14 @@ def _hydra_main(raw: DictConfig) -> float | None:
         command = shlex.join([*launcher, "-m", "mipo_exp", *overrides])
         outcome = run_experiment(config, resolve(raw), output, command)
         if outcome.missing:
-            job = f"job {settings.job.num} ({' '.join(overrides)}): " if settings.mode == RunMode.MULTIRUN else ""
             reasons = "; ".join(f"{part}: {why}" for part, why in outcome.missing.items())
-            _incomplete.append(f"{job}{reasons}")
+            _record(settings, reasons, failed=False)
         return outcome.objective
     except Exception as error:
         if settings.mode == RunMode.MULTIRUN:
             bad_input = isinstance(error, UserError)
             message = str(error) if bad_input else f"{type(error).__name__}: {error}"
-            _failures.append(Failure(Path(settings.runtime.output_dir), " ".join(overrides), message, bad_input))
+            _record(settings, message, failed=True, bad_input=bad_input)
             if not bad_input:
                 log.exception("job %d failed", settings.job.num)
             if team().at_work:

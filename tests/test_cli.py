@@ -6,11 +6,14 @@ import os
 import resource
 import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from hydra.types import RunMode
 
 from mipo_exp import cli
 from tests.command_line import environment, run
@@ -25,6 +28,23 @@ def started(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str
     done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_jobs_that_another_process_has_run_are_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Hydra's launchers joblib and submitit run them; what an earlier multirun left in the folder is not."""
+    for name, value in (("_ended", []), ("_multiruns", [(tmp_path, time.time())])):
+        monkeypatch.setattr(cli, name, value)
+    for number, failed in ((10, True), (2, True), (3, False)):
+        (tmp_path / str(number)).mkdir()
+        runtime = SimpleNamespace(output_dir=str(tmp_path / str(number)))
+        overrides = SimpleNamespace(task=[f"seed={number}"])
+        cli._record(SimpleNamespace(runtime=runtime, overrides=overrides, mode=RunMode.MULTIRUN), "why", failed)
+    here = cli._all_ended()
+    cli._ended.clear()
+    assert cli._all_ended() == here
+    assert [cli._said(job) for job in cli._failures()] == ["job 2 (seed=2): why", "job 10 (seed=10): why"]
+    os.utime(tmp_path / "2" / cli.JOB_RECORD, (1, 1))
+    assert [job.overrides for job in cli._all_ended()] == ["seed=3", "seed=10"]
 
 
 def test_help_is_there_at_once(tmp_path: Path) -> None:

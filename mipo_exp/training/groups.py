@@ -163,11 +163,11 @@ def check_stored_references(model: Any, groups: Sequence[Group], share: bool) ->
     import torch
 
     model.eval()
-    with torch.no_grad():
-        scored = score_groups(model, groups, reference=True, share=share)
+    with torch.no_grad():  # one by one: a batch at once may not fit
+        scored = [score_groups(model, [group], reference=True, share=share) for group in groups]
     model.train()
-    gap = float(scored.log_ratios.abs().max())
-    longest = int(scored.tokens.max())
+    gap = max(float(one.log_ratios.abs().max()) for one in scored)
+    longest = max(int(one.tokens.max()) for one in scored)
     if not gap <= rounding(next(model.parameters()).dtype, longest):
         raise ConfigError(
             f"before the first step a response's log-probability under the policy differs by {gap:.3g} nats from its "
