@@ -44,7 +44,8 @@ _multiruns: list[tuple[Path, float]] = []  # folder and start (seconds since the
 _ended: list["Ended"] = []  # runs that did not end as they should: the single one that lacks parts, jobs of a multirun
 
 # Where a job of a multirun says how it ended, for the process that started it: a launcher may run it in another one.
-JOB_RECORD = "job.json"
+JOB_RECORD = "mipo_exp_job.json"
+CLOCK_SECONDS = 1.0  # by which a file may seem older than it is
 
 
 class Ended(NamedTuple):
@@ -109,14 +110,15 @@ def _main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _exit(_composition_error(error), EXIT_BAD_INPUT)
     except OSError as error:
-        if not _failures():  # outside a job: Hydra making the folder of the run
+        if not _is_known(error):  # outside a job: Hydra making the folder of the run
             _exit_unwritable(error)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
-    except Exception:
-        if not _failures():
+    except Exception as error:
+        if not _is_known(error):
             raise
-    ended, failures = _all_ended(), _failures()
+    ended = _all_ended()
+    failures = [job for job in ended if job.failed]
     _write_table(failures)
     incomplete = [f"incomplete: {_said(job)}" for job in ended if not job.failed]
     if failures:
@@ -143,8 +145,9 @@ def _all_ended() -> list[Ended]:
     return sorted(found.values(), key=lambda job: (len(job.folder), job.folder))
 
 
-def _failures() -> list[Ended]:
-    return [job for job in _all_ended() if job.failed]
+def _is_known(error: Exception) -> bool:
+    """Whether an exception is that of a job which has said so itself; of a dead worker, a launcher raises its own."""
+    return any(job.failed and str(error) in job.message for job in _all_ended())
 
 
 def _said(job: Ended) -> str:
@@ -167,7 +170,7 @@ class RememberMultirun(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra once, before the first job."""
-        _multiruns.append((Path(config.hydra.sweep.dir), time.time()))
+        _multiruns.append((Path(config.hydra.sweep.dir), time.time() - CLOCK_SECONDS))
 
 
 def _write_table(failures: Sequence[Ended]) -> None:

@@ -52,7 +52,7 @@ def sample_negatives(
         ConfigError: there are too few other prompts or contexts for `k` different negatives.
     """
     draw = Draw(config.k, np.random.default_rng(seed), similarity, config.weights or {})
-    return STRATEGIES[config.strategy](examples, draw)
+    return STRATEGIES[config.strategy](list(examples), draw)
 
 
 def random_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
@@ -140,13 +140,14 @@ def hard_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     owners = [(user, context) for user, own in contexts_by_user(examples).items() for context in own]
     texts = list(dict.fromkeys(context for _, context in owners))
     place = {context: i for i, context in enumerate(texts)}
+    places = np.array([place[context] for _, context in owners], dtype=np.intp)
     scores_of = draw.similarity(texts)
     negatives = []
     for example in examples:
         scores = scores_of(place[example.context or ""]) if texts else np.zeros(0)
         nearest: dict[str | None, str] = {}
-        ranked = sorted(owners, key=lambda owner: -scores[place[owner[1]]])  # stable: equal ones in their order
-        for user, context in ranked:
+        for index in np.argsort(-scores[places], kind="stable"):  # equal ones in their order
+            user, context = owners[index]
             if len(nearest) == draw.k:
                 break
             if user != example.user and context != example.context and context not in nearest.values():
@@ -175,8 +176,8 @@ def hard_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     scores_of = draw.similarity(prompts)
     nearest = {}
     for i, prompt in enumerate(prompts):
-        order = np.argsort(-scores_of(i), kind="stable")
-        nearest[prompt] = [prompts[int(other)] for other in order if other != i][: draw.k]
+        order = np.argsort(-scores_of(i), kind="stable")[: draw.k + 1]
+        nearest[prompt] = [prompts[other] for other in order if other != i][: draw.k]
     negatives = []
     for example in examples:
         for j, prompt in enumerate(nearest[example.prompt]):
@@ -232,23 +233,20 @@ def contrast_conditions(
     Raises:
         ConfigError: K is larger than the contexts (or prompts) there are.
     """
-    rng = np.random.default_rng(seed)
+    rng, examples = np.random.default_rng(seed), list(examples)
     contexts = contexts_by_user(examples)
     users = list(contexts)
-    several = [user for user in users if len(contexts[user]) > 1]
     prompts = list(dict.fromkeys(example.prompt for example in examples))
     user_places = {user: i for i, user in enumerate(users)}
     prompt_places = {prompt: i for i, prompt in enumerate(prompts)}
     rows = []
     for example in examples:
         if example.context is not None:
-            orders = {user: rng.permutation(len(contexts[user])) for user in several if user != example.user}
             turns = rng.permutation(len(users) - 1)
             left_out = [user_places[example.user]]
-            others = (users[_place_among_all(int(turn), left_out)] for turn in turns)
-            own = ([contexts[user][i] for i in orders.get(user, (0,))] for user in others)
-            found = _spread(([text for text in texts if text != example.context] for texts in own), k - 1)
-            row = [Condition(context, example.prompt) for context in found]
+            others = (contexts[users[_place_among_all(int(turn), left_out)]] for turn in turns)
+            shuffled = ([own[i] for i in rng.permutation(len(own)) if own[i] != example.context] for own in others)
+            row = [Condition(context, example.prompt) for context in _spread(shuffled, k - 1)]
         else:
             rest = len(prompts) - 1
             chosen = rng.choice(rest, size=min(k - 1, rest), replace=False)
@@ -271,11 +269,11 @@ def _spread(own: Iterable[Sequence[str]], count: int) -> list[str]:
     found: dict[str, None] = {}
     later: list[Sequence[str]] = []
     for texts in own:
-        if len(found) == count:
-            break
         if texts:
             found[texts[0]] = None
             later.append(texts[1:])
+        if len(found) == count:
+            break
     while later and len(found) < count:
         for texts in later:
             if texts and len(found) < count:

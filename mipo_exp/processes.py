@@ -320,7 +320,7 @@ def quiet_follower(rank: int) -> None:
     """Let a follower print warnings only, with its number: the leader says the rest for all."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"process {rank}: %(message)s"))
-    logging.basicConfig(level=logging.ERROR, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
 def mean_over_processes(values: Sequence[float]) -> list[float]:

@@ -18,7 +18,7 @@ from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.accuracy import Measure
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes
-from mipo_exp.evaluation.measure import PHASES, Evaluated, compare, diversity_facts, measures
+from mipo_exp.evaluation.measure import PHASES, Comparison, Evaluated, compare, diversity_facts, measures
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.judging.run import judge
@@ -56,7 +56,7 @@ def write_results(
         history: the rows that training logged.
         tracker: gets the metrics and samples.
     """
-    config, run, runtime, output = prepared.config, prepared.run, prepared.runtime, prepared.output
+    config, run, output = prepared.config, prepared.run, prepared.output
     examples = run.finished["examples"].artefact.table("eval", Example)
     before, after = _evaluated(run, "before"), _evaluated(run, "after")
     if "policy" in after.scores:
@@ -75,26 +75,7 @@ def write_results(
     for phase, outcome in compare_outcomes(_outcome(run, "before"), _outcome(run, "after")).items():
         estimates[phase].update(outcome)
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
-    summary.update(
-        metrics={phase: {name: item.as_json() for name, item in of.items()} for phase, of in estimates.items()},
-        mi={"k": config.evaluation.k, "log_k": math.log(config.evaluation.k)},
-        resampling=compared.resampling,
-        diversity=diversity_facts(examples, config.evaluation),
-        counts=_counts(run),
-        stages={
-            name: {"key": item.stage.key, "cached": item.cached, "seconds": round(item.seconds, 3)}
-            for name, item in run.finished.items()
-        },
-        resources=_resources(runtime.device),
-        paths={
-            "output": str(output),
-            "cache": str(prepared.store.root),
-            "adapter": None if adapter is None else str(adapter),
-            "report": str(output / "report.html"),
-            "metrics": str(output / "metrics.jsonl"),
-        },
-        status="incomplete" if summary["missing"] else "ok",
-    )
+    summary.update(_summary(prepared, compared, adapter), status="incomplete" if summary["missing"] else "ok")
     if prepared.task.scorer in READERS:
         summary["transitions"] = _transitions(prepared.task.scorer, examples, before, after)
     samples = _samples(examples, before, after, measured)
@@ -109,6 +90,32 @@ def write_results(
     _say_result(estimates, output)
     reasons = {part: str(facts["why"]) for part, facts in summary["missing"].items()}
     return Outcome(_objective(config.objective, estimates), reasons)
+
+
+def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> dict[str, Any]:
+    """What `summary.json` says of the metrics and of where they come from."""
+    config, run, output = prepared.config, prepared.run, prepared.output
+    return {
+        "metrics": {
+            phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()
+        },
+        "mi": {"k": config.evaluation.k, "log_k": math.log(config.evaluation.k)},
+        "resampling": compared.resampling,
+        "diversity": diversity_facts(run.finished["examples"].artefact.table("eval", Example), config.evaluation),
+        "counts": _counts(run),
+        "stages": {
+            name: {"key": item.stage.key, "cached": item.cached, "seconds": round(item.seconds, 3)}
+            for name, item in run.finished.items()
+        },
+        "resources": _resources(prepared.runtime.device),
+        "paths": {
+            "output": str(output),
+            "cache": str(prepared.store.root),
+            "adapter": None if adapter is None else str(adapter),
+            "report": str(output / "report.html"),
+            "metrics": str(output / "metrics.jsonl"),
+        },
+    }
 
 
 def _transitions(scorer: str, examples: Sequence[Example], before: Evaluated, after: Evaluated) -> dict[str, Any]:

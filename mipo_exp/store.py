@@ -36,6 +36,7 @@ MANIFEST = "manifest.json"
 KEY_LENGTH = 20
 # Files above this size are hashed again only when their size or modification time has changed since they were written.
 ALWAYS_HASHED_BYTES = 64 * 2**20
+SHARDS, SHARDS_A_FOLDER = "shards", 1000
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "tokenizers", "numpy")
 
 Row = TypeVar("Row")
@@ -196,31 +197,35 @@ class Workspace:
         if (found := self.finished_shard(index, row_type, fits)) is not None:
             return found, True
         rows = build()
-        folder = self.path / "shards"
+        folder = self._shard_folder(index)
         draft = folder / f"{index:06d}.tmp"
         write_table(draft, rows, row_type)
         draft.replace(folder / f"{index:06d}-{file_sha256(draft)[:KEY_LENGTH]}.arrow")
         return rows, False
 
+    def _shard_folder(self, index: int) -> Path:
+        """A folder for every so many shards, because finding one means listing its folder."""
+        folder = self.path / SHARDS / f"{index // SHARDS_A_FOLDER:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def finished_shard(
         self, index: int, row_type: type[Row], fits: Callable[[Sequence[Row]], bool] = lambda rows: True
     ) -> Sequence[Row] | None:
         """The rows of a shard that is there; None where it is not, is damaged, or does not fit what is wanted."""
-        folder = self.path / "shards"
-        folder.mkdir(exist_ok=True)
-        for found in folder.glob(f"{index:06d}-*.arrow"):
+        for found in self._shard_folder(index).glob(f"{index:06d}-*.arrow"):
             if file_sha256(found)[:KEY_LENGTH] == found.stem.partition("-")[2]:
-                if fits(rows := read_table(found, row_type)):
+                # As a list: a file that is still mapped cannot be removed from every file system.
+                if fits(rows := list(read_table(found, row_type))):
                     return rows
             else:
                 log.warning("shard %s is damaged; building it again", found)
             found.unlink()
         return None
 
-    def finish_shards(self) -> None:
-        """Remove the shards, once their rows stand in a table."""
-        self._leave_to_the_leader()
-        shutil.rmtree(self.path / "shards", ignore_errors=True)
+    def remove_shards(self) -> None:
+        """At the end of a build, when their rows stand in a table."""
+        shutil.rmtree(self.path / SHARDS, ignore_errors=True)
 
 
 class Store:
@@ -326,6 +331,7 @@ class Store:
         workspace = Workspace(partial, inputs)
         before_build()
         stage.build(workspace)
+        workspace.remove_shards()
         files = {
             str(file.relative_to(partial)): _describe(file)
             for file in sorted(partial.rglob("*"))

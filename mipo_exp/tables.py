@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 BLOCK_ROWS = 1024  # written, and read in a loop, at once
 
@@ -74,11 +77,6 @@ class Table(View[Row]):
     def __init__(self, arrow: pa.Table, row_type: type[Row]) -> None:
         self.arrow, self.row_type = arrow, row_type
 
-    @classmethod
-    def of(cls, rows: Iterable[Row], row_type: type[Row]) -> "Table[Row]":
-        """A table in memory."""
-        return cls(pa.Table.from_batches([_batch(rows, arrow_schema(row_type))]), row_type)
-
     def _at(self, index: int) -> Row:
         return self._rows(index, 1)[0]
 
@@ -96,6 +94,11 @@ class Table(View[Row]):
         """The values of one column alone; not for token ids, of which there are many."""
         values: list[Any] = self.arrow.column(name).to_pylist()
         return values
+
+    def lengths(self, name: str) -> NDArray[np.int64]:
+        """How many items each list of a column has, shape (rows,)."""
+        counted: NDArray[np.int64] = pc.list_value_length(self.arrow.column(name)).to_numpy().astype(np.int64)
+        return counted
 
 
 class ById(Mapping[str, Row]):
@@ -117,7 +120,8 @@ class ById(Mapping[str, Row]):
 
 
 class Gathered(Generic[Row]):
-    """Rows that come in any order, kept as Arrow batches, and given back in the order of their ids."""
+    """Rows that come in any order, kept as Arrow batches, and given back in the order of their ids. Of rows with the
+    same id the last one counts."""
 
     def __init__(self, row_type: type[Row]) -> None:
         self.row_type = row_type
@@ -132,10 +136,10 @@ class Gathered(Generic[Row]):
             self.places[name] = self.count
             self.count += 1
 
-    def in_order(self, ids: Sequence[str]) -> Table[Row]:
+    def in_order(self, ids: Sequence[str]) -> Sequence[Row]:
         """The rows of these ids. Raises `KeyError` for one that has not come."""
-        table = pa.Table.from_batches(self.batches, arrow_schema(self.row_type))
-        return Table(table.take(pa.array([self.places[name] for name in ids], pa.int64())), self.row_type)
+        table = Table(pa.Table.from_batches(self.batches, arrow_schema(self.row_type)), self.row_type)
+        return Mapped(table.__getitem__, [self.places[name] for name in ids])
 
 
 def arrow_schema(row_type: type) -> pa.Schema:

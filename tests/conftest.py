@@ -4,9 +4,9 @@ import importlib
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,9 +27,13 @@ from mipo_exp.parsing import parse, resolve
 from mipo_exp.pipeline import declare_model
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store
+from mipo_exp.tables import Table, read_table, write_table
 
 # The cache of tasks in tests that have no folder of their own: what is kept there are hashes of data files.
 SCRATCH = Path(tempfile.gettempdir()) / f"mipo-exp-tests-{os.getuid()}"
+
+
+Row = TypeVar("Row")
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +126,13 @@ def make_runtime(config: Config, cache: Path) -> Runtime:
 def container(config: DictConfig) -> Any:
     """Plain Python of an OmegaConf node, unresolved."""
     return OmegaConf.to_container(config, resolve=False)
+
+
+def table_of(rows: Sequence[Any], row_type: type[Row]) -> Table[Row]:
+    """Rows as a stage reads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_table(Path(folder) / "rows.arrow", rows, row_type)
+        return read_table(Path(folder) / "rows.arrow", row_type)
 
 
 @pytest.fixture(scope="session")

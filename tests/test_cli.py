@@ -32,7 +32,7 @@ def started(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str
 
 def test_jobs_that_another_process_has_run_are_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Hydra's launchers joblib and submitit run them; what an earlier multirun left in the folder is not."""
-    for name, value in (("_ended", []), ("_multiruns", [(tmp_path, time.time())])):
+    for name, value in (("_ended", []), ("_multiruns", [(tmp_path, time.time() - cli.CLOCK_SECONDS)])):
         monkeypatch.setattr(cli, name, value)
     for number, failed in ((10, True), (2, True), (3, False)):
         (tmp_path / str(number)).mkdir()
@@ -42,7 +42,10 @@ def test_jobs_that_another_process_has_run_are_heard_of(tmp_path: Path, monkeypa
     here = cli._all_ended()
     cli._ended.clear()
     assert cli._all_ended() == here
-    assert [cli._said(job) for job in cli._failures()] == ["job 2 (seed=2): why", "job 10 (seed=10): why"]
+    said = [cli._said(job) for job in here if job.failed]
+    assert said == ["job 2 (seed=2): why", "job 10 (seed=10): why"]
+    assert cli._is_known(ValueError("why"))
+    assert not cli._is_known(RuntimeError("a worker has died"))
     os.utime(tmp_path / "2" / cli.JOB_RECORD, (1, 1))
     assert [job.overrides for job in cli._all_ended()] == ["seed=3", "seed=10"]
 

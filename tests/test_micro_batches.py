@@ -13,10 +13,9 @@ from mipo_exp.pipeline import SPEED_ONLY, declare, declare_examples
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store
-from mipo_exp.tables import Table
 from mipo_exp.training.dpo import _share_prompts, make_trainer
 from mipo_exp.training.micro_batches import WHOLE_BATCH_LOSSES, may_split, settle_budget, split, token_budget
-from tests.conftest import composed, make_runtime
+from tests.conftest import composed, make_runtime, table_of
 from tests.test_methods import train as train_method
 from tests.test_methods import weights as method_weights
 from tests.test_shared_prompt import assert_equal, job, pair, runtime_of
@@ -30,7 +29,7 @@ ROWS = [
     dataclasses.replace(pair(*shape), ref_chosen_log_prob=-9.0 * i, ref_rejected_log_prob=-4.0 * (3 - i) ** 2)
     for i, shape in enumerate(SHAPES)
 ]
-PAIRS = Table.of(ROWS, ScoredPair)
+PAIRS = table_of(ROWS, ScoredPair)
 
 
 def step(runtime: Runtime, config: Config, tmp_path: Path) -> tuple[Any, Any, Any, int]:

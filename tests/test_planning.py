@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mipo_exp.planning import machine
 from mipo_exp.planning.cost import Shape, decoding_seconds, forward_operations, seconds, training_seconds
 from mipo_exp.planning.fit import find_limits, needs
 from mipo_exp.planning.machine import Machine, free_bytes, measure
@@ -126,6 +127,21 @@ def test_weights_that_a_folder_has_twice_count_once(tmp_path: Path) -> None:
     index = {"weight_map": {"weight": "model-00001-of-00001.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert parameter_count(tmp_path) == 15
+
+
+def test_the_nearest_limit_of_nested_control_groups_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "groups" / "job" / "step"
+    own.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("0::/job/step\n")
+    for folder, most in ((own, "max"), (own.parent, str(2**30))):
+        (folder / "memory.max").write_text(most)
+        (folder / "memory.current").write_text(str(2**29))
+        (folder / "memory.stat").write_text("anon 5\ninactive_file 7\n")
+    monkeypatch.setattr(machine, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine, "OWN_GROUP", tmp_path / "cgroup")
+    assert free_bytes("cpu") == 2**29 + 7
+    (own / "memory.max").write_text(str(2**29 + 1))
+    assert free_bytes("cpu") == 1 + 7
 
 
 def test_what_two_stages_share_is_planned_once(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mipo_exp.scoring.batches import Scorer, plan_batches, summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.scoring.prefix_tree import MIN_SHARED_TOKENS, build_tree, common_prefix
 from mipo_exp.store import Workspace
-from mipo_exp.tables import read_table
+from mipo_exp.tables import Mapped, read_table
 from tests.test_log_probs import branching_items, some_items
 
 SCORING = ScoringConfig(batch_tokens=150, share_prefix=True)
@@ -156,17 +156,39 @@ def test_a_stage_keeps_its_shards_when_memory_runs_out_and_uses_none_of_another_
     work = Workspace(tmp_path, {})
     # An earlier version put other items into its second batch.
     work.shard(1, score._BatchScores, lambda: [score._BatchScores(0, 7.0)])
-    kept: dict[str, list[int]] = {}
-
-    def finish() -> None:
-        for file in sorted((tmp_path / "shards").iterdir()):
-            kept[file.name[:6]] = [row.item for row in read_table(file, score._BatchScores)]
-
-    monkeypatch.setattr(work, "finish_shards", finish)
-    assert score.score_items(work, tiny, SCORING, items, "scoring") == pytest.approx(expected, abs=1e-4)
+    assert list(score.score_items(work, tiny, SCORING, items, "scoring")) == pytest.approx(expected, abs=1e-4)
+    kept = {
+        file.name[:6]: [row.item for row in read_table(file, score._BatchScores)]
+        for file in sorted(tmp_path.glob("shards/*/*.arrow"))
+    }
     planned = plan_batches(items, SCORING.batch_tokens, True)
     assert len(planned) > 3
     assert kept == {f"{number:06d}": batch for number, batch in enumerate(planned)}
+
+
+def test_items_are_scored_by_the_window_and_made_when_they_are_needed(
+    tiny: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    items = branching_items()
+    items = [*items, *items[::-1], items[0]]
+    expected = [float(token_log_probs(tiny.fresh_model(), [item])[0].sum()) for item in items]
+    made: list[int] = []
+
+    def make(number: int) -> Scorable:
+        made.append(number)
+        return items[number]
+
+    for tokens, times in ((2**22, 1), (60, 2)):
+        monkeypatch.setattr(score, "WINDOW_TOKENS", tokens)
+        made.clear()
+        work = Workspace(tmp_path / str(tokens), {})
+        found = score.score_items(work, tiny, SCORING, Mapped(make, range(len(items))), "scoring")
+        assert list(found) == pytest.approx(expected, abs=1e-4)
+        assert max(made.count(number) for number in range(len(items))) == times
+        shards = (tmp_path / str(tokens)).glob("shards/*/*.arrow")
+        scored = [row.item for file in shards for row in read_table(file, score._BatchScores)]
+        assert len(scored) == len(set(scored))
+        assert (len(scored) == len(set(items))) == (times == 1), "equal items of one window are scored once"
 
 
 def test_summed_log_probs_score_equal_items_once_and_keep_their_order(

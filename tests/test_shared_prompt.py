@@ -11,12 +11,11 @@ from mipo_exp.config_methods import LOSS_TYPES
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store, Workspace
-from mipo_exp.tables import Table
 from mipo_exp.training.dpo import make_trainer
 from mipo_exp.training.job import Job
 from mipo_exp.training.layout import IGNORED
 from mipo_exp.training.shared_prompt import arrange_pairs, share_prompts
-from tests.conftest import composed, make_runtime
+from tests.conftest import composed, make_runtime, table_of
 from tests.test_training import train
 
 
@@ -48,7 +47,7 @@ def runtime_of(kind: str, tmp_path: Path, *overrides: str) -> Runtime:
 def step(runtime: Runtime, pairs: list[ScoredPair], tmp_path: Path, shared: bool, *overrides: str) -> Any:
     """Loss, metrics and the adapter's gradients of one batch, with an adapter that is not at its start."""
     config = composed("+debug=quick", f"trainer.per_device_train_batch_size={len(pairs)}", *overrides)
-    dpo = make_trainer(job(runtime, config, tmp_path), config.method, Table.of(pairs, ScoredPair))
+    dpo = make_trainer(job(runtime, config, tmp_path), config.method, table_of(pairs, ScoredPair))
     torch.manual_seed(1)
     for name, weight in dpo.model.named_parameters():
         if "lora_B" in name:
@@ -182,6 +181,6 @@ def test_a_window_that_no_sequence_reaches_is_shared(tmp_path: Path, caplog: pyt
 def test_the_adapters_dropout_is_what_the_config_says(tiny: Runtime, tmp_path: Path) -> None:
     """TRL switches off every dropout of the model it is given."""
     config = composed("+debug=quick", "lora.lora_dropout=0.25")
-    dpo = make_trainer(job(tiny, config, tmp_path), config.method, Table.of(PADDED, ScoredPair))
+    dpo = make_trainer(job(tiny, config, tmp_path), config.method, table_of(PADDED, ScoredPair))
     found = {module.p for module in dpo.model.modules() if isinstance(module, torch.nn.Dropout)}
     assert found == {0.25}

@@ -82,7 +82,6 @@ def test_finished_shards_survive_a_failure_and_altered_ones_do_not(tmp_path: Pat
                 return [ROWS[number]]
 
             rows += work.shard(number, Response, one)[0]
-        work.finish_shards()
         work.write_table("responses", rows, Response)
 
     store = Store(tmp_path)

@@ -1,94 +1,82 @@
-"""Tables on disk and what reads them without a Python object for each row."""
+"""Every table of conf/experiment/ and sweeps/, whole, on the tiny model and a few rows."""
 
-import tracemalloc
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from mipo_exp.records import Example, Response
-from mipo_exp.tables import BLOCK_ROWS, ById, Gathered, Mapped, Table, read_table, write_table
+from mipo_exp import cli
+from mipo_exp.runtime import Runtime
+from tests import personal_data
+from tests.command_line import run
+from tests.judge_server import JudgeServer
+from tests.test_pipeline import DATA
 
-ROWS = [Response(f"r{i}", list(range(i % 50)), "é" * (i % 7), i % 2 == 0) for i in range(2 * BLOCK_ROWS + 7)]
-
-
-def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    path = tmp_path / "rows.arrow"
-    assert write_table(path, iter(ROWS), Response) == len(ROWS)
-    table = read_table(path, Response)
-    assert table == ROWS
-    assert len(table) == len(ROWS)
-    assert list(table) == ROWS
-    assert table[-1] == ROWS[-1]
-    assert table[5:2000:300] == ROWS[5:2000:300]
-    assert table.column("id") == [row.id for row in ROWS]
-    assert table != ROWS[:-1]
-    assert table != "rows"
-    for index in (len(ROWS), -len(ROWS) - 1):
-        with pytest.raises(IndexError):
-            table[index]
+TABLES = [path for path in sorted((cli.CONFIG_DIR / "experiment").rglob("*.yaml")) if "sweeper" in path.read_text()]
+NAMES = [path.relative_to(cli.CONFIG_DIR / "experiment").with_suffix("").as_posix() for path in TABLES]
+# The made-up rows are of few users.
+FEWER = {"beyond/k_negatives": {"negatives.k": "1,2"}}
+# One model and one seed; every other value of a table is run.
+SMALL = ["model=tiny", "+debug=quick", "seed=1", "trainer.max_steps=1", "hydra.sweep.dir=sweep"]
 
 
-def test_no_rows_are_a_table(tmp_path: Path) -> None:
-    assert write_table(tmp_path / "none.arrow", [], Response) == 0
-    assert read_table(tmp_path / "none.arrow", Response) == []
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`paths.data`: the public data where it is here, made-up rows in the public schemas of the rest."""
+    root = tmp_path_factory.mktemp("data")
+    if DATA.is_dir():
+        for name in ("gsm8k", "svamp", "mmlu", "arc"):
+            (root / name).symlink_to(DATA / name)
+    for name, make in personal_data.MADE.items():
+        (root / "made" / name).mkdir(parents=True)
+        path = Path(make(root / "made" / name).partition("=")[2])
+        (root / name).symlink_to(path if path.is_dir() else path.parent)
+    return root
 
 
-def test_a_truncated_table_and_one_of_other_rows_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "rows.arrow"
-    write_table(path, ROWS, Response)
-    with pytest.raises(ValueError, match="not those of Example"):
-        read_table(path, Example)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises((OSError, ValueError)):
-        list(read_table(path, Response))
+def results(folder: Path) -> list[dict[str, Any]]:
+    """The arms of a multirun's table."""
+    panels = json.loads((folder / "sweep" / "table.json").read_text())["panels"]
+    return [arm for panel in panels for arm in panel["arms"]]
 
 
-def test_rows_of_a_table_take_memory_only_while_they_are_looked_at(tmp_path: Path) -> None:
-    """As lists they take 36 bytes a token; reading all of them in a loop holds those of a block."""
-    rows = 20 * BLOCK_ROWS
-    write_table(tmp_path / "rows.arrow", (Response(str(i), [1000] * 64, "", True) for i in range(rows)), Response)
-    tracemalloc.start()
-    table = read_table(tmp_path / "rows.arrow", Response)
-    seen = sum(len(row.token_ids) for row in table)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert seen == rows * 64
-    assert peak < rows * 64 * 36 / 5
+def summaries(folder: Path, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The summary of each arm's only run."""
+    jobs = [run["folder"] for arm in arms for run in arm["runs"]]
+    assert len(jobs) == len(arms)
+    return [json.loads((folder / "sweep" / job / "summary.json").read_text()) for job in jobs]
 
 
-def test_gathered_rows_come_back_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
-    gathered = Gathered(Response)
-    for start in range(len(ROWS), 0, -100):
-        gathered.add(ROWS[max(0, start - 100) : start])
-    table = gathered.in_order([row.id for row in ROWS])
-    assert table == ROWS
-    write_table(tmp_path / "gathered.arrow", table, Response)
-    write_table(tmp_path / "rows.arrow", ROWS, Response)
-    assert (tmp_path / "gathered.arrow").read_bytes() == (tmp_path / "rows.arrow").read_bytes()
-    assert Gathered(Response).in_order([]) == []
-    with pytest.raises(KeyError):
-        gathered.in_order(["missing"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Path, tiny: Runtime) -> None:
+    definition = yaml.safe_load((cli.CONFIG_DIR / "experiment" / f"{name}.yaml").read_text())
+    fewer = FEWER.get(name, {})
+    params = {**definition["hydra"]["sweeper"]["params"], **fewer}
+    tasks = str(params["task"]).split(",")
+    if not all((data / task).exists() for task in tasks):
+        pytest.skip("the public data is not here")
+    with JudgeServer(tiny) as server:
+        here = [f"paths.data={data}", *([f"judge.base_url={server.url}"] if "judge" in definition else [])]
+        changes = [f"{key}={value}" for key, value in fewer.items()]
+        done = run("-m", f"+experiment={name}", *SMALL, *here, *changes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    arms = results(tmp_path)
+    jobs = math.prod(len(str(value).split(",")) for key, value in params.items() if key not in ("model", "seed"))
+    assert len(arms) == jobs, "an arm for every combination, since none comes to the same run as another"
+    found = summaries(tmp_path, arms)
+    assert {(summary["model"], summary["status"]) for summary in found} == {("tiny", "ok")}
+    assert {summary["task"] for summary in found} == set(tasks)
+    for arm in arms:
+        assert ("judge" in definition) == any(metric.startswith("judge/") for metric in arm["metrics"])
 
 
-def test_of_rows_that_come_twice_the_last_one_counts() -> None:
-    gathered = Gathered(Response)
-    gathered.add(ROWS[:3])
-    gathered.add([Response("r1", [7], "again", True), ROWS[3]])
-    assert [row.text for row in gathered.in_order(["r1", "r3"])] == ["again", ROWS[3].text]
-
-
-def test_rows_are_found_by_their_id() -> None:
-    for rows in (ROWS, Table.of(ROWS, Response)):
-        found = ById(rows)
-        assert found["r77"] == ROWS[77]
-        assert "nobody" not in found
-        assert list(found) == [row.id for row in ROWS]
-
-
-def test_a_mapped_sequence_is_computed_when_it_is_asked_for() -> None:
-    asked = []
-    doubled = Mapped(lambda number: asked.append(number) or 2 * number, range(10))
-    assert asked == []
-    assert (doubled[3], doubled[-1], doubled[2:4]) == (6, 18, [4, 6])
-    assert asked == [3, 9, 2, 3]
-    assert list(doubled) == list(range(0, 20, 2))
+def test_the_tables_of_the_results_page_run(tmp_path: Path, data: Path) -> None:
+    if not DATA.is_dir():
+        pytest.skip("the public data is not here")
+    done = run("-m", "+sweeps=smollm2", *SMALL, f"paths.data={data}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tasks = [summary["task"] for summary in summaries(tmp_path, results(tmp_path))]
+    assert [tasks.count(name) for name in ("personas", "arc", "gsm8k")] == [9, 3, 3]

@@ -97,7 +97,8 @@ def _users_for_eval(
 def _refusal(train: Sequence[Example], users: Sequence[str], questions: Sequence[Example], name: str) -> str:
     parts = []
     if users:
-        rows = sum(row.user in set(users) for row in train)
+        shared = set(users)
+        rows = sum(row.user in shared for row in train)
         parts.append(f"{len(users)} users (e.g. {users[0]!r}; {rows} training rows are theirs)")
     if questions:
         parts.append(f"the questions of {len(questions)} training rows (e.g. {questions[0].prompt[:60]!r})")

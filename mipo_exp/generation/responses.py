@@ -20,7 +20,7 @@ from mipo_exp.runtime import Runtime
 from mipo_exp.shards import Shard, compute_shards
 from mipo_exp.similarity import Encoder, bm25
 from mipo_exp.store import Workspace
-from mipo_exp.tables import ById, Gathered, Mapped, Table
+from mipo_exp.tables import ById, Gathered, Mapped
 
 
 def sample_chosen(work: Workspace, runtime: Runtime, sampling: SamplingConfig, engine: EngineConfig, seed: int) -> None:
@@ -97,7 +97,7 @@ def sample_responses(
     seed: int,
     purpose: str,
     against: tuple[Sequence[tuple[str, Condition]], float] | None = None,
-) -> Table[Response]:
+) -> Sequence[Response]:
     """One response for each (id, condition), in their order; finished shards of an interrupted build are reused.
 
     `against` are the conditions and the α of context-aware decoding, where it is wanted.
@@ -133,11 +133,13 @@ def sample_responses(
             contrast=contrast,
         )
 
+    def fits(number: int, rows: Sequence[Response]) -> bool:  # not if another version planned other batches
+        return [row.id for row in rows] == [ids[i] for i in batches[number]]
+
     with Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress:
-        for rows, reused in compute_shards(work, runtime, adapter, opened, Response, len(batches), shard):
+        for rows, reused in compute_shards(work, runtime, adapter, opened, Response, len(batches), shard, fits):
             found.add(rows)
             progress.advance(len(rows), 0 if reused else sum(len(row.token_ids) for row in rows))
-    work.finish_shards()
     shutil.rmtree(scratch, ignore_errors=True)  # of interrupted builds, too
     return found.in_order(ids)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 # Large enough for the full rate, small enough for a fraction of a second on two cores.
 ROWS, WIDTH = 512, 2048
-CONTROL_GROUP = Path("/sys/fs/cgroup")
+CONTROL_GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 COPIED_BYTES = 2**26
 SMALL_OPERATIONS = 1000
 REPEATS = 3
@@ -68,14 +68,29 @@ def free_bytes(device: str) -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
+    return min([free, *(left for folder in _control_groups() if (left := _left_in(folder)) is not None)])
+
+
+def _control_groups() -> list[Path]:
+    """The folder of this process's control group (version 2) and of those around it; a job's limit is in its own."""
     try:
-        most = (CONTROL_GROUP / "memory.max").read_text().strip()
-        used = int((CONTROL_GROUP / "memory.current").read_text())
-        facts = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
+        (line,) = [line for line in OWN_GROUP.read_text().splitlines() if line.startswith("0::")]
     except (OSError, ValueError):
-        return free
+        return [CONTROL_GROUPS]
+    own = CONTROL_GROUPS / line.removeprefix("0::").strip("/")
+    return [own, *(folder for folder in own.parents if folder.is_relative_to(CONTROL_GROUPS))]
+
+
+def _left_in(folder: Path) -> int | None:
+    """Bytes below the limit of a control group, None where it has none."""
+    try:
+        most = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
     # Pages of files that were read count as used and are given back when they are needed.
-    return free if most == "max" else min(free, int(most) - used + int(facts.get("inactive_file", 0)))
+    return None if most == "max" else int(most) - used + int(facts.get("inactive_file", 0))
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:

@@ -1,5 +1,6 @@
 """How large a model is: from its files, the sizes it is to be made with, or what its name says."""
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -72,9 +73,9 @@ def parameter_count(folder: Path) -> int | None:
     Where an index names the files that transformers loads, only those: some repositories have the weights twice.
     """
     index, files = folder / "model.safetensors.index.json", sorted(folder.glob("*.safetensors"))
-    if index.is_file():
+    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        files = [path for path in files if path.name in named]
+        files = [path for path in files if path.name in named] or files
     total = 0
     for path in files:
         with path.open("rb") as handle:

@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from mipo_exp.config import ScoringConfig
@@ -20,9 +20,9 @@ from mipo_exp.shards import Shard, compute_shards
 from mipo_exp.store import Workspace
 from mipo_exp.tables import Mapped
 
-# Items whose batches are planned at once. What begins alike shares its computation within a window only, and a window
-# is all of what is held in memory.
-WINDOW = 16384
+# Tokens of the items whose batches are planned at once, the smallest number that is not less. What begins alike shares
+# its computation within such a window, and of more items than it takes only one window is in memory.
+WINDOW_TOKENS = 2**22
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ def score_pairs(work: Workspace, runtime: Runtime, scoring: ScoringConfig, min_p
     pairs = work.inputs["pairs"].table("pairs", Pair)
 
     per_pair = 2 if min_pmi_margin is None else 4
+    row = lru_cache(maxsize=1)(pairs.__getitem__)  # its items are asked for one after the other
 
     def item(number: int) -> Scorable:
-        pair, which = pairs[number // per_pair], number % per_pair
+        pair, which = row(number // per_pair), number % per_pair
         prompt = pair.prompt_ids if which < 2 else pair.negative_ids
         return Scorable(tuple(prompt), tuple(pair.rejected_ids if which % 2 else pair.chosen_ids))
 
@@ -103,24 +104,57 @@ def own_marginal(example: Example) -> Condition:
     return Condition(None, example.prompt if example.context is not None else "")
 
 
+class _Plan:
+    """Which items of a long sequence are scored together: a pure function of the items and the config.
+
+    `only_window` has all items, where one window does.
+    """
+
+    def __init__(self, scoring: ScoringConfig) -> None:
+        self.scoring = scoring
+        self.batches: list[list[int]] = []
+        self.first_equal, self.tokens = array("q"), array("i")
+        self.only_window: list[Scorable] | None = None
+        self._window: list[Scorable] = []
+        self._used = 0
+
+    def add(self, item: Scorable) -> None:
+        """The next item."""
+        self._window.append(item)
+        self._used += len(item.prompt_ids) + len(item.response_ids)
+        if self._used >= WINDOW_TOKENS:
+            self._plan_window()
+
+    def finish(self) -> tuple[list[list[int]], "array[int]", "array[int]"]:
+        """The batches, for each item the place of the first that is equal to it, and the lengths of the responses."""
+        if not self.first_equal:
+            self.only_window = self._window
+        self._plan_window()
+        return self.batches, self.first_equal, self.tokens
+
+    def _plan_window(self) -> None:
+        places: dict[Scorable, int] = {}
+        for number, item in enumerate(self._window, len(self.first_equal)):
+            self.first_equal.append(places.setdefault(item, number))
+            self.tokens.append(len(item.response_ids))
+        numbers = list(places.values())
+        planned = plan_batches(list(places), self.scoring.batch_tokens, self.scoring.share_prefix)
+        self.batches += [[numbers[i] for i in batch] for batch in planned]
+        self._window, self._used = [], 0
+
+
 def score_items(
     work: Workspace, runtime: Runtime, scoring: ScoringConfig, items: Sequence[Scorable], label: str
 ) -> Sequence[float]:
     """Summed log-probabilities (nats) of all items, in their order; items that are equal and in one window are scored
     once."""
     adapter = work.inputs["scorer"].path / "adapter" if "scorer" in work.inputs else None
-    if len(items) <= WINDOW:
-        items = list(items)  # so that each is made once
-    first_equal, tokens = array("q"), array("i")
-    batches: list[list[int]] = []
-    for start in range(0, len(items), WINDOW):
-        places: dict[Scorable, int] = {}
-        for number, item in enumerate(items[start : start + WINDOW], start):
-            first_equal.append(places.setdefault(item, number))
-            tokens.append(len(item.response_ids))
-        different, numbers = list(places), list(places.values())
-        planned = plan_batches(different, scoring.batch_tokens, scoring.share_prefix)
-        batches += [[numbers[i] for i in batch] for batch in planned]
+    plan = _Plan(scoring)
+    for item in items:
+        plan.add(item)
+    batches, first_equal, tokens = plan.finish()
+    if plan.only_window is not None:
+        items = plan.only_window
     opened = partial(opened_scorer, scoring=scoring)
     found = array("d", bytes(8 * len(items)))
 
@@ -136,7 +170,6 @@ def score_items(
             for row in rows:
                 found[row.item] = row.log_prob
             progress.advance(len(rows), 0 if reused else sum(tokens[row.item] for row in rows))
-    work.finish_shards()
     return array("d", (found[i] for i in first_equal))
 
 

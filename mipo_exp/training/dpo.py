@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from mipo_exp.config_methods import MipoConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.records import ScoredPair
@@ -103,18 +105,18 @@ def make_trainer(job: Job, method: MipoConfig, pairs: Table[ScoredPair]) -> "DPO
     return dpo
 
 
-def _share_prompts(dpo: "DPOTrainer", pairs: Sequence[ScoredPair]) -> None:
+def _share_prompts(dpo: "DPOTrainer", pairs: Table[ScoredPair]) -> None:
     """Compute each prompt once, where this architecture allows it; the longest pair is tried."""
     import torch
 
-    lengths = [len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
-    pair = pairs[lengths.index(max(lengths))]
+    lengths = pairs.lengths("prompt_ids") + np.maximum(pairs.lengths("chosen_ids"), pairs.lengths("rejected_ids"))
+    pair = pairs[int(lengths.argmax())]
     prompt, *sides = (
         torch.tensor(ids, device=dpo.args.device) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
     )
     base = dpo.accelerator.unwrap_model(dpo.model).get_base_model()
     dpo.model.eval()
-    possible = can_share(base, max(lengths), [prompt], [sides])
+    possible = can_share(base, int(lengths.max()), [prompt], [sides])
     dpo.model.train()
     if possible:
         share_prompts(base, arrange_pairs)
@@ -202,12 +204,13 @@ def check_first_loss(dpo: "DPOTrainer", method: MipoConfig, reference: str) -> N
     log.info("reference: %s; first loss %.4f, within %.1g nats on %d pairs", described, loss, gap, count)
 
 
-def _check_room_for_responses(pairs: Sequence[ScoredPair], max_length: int | None) -> None:
+def _check_room_for_responses(pairs: Table[ScoredPair], max_length: int | None) -> None:
     if max_length is None:
         return
-    full = sum(len(pair.prompt_ids) >= max_length for pair in pairs)
+    lengths = pairs.lengths("prompt_ids")
+    full = int((lengths >= max_length).sum())
     if full:
-        longest = max(len(pair.prompt_ids) for pair in pairs)
+        longest = int(lengths.max())
         raise ConfigError(
             f"trainer.max_length={max_length} cuts away the whole response of {full} of {len(pairs)} pairs; the "
             f"longest prompt has {longest} tokens, so give more, or null"

@@ -7,7 +7,7 @@ Transformers' Trainer with its schedules, checkpoints and logs, around log-proba
 import heapq
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mipo_exp.errors import ConfigError, DataError
@@ -180,9 +180,17 @@ def check_stored_references(model: Any, groups: Sequence[Group], share: bool) ->
 def _can_share(base: Any, groups: Sequence[Group], batch: int, across_batch: bool) -> bool:
     import torch
 
-    longest_response = max(len(ids) for group in groups for ids in group.responses)
-    longest = max(len(group.prompt_ids) for group in groups) + longest_response
-    tried = heapq.nlargest(batch if across_batch else 1, groups, key=lambda group: len(group.prompt_ids))
+    longest_response = 0
+
+    def prompt_lengths() -> Iterator[tuple[int, int]]:
+        nonlocal longest_response
+        for number, group in enumerate(groups):  # once: what is read is rendered anew each time
+            longest_response = max(longest_response, *map(len, group.responses))
+            yield len(group.prompt_ids), -number
+
+    most = heapq.nlargest(batch if across_batch else 1, prompt_lengths())
+    longest = most[0][0] + longest_response
+    tried = [groups[-number] for _, number in most]
     device = next(base.parameters()).device
     prompts = [torch.tensor(group.prompt_ids, device=device) for group in tried]
     lists = [[group.responses[0] for group in tried]] * len(tried) if across_batch else [tried[0].responses]

@@ -26,18 +26,15 @@ def build_mi_rl(job: Job) -> "GRPOTrainer":
     """The conditions of each example are drawn once, as those of the evaluation are, with the run's seed."""
     method = cast(MiRlConfig, job.method)
     conditions = reward_conditions(training_examples(job), method, job.seed)
-    prompts = {
-        name: [tuple(job.runtime.prompt_ids(condition)) for condition in row] for name, row in conditions.items()
-    }
 
     def make_reward(base: BaseScores) -> Reward:
         def reward(
             examples: Sequence[Example], token_ids: Sequence[Sequence[int]], texts: Sequence[str]
         ) -> list[float]:
             items = [
-                Scorable(prompt, tuple(ids))
+                Scorable(tuple(job.runtime.prompt_ids(condition)), tuple(ids))
                 for example, ids in zip(examples, token_ids, strict=True)
-                for prompt in prompts[example.id]
+                for condition in conditions[example.id]
             ]
             log_probs = np.array(base(items), dtype=np.float64).reshape(len(examples), -1)
             tokens = np.array([len(ids) for ids in token_ids], dtype=np.float64)
