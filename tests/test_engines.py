@@ -199,7 +199,7 @@ def test_an_interrupted_stage_goes_on_to_the_same_responses(
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path / "broken")
     assert build(tmp_path / "broken") == whole
-    assert not list((tmp_path / "broken").iterdir())
+    assert [path.name for path in (tmp_path / "broken").iterdir()] == ["shards"], "the engine's folder is gone"
 
 
 @needs_openvino
