@@ -48,7 +48,7 @@ run: setup  ## one experiment, the small CPU one unless ARGS says otherwise
 
 test: lint  ## format, lint, types and tests
 	@echo "test: pytest"
-	@$(BIN)/python -m pytest -n $(JOBS) -m "$(MARKS)" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "$(MARKS)" $(ARGS)
 
 lint: setup  ## format, lint and types only
 	@echo "lint: ruff format"
