@@ -147,7 +147,11 @@ def _all_ended() -> list[Ended]:
 
 def _is_known(error: Exception) -> bool:
     """Whether an exception is that of a job which has said so itself; of a dead worker, a launcher raises its own."""
-    return any(job.failed and str(error) in job.message for job in _all_ended())
+    return any(job.failed and job.message == _message(error) for job in _all_ended())
+
+
+def _message(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _said(job: Ended) -> str:
@@ -230,7 +234,7 @@ def _hydra_main(raw: DictConfig) -> float | None:
     except Exception as error:
         if settings.mode == RunMode.MULTIRUN:
             bad_input = isinstance(error, UserError)
-            message = str(error) if bad_input else f"{type(error).__name__}: {error}"
+            message = _message(error)
             _record(settings, message, failed=True, bad_input=bad_input)
             if not bad_input:
                 log.exception("job %d failed", settings.job.num)

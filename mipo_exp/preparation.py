@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from mipo_exp.planning.shape import find_shape
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime, choose_device
 from mipo_exp.similarity import locate_encoder
-from mipo_exp.store import Stage, Store
+from mipo_exp.store import Stage, Store, make_writable
 from mipo_exp.workers import make_pool
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def prepare(config: Config, output: Path) -> Prepared:
     Raises:
         UserError: whatever would make the experiment fail later and can be seen now.
     """
-    _check_writable(output)
+    make_writable(output, "paths.output", "set hydra.run.dir=DIR to a folder that can")
     check_processes(config)
     check_extra(config)
     store = Store(Path(config.paths.cache).expanduser())
@@ -95,16 +94,6 @@ def warn_of_memory(prepared: Prepared) -> None:
         warning = too_large(prepared.config, examples, shape, runtime.device, missing)
         if warning is not None:
             log.warning("%s", warning)
-
-
-def _check_writable(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
-    except OSError as error:
-        raise StorageError(
-            f"paths.output={output} cannot be written ({error.strerror}); set hydra.run.dir=DIR to a folder that can"
-        ) from error
 
 
 def _check_disk(store: Store, source: ModelSource, runtime: Runtime) -> None:

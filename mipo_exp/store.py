@@ -77,6 +77,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     draft.replace(path)
 
 
+def make_writable(folder: Path, key: str, way_out: str) -> None:
+    """Make a folder, and raise `StorageError` with its config key and the way out where that or writing fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise StorageError(f"{key}={folder} cannot be written ({error.strerror}); {way_out}") from error
+
+
 def default_cache() -> Path:
     """The user's cache folder for this project: `$MIPO_CACHE`, else mipo_exp in `$XDG_CACHE_HOME` or ~/.cache."""
     if os.environ.get("MIPO_CACHE"):
@@ -237,14 +246,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=root).close()
-        except OSError as error:
-            raise StorageError(
-                f"paths.cache={root} cannot be written ({error.strerror}); set paths.cache=DIR or $MIPO_CACHE to a "
-                "folder that can"
-            ) from error
+        make_writable(root, "paths.cache", "set paths.cache=DIR or $MIPO_CACHE to a folder that can")
 
     def path(self, stage: Stage) -> Path:
         """Where the stage's artefact is or will be."""

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import types
 import typing
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
@@ -32,8 +33,8 @@ _ARROW: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.
 class View(Sequence[Item]):
     """A sequence whose items are made when they are asked for; slices are lists."""
 
-    def _at(self, index: int) -> Item:
-        raise NotImplementedError
+    @abstractmethod
+    def _at(self, index: int) -> Item: ...
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
