@@ -11,8 +11,16 @@ from mipo_exp.config_tasks import MMLU_SUBJECTS
 from mipo_exp.data.file_task import find_layout
 from mipo_exp.errors import DataError
 from tests.personal_data import TOPICS, choice_rows, config, make, persona_rows, preference_row, prism_rows, write_rows
-from tests.test_more_tasks import hub_question, mmlu_folder, mmlu_question, svamp_row, svamp_rows
-from tests.test_tasks import GSM8K_ROW, arc_row, task
+from tests.public_files import (
+    GSM8K_ROW,
+    arc_row,
+    hub_question,
+    mmlu_folder,
+    mmlu_question,
+    svamp_row,
+    svamp_rows,
+    task,
+)
 
 
 def write(folder: Path, *names: str) -> Path:

@@ -25,7 +25,7 @@ from tests.personal_data import (
     prism_user,
     write_rows,
 )
-from tests.test_tasks import real
+from tests.public_files import real
 
 # --- histories
 

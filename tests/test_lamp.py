@@ -1,7 +1,6 @@
 """LaMP: the official prompts, retrieval, token budgets, users, and what is said about bad files."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from mipo_exp.data.lamp_users import recover_users
 from mipo_exp.errors import DataError
 from mipo_exp.evaluation.accuracy import measure
 from tests.conftest import SCRATCH
+from tests.public_files import REAL, ROOT
 
-ROOT = Path(__file__).parents[1]
-REAL = Path(os.environ.get("MIPO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "lamp3_extract"
-needs_real = pytest.mark.skipif(not REAL.exists(), reason="no lamp3_extract in $MIPO_TEST_DATA")
+EXTRACT = REAL / "lamp3_extract"
+needs_real = pytest.mark.skipif(not EXTRACT.exists(), reason="no lamp3_extract in $MIPO_TEST_DATA")
 
 
 def words(text: str) -> int:
@@ -458,12 +457,12 @@ def test_unknown_movie_tags_are_named(tmp_path: Path) -> None:
 @needs_real
 def test_real_extract_is_refused_since_its_users_are_on_both_sides() -> None:
     with pytest.raises(DataError, match=r"share 4 users \(e\.g\. 'user-00000'; 48 training rows are theirs\)"):
-        task(path=str(REAL)).load(words)
+        task(path=str(EXTRACT)).load(words)
 
 
 @needs_real
 def test_real_extract_keeps_all_rows_when_overlap_is_allowed() -> None:
-    found = task(path=str(REAL), overlap="allow").load(words)
+    found = task(path=str(EXTRACT), overlap="allow").load(words)
     assert (len(found.train), len(found.eval)) == (48, 32)
     assert (found.notes["users"], found.notes["shared_users"]) == (4, 4)
     by_user = {example.user for example in found.train if example.id.startswith("train/31")}
@@ -479,12 +478,14 @@ def test_real_extract_keeps_all_rows_when_overlap_is_allowed() -> None:
 
 @needs_real
 def test_real_extract_can_be_split_by_user() -> None:
-    first = task(path=str(REAL), overlap="split").load(words)
+    first = task(path=str(EXTRACT), overlap="split").load(words)
     assert (len(first.train), len(first.eval)) == (24, 16)
     assert not {example.user for example in first.train} & {example.user for example in first.eval}
-    assert first == task(path=str(REAL), overlap="split").load(words)
+    assert first == task(path=str(EXTRACT), overlap="split").load(words)
     eval_users = {
-        frozenset(example.user or "" for example in task(path=str(REAL), overlap="split", seed=seed).load(words).eval)
+        frozenset(
+            example.user or "" for example in task(path=str(EXTRACT), overlap="split", seed=seed).load(words).eval
+        )
         for seed in range(4)
     }
     assert len(eval_users) > 1
@@ -493,7 +494,7 @@ def test_real_extract_can_be_split_by_user() -> None:
 @needs_real
 @pytest.mark.parametrize("retrieval", ["bm25", "recency", "random"])
 def test_real_prompts_keep_to_the_budget(retrieval: str) -> None:
-    lamp_task = task(path=str(REAL / "LaMP_3"), overlap="split", retrieval=retrieval, max_prompt_tokens=200, items=3)
+    lamp_task = task(path=str(EXTRACT / "LaMP_3"), overlap="split", retrieval=retrieval, max_prompt_tokens=200, items=3)
     for example in lamp_task.load(words).train:
         (message,) = lamp_task.messages(example.context, example.prompt)
         spare = max(0, words(example.prompt) - 120)

@@ -20,18 +20,18 @@ from mipo_exp.store import Artefact
 from mipo_exp.tables import ById
 from tests import personal_data
 from tests.conftest import Experiment, composed, make_runtime
+from tests.public_files import REAL
 
-DATA = Path(os.environ.get("MIPO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 STAGES = {
     *("model", "examples", "chosen", "rejected", "pairs", "scored_pairs", "adapter", "before_responses"),
     *("before_scores_base", "after_responses", "after_scores_base", "after_scores_policy"),
 }
 LOCAL = {
-    "gsm8k": [f"task.path={DATA / 'gsm8k'}"],
-    "arc": [f"task.path={DATA / 'arc'}"],
-    "svamp": [f"task.path={DATA / 'svamp'}"],
-    "mmlu": [f"task.path={DATA / 'mmlu'}"],
-    "lamp": [f"task.path={DATA / 'lamp3_extract'}", "task.overlap=split", "task.max_prompt_tokens=600"],
+    "gsm8k": [f"task.path={REAL / 'gsm8k'}"],
+    "arc": [f"task.path={REAL / 'arc'}"],
+    "svamp": [f"task.path={REAL / 'svamp'}"],
+    "mmlu": [f"task.path={REAL / 'mmlu'}"],
+    "lamp": [f"task.path={REAL / 'lamp3_extract'}", "task.overlap=split", "task.max_prompt_tokens=600"],
 }
 
 
@@ -235,7 +235,7 @@ def test_every_task_runs_with_every_strategy_that_it_can(
     task: str, strategy: str, experiment: Experiment, tmp_path: Path
 ) -> None:
     overrides = [f"task={task}", *LOCAL.get(task, []), "task.train_examples=8", "task.eval_examples=6"]
-    if task in LOCAL and not DATA.is_dir():
+    if task in LOCAL and not REAL.is_dir():
         pytest.skip("the public data is not here")
     config = composed("+debug=quick", f"task={task}", "paths.output=x")
     if strategy != "random_prompt" and config.task.family != "personalization":
@@ -243,7 +243,7 @@ def test_every_task_runs_with_every_strategy_that_it_can(
     if task == "custom":
         pytest.skip("has no data of its own; test_custom runs it in every family")
     if task in personal_data.MADE and strategy != "random_prompt":
-        pytest.skip("test_tables runs it")
+        pytest.skip("test_experiments runs it")
     if task in MADE:
         overrides.append(MADE[task](tmp_path))
     if task == "lamp" and strategy == "random_context":
@@ -266,7 +266,7 @@ SINGLE = [path for path in EXPERIMENTS if "sweeper" not in path.read_text()]  # 
 )
 def test_every_experiment_runs(name: str, experiment: Experiment) -> None:
     task = composed(f"+experiment={name}", "paths.output=x").task.name
-    if task in LOCAL and not DATA.is_dir():
+    if task in LOCAL and not REAL.is_dir():
         pytest.skip("the public data is not here")
     # The experiment comes first and the debug sizes after it, as on the command line.
     sizes = ["model=tiny", "task.train_examples=8", "task.eval_examples=6", "task.max_new_tokens=8"]

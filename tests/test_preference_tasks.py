@@ -28,7 +28,7 @@ from tests.personal_data import (
     prefeval_repository,
     write_rows,
 )
-from tests.test_tasks import real
+from tests.public_files import real
 
 # --- Multi-Bench
 

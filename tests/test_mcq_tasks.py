@@ -1,6 +1,5 @@
-"""SVAMP, MMLU and OpenBookQA: rows in their public schemas, in both layouts, and the real files."""
+"""ARC, MMLU and OpenBookQA: rows in their public schemas, in every layout, and the real files."""
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,174 +8,110 @@ from typing import Any
 import pytest
 
 from mipo_exp.config_tasks import MMLU_SUBJECTS
-from mipo_exp.data.base import Task
-from mipo_exp.data.files import Record, read_csv
+from mipo_exp.data.files import Record
 from mipo_exp.data.mmlu import from_authors, from_hub
 from mipo_exp.data.options import options_key
-from mipo_exp.data.svamp import test_ids as svamp_test_ids
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation.accuracy import measure
-from mipo_exp.evaluation.answers import last_number
 from tests.conftest import composed
-from tests.test_tasks import arc_row, real, task, write_parquet
+from tests.public_files import (
+    arc_folder,
+    arc_row,
+    hub_question,
+    mmlu_folder,
+    mmlu_question,
+    openbookqa_folder,
+    real,
+    task,
+    write_parquet,
+)
 
-# --- SVAMP
-
-
-def svamp_row(number: int, body: str | None = None, answer: Any = 51.0) -> dict[str, Any]:
-    """One row as the authors have it; bodies may end without a full stop."""
-    return {
-        "ID": f"chal-{number}",
-        "Body": body or f"Each pack of dvds costs {number} dollars. If there is a discount of 25 dollars on each pack",
-        "Question": "How much do you have to pay to buy each pack?",
-        "Equation": "( 76.0 - 25.0 )",
-        "Answer": answer,
-        "Type": "Subtraction",
-    }
+# --- ARC
 
 
-def svamp_numbers() -> list[int]:
-    return sorted(int(name.removeprefix("chal-")) for name in svamp_test_ids())
+def _set(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(row: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            row = row[key]
+        row[keys[-1]] = value
+
+    return change
 
 
-def svamp_rows(*others: dict[str, Any]) -> list[dict[str, Any]]:
-    """All 300 rows of the test split, and others."""
-    return [*others, *(svamp_row(number) for number in svamp_numbers())]
+def test_arc_letters_options_by_position(tmp_path: Path) -> None:
+    rows = [arc_row("t0", "1234", "3"), arc_row("t1", "ABC", "A"), arc_row("t2", "ABCDE", "E")]
+    found = arc_folder(tmp_path, rows, [arc_row("e0")]).load(None)
+    by_id = {row.id: row for row in found.train}
+    assert by_id["train/t0"].prompt == "Stem of t0?\n\nA. option 0\nB. option 1\nC. option 2\nD. option 3"
+    assert [json.loads(by_id[f"train/t{index}"].reference)["answer"] for index in range(3)] == ["C", "A", "E"]
+    assert json.loads(by_id["train/t1"].reference)["options"] == ["option 0", "option 1", "option 2"]
 
 
-def svamp_file(folder: Path, rows: list[dict[str, Any]]) -> Task:
-    (folder / "SVAMP.json").write_text(json.dumps(rows), encoding="utf-8")
-    return task("svamp", path=str(folder))
-
-
-def test_svamp_is_split_by_the_hubs_ids(tmp_path: Path) -> None:
-    train = [number for number in range(1, 20) if number not in svamp_numbers()][:3]
-    rows = svamp_rows(*(svamp_row(number, f"Body {number}.") for number in train))
-    found = svamp_file(tmp_path, rows).load(None)
-    assert [row.id for row in found.train] == [f"train/chal-{number}" for number in train]
-    assert len(found.eval) == 300
-    assert {row.id for row in found.eval} == {f"test/{name}" for name in svamp_test_ids()}
-    assert found.train[0].prompt == f"Body {train[0]}. How much do you have to pay to buy each pack?"
-    assert json.loads(found.train[0].reference) == {"answer": 51.0}
-    assert task("svamp", path=str(tmp_path / "SVAMP.json")).load(None) == found
-
-
-def test_svamp_reads_the_hubs_layout_like_the_authors(tmp_path: Path) -> None:
-    (tmp_path / "authors").mkdir()
-    rows = svamp_rows(svamp_row(2, "Body."), svamp_row(3, "Another body."))
-    authors = svamp_file(tmp_path / "authors", rows)
-    hub_rows = [{**row, "Answer": "51.00", "question_concat": f"{row['Body']} {row['Question']}"} for row in rows]
-    for folder in (tmp_path / "hub" / "data", tmp_path / "flat"):
-        write_parquet(folder / "train-00000-of-00001-c8f1.parquet", hub_rows[:2])
-        write_parquet(folder / "test-00000-of-00001-a1b2.parquet", hub_rows[2:])
-    hub, flat = task("svamp", path=str(tmp_path / "hub")), task("svamp", path=str(tmp_path / "flat"))
-    assert authors.load(None) == hub.load(None) == flat.load(None)
-    assert [row.prompt for row in hub.load(None).eval] == [row["question_concat"] for row in hub_rows[2:]]
-    assert hub.prepare(False) == flat.prepare(False) != authors.prepare(False)
+def test_arc_reads_the_hubs_layout_like_the_release(tmp_path: Path) -> None:
+    sides = {"train": [arc_row("t0", "1234", "3"), arc_row("t1")], "test": [arc_row("e0", "ABC", "C")]}
+    release = arc_folder(tmp_path / "release", sides["train"], sides["test"]).load(None)
+    for split, rows in sides.items():
+        hub_rows = [
+            {
+                "id": row["id"],
+                "question": row["question"]["stem"],
+                "choices": {key: [item[key] for item in row["question"]["choices"]] for key in ("text", "label")},
+                "answerKey": row["answerKey"],
+            }
+            for row in rows
+        ]
+        write_parquet(tmp_path / "hub" / "ARC-Easy" / f"{split}-00000-of-00001.parquet", hub_rows)
+    assert task("arc", path=str(tmp_path / "hub")).load(None) == release
+    assert task("arc", path=str(tmp_path / "hub" / "ARC-Easy")).load(None) == release
+    with pytest.raises(DataError, match=r"has no ARC-Challenge/train-\*\.parquet .*ARC-Challenge-Train\.jsonl"):
+        task("arc", path=str(tmp_path / "hub" / "ARC-Easy"), subset="challenge").prepare(False)
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("change", "message"),
     [
-        (
-            [svamp_row(2), *svamp_rows()[:-4]],
-            r"SVAMP\.json: 4 of the 300 test rows are missing \(e\.g\. .*not the whole",
-        ),
-        (svamp_rows(svamp_row(2), svamp_row(2)), r"row 1: the ID 'chal-2' was already used in .*row 0"),
-        (svamp_rows(svamp_row(2, answer="many")), r"row 0: 'Answer' is no number \('many'\)"),
-        (svamp_rows(svamp_row(2, answer=None)), r"row 0: 'Answer' should be float and is NoneType"),
-        (svamp_rows({"ID": "chal-2", "Body": "x"}), r"row 0: the field 'Question' is missing \(found: ID, Body\)"),
-        ([svamp_row(2, " ")], r"300 of the 300 test rows"),
-        (svamp_rows(svamp_row(2, " ")), r"row 0: 'Body' is empty"),
-        (svamp_rows(), r"task=svamp has no training examples"),
+        (_set("answerKey", value="E"), r"line 2: answerKey 'E' is none of the labels A, B, C, D"),
+        (_set("answerKey", value="1"), r"line 2: answerKey '1' is none of the labels"),
+        (_set("answerKey", value=None), r"line 2: 'answerKey' should be str and is NoneType"),
+        (_set("id", value="t0"), r"line 2: the id 't0' was already used in .*line 1"),
+        (_set("question", value="?"), r"line 2: 'question' should be dict and is str"),
+        (_set("question", "choices", value=[]), r"line 2: 0 options with the labels \[\]"),
+        (_set("question", "choices", 1, "label", value="A"), r"line 2: 4 options with the labels"),
+        (_set("question", "choices", 1, value="x"), r"line 2, question, choice 1 should be an object and is str"),
+        (lambda row: row["question"].pop("stem"), r"line 2, question: the field 'stem' is missing \(found: choices\)"),
     ],
 )
-def test_bad_svamp_rows_are_named(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
-        svamp_file(tmp_path, rows).load(None)
-    assert "task.path" in str(caught.value)
-
-
-def test_a_folder_without_svamp_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has no data/train-\*\.parquet .*SVAMP\.json.*task\.path=null"):
-        task("svamp", path=str(tmp_path)).prepare(download=False)
+def test_bad_arc_rows_are_named(tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
+    row = arc_row("t1")
+    change(row)
+    with pytest.raises(DataError, match=r"ARC-Easy-Train\.jsonl, " + message):
+        arc_folder(tmp_path, [arc_row("t0"), row], [arc_row("e0")]).load(None)
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("#### 5", 5.0),
-        ("#### 5.0", 5.0),
-        ("5.", 5.0),
-        ("It costs $1,200.50.", 1200.5),
-        ("First 3, then 4", 4.0),
-        ("x = -3", -3.0),
-        ("-$3", -3.0),
-        ("$-3", -3.0),
-        ("10-5", 5.0),
-        ("- 5 apples", 5.0),
-        (".5", 0.5),
-        ("5...", 5.0),
-        ("2 + 3 = 5, I hope!", 5.0),
-        ("**51 dollars**", 51.0),
-        ("none", None),
-        ("", None),
-        ("Well...", None),
-    ],
+    ("subset", "train", "test", "repeated"), [("easy", 2251, 2376, 8), ("challenge", 1119, 1172, 6)]
 )
-def test_the_last_number_is_read_as_a_value(text: str, number: float | None) -> None:
-    assert last_number(text) == number
-
-
-def test_svamp_compares_values_and_not_texts() -> None:
-    references = [json.dumps({"answer": answer}) for answer in (5.0, 5.0, 0.25, 1200.0, 5.0)]
-    scores = measure("float_number", references, ["so 5", "5.00", "a quarter: .25", "1,200 boxes", "who knows"])
-    assert {name: score.result() for name, score in scores.items()} == {
-        "accuracy": pytest.approx(4 / 5),
-        "answer/unparsed_rate": pytest.approx(1 / 5),
-    }
-
-
-def test_real_svamp_has_the_hubs_700_and_300_rows() -> None:
-    folder = Path(real("svamp"))
-    found = task("svamp", path=str(folder), train_examples=None, eval_examples=None).load(None)
-    assert (len(found.train), len(found.eval)) == (700, 300)
-    assert found.notes["dropped_train_rows"] == 0
-    assert svamp_test_ids() == set(json.loads((folder / "hf_ChilleD_test_ids.json").read_text(encoding="utf-8")))
-    answers = [json.loads(row.reference)["answer"] for row in found.eval]
-    assert all(isinstance(answer, float) for answer in answers)
-    perfect = [f"#### {answer}" for answer in answers]
-    assert measure("float_number", [row.reference for row in found.eval], perfect)["accuracy"].result() == 1
+def test_real_arc_has_all_rows_but_repeated_stems(subset: str, train: int, test: int, repeated: int) -> None:
+    root = Path(real("arc"))
+    changes: dict[str, Any] = {"subset": subset, "train_examples": None, "eval_examples": None}
+    found = task("arc", path=str(root), **changes).load(None)
+    assert (len(found.train), len(found.eval)) == (train - repeated, test)
+    assert found.notes["dropped_train_rows"] == found.notes["train_rows_with_shared_question"] == repeated
+    everything = task("arc", path=str(root / "ARC-V1-Feb2018-2"), overlap="allow", **changes).load(None)
+    assert (len(everything.train), len(everything.eval)) == (train, test)
+    with pytest.raises(DataError, match=rf"the questions of {repeated} training rows"):
+        task("arc", path=str(root), overlap="refuse", **changes).load(None)
+    references = [json.loads(row.reference) for row in everything.eval]
+    assert all(reference["answer"] in "ABCDE"[: len(reference["options"])] for reference in references)
+    # Every row's right option is recognised by its letter and, but for a few, by its text.
+    gold = [row.reference for row in everything.eval]
+    letters = [f"Answer: {reference['answer']}" for reference in references]
+    texts = [reference["options"]["ABCDE".index(reference["answer"])] for reference in references]
+    assert measure("letter", gold, letters)["accuracy"].result() == 1
+    assert measure("letter", gold, texts)["accuracy"].result() > 0.98
 
 
 # --- MMLU
-
-Question = tuple[str, str, str, str, str, str]
-
-
-def mmlu_question(name: str, letter: str = "B") -> Question:
-    return f"What of {name}?", f"{name}, one", "two", "three", "four", letter
-
-
-def write_csv(path: Path, rows: list[Question]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows(rows)
-
-
-def mmlu_folder(root: Path, **splits: dict[str, list[Question]]) -> Task:
-    """The authors' layout; without `test`, one question for each subject."""
-    splits.setdefault("test", {subject: [mmlu_question(f"test {subject}")] for subject in MMLU_SUBJECTS})
-    for split, files in splits.items():
-        for subject, rows in files.items():
-            name = subject if split == "auxiliary_train" else f"{subject}_{split}"
-            write_csv(root / "data" / split / f"{name}.csv", rows)
-    return task("mmlu", path=str(root))
-
-
-def hub_question(subject: str, question: Question) -> dict[str, Any]:
-    stem, *options, letter = question
-    return {"question": stem, "subject": subject, "choices": options, "answer": "ABCD".index(letter)}
 
 
 DEV = {"anatomy": [mmlu_question("bones", "D"), mmlu_question("skin")], "virology": [mmlu_question("flu", "A")]}
@@ -304,20 +239,6 @@ def test_blank_test_options_are_refused(tmp_path: Path) -> None:
         mmlu_folder(tmp_path, dev=DEV, test=test).load(None)
 
 
-def test_csv_keeps_quotes_commas_and_line_breaks(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
-    path.write_text('\ufeffa, b\r\n"one, ""two""\nthree",4\r\n\r\n5,6\r\n', encoding="utf-8", newline="")
-    records = read_csv(path)
-    assert [record.values for record in records] == [{"a": 'one, "two"\nthree', "b": "4"}, {"a": "5", "b": "6"}]
-    assert [record.where for record in records] == [f"{path}, line 2", f"{path}, line 5"]
-
-
-def test_csv_takes_a_field_of_any_length(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
-    path.write_text("a,b\n" + 200_000 * "x" + ",1\n", encoding="utf-8")
-    assert len(read_csv(path)[0].values["a"]) == 200_000
-
-
 def test_real_mmlu_has_all_rows() -> None:
     root = real("mmlu")
     everything: dict[str, Any] = {"train_examples": None, "eval_examples": None, "overlap": "allow"}
@@ -337,12 +258,16 @@ def test_real_mmlu_has_all_rows() -> None:
 # --- OpenBookQA
 
 
-def openbookqa_folder(root: Path, train: list[dict[str, Any]], test: list[dict[str, Any]]) -> Task:
-    folder = root / "OpenBookQA-V1-Sep2018" / "Data" / "Main"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", train), ("test", test)):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return task("openbookqa", path=str(root))
+def _key(row: dict[str, Any]) -> None:
+    row["answerKey"] = "E"
+
+
+def _stem(row: dict[str, Any]) -> None:
+    del row["question"]["stem"]
+
+
+def _id(row: dict[str, Any]) -> None:
+    row["id"] = "t0"
 
 
 def test_openbookqa_reads_every_layout_alike(tmp_path: Path) -> None:
@@ -367,18 +292,6 @@ def test_openbookqa_reads_every_layout_alike(tmp_path: Path) -> None:
     for folder in (release, release / "Data" / "Main", tmp_path / "hub", tmp_path / "hub" / "main"):
         assert task("openbookqa", path=str(folder)).load(None) == found, folder
     assert task("openbookqa", path=str(release)).prepare(False) == whole.prepare(False)
-
-
-def _key(row: dict[str, Any]) -> None:
-    row["answerKey"] = "E"
-
-
-def _stem(row: dict[str, Any]) -> None:
-    del row["question"]["stem"]
-
-
-def _id(row: dict[str, Any]) -> None:
-    row["id"] = "t0"
 
 
 @pytest.mark.parametrize(

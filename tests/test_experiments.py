@@ -13,7 +13,7 @@ from mipo_exp.runtime import Runtime
 from tests import personal_data
 from tests.command_line import run
 from tests.judge_server import JudgeServer
-from tests.test_pipeline import DATA
+from tests.public_files import REAL
 
 TABLES = [path for path in sorted((cli.CONFIG_DIR / "experiment").rglob("*.yaml")) if "sweeper" in path.read_text()]
 NAMES = [path.relative_to(cli.CONFIG_DIR / "experiment").with_suffix("").as_posix() for path in TABLES]
@@ -27,9 +27,9 @@ SMALL = ["model=tiny", "+debug=quick", "seed=1", "trainer.max_steps=1", "hydra.s
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`paths.data`: the public data where it is here, made-up rows in the public schemas of the rest."""
     root = tmp_path_factory.mktemp("data")
-    if DATA.is_dir():
+    if REAL.is_dir():
         for name in ("gsm8k", "svamp", "mmlu", "arc"):
-            (root / name).symlink_to(DATA / name)
+            (root / name).symlink_to(REAL / name)
     for name, make in personal_data.MADE.items():
         (root / "made" / name).mkdir(parents=True)
         path = Path(make(root / "made" / name).partition("=")[2])
@@ -74,7 +74,7 @@ def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Pa
 
 
 def test_the_tables_of_the_results_page_run(tmp_path: Path, data: Path) -> None:
-    if not DATA.is_dir():
+    if not REAL.is_dir():
         pytest.skip("the public data is not here")
     done = run("-m", "+sweeps=smollm2", *SMALL, f"paths.data={data}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
