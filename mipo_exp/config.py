@@ -247,6 +247,7 @@ class Config:
     evaluation: EvaluationConfig
     harness: HarnessConfig
     judge: JudgeConfig
+    reward_judge: JudgeConfig
     tracker: TrackerConfig
 
 

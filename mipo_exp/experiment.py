@@ -7,7 +7,6 @@ from typing import Any
 
 from mipo_exp import tracking
 from mipo_exp.config import Config
-from mipo_exp.config_methods import RlaifConfig
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import UserError
 from mipo_exp.models import locate
@@ -66,7 +65,7 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
 
 def run_stages(prepared: Prepared, tracker: tracking.Tracker) -> list[dict[str, float]]:
     """Fetch every stage but the judgements, in order; returns the rows that training logged."""
-    config, run, runtime = prepared.config, prepared.run, prepared.runtime
+    run, runtime = prepared.run, prepared.runtime
     run.fetch_model(runtime)
     warn_of_memory(prepared)
     live: list[int] = []
@@ -76,10 +75,8 @@ def run_stages(prepared: Prepared, tracker: tracking.Tracker) -> list[dict[str, 
         _track_training(tracker, row)
 
     runtime.on_training_log = follow
-    if isinstance(config.method, RlaifConfig) and prepared.judging is not None:
-        asked = prepared.judging.judge.backend.runtime
-        if asked is not None:
-            run.fetch_model(asked, "judge_model")
+    if prepared.rewarding is not None and prepared.rewarding.judge.backend.runtime is not None:
+        run.fetch_model(prepared.rewarding.judge.backend.runtime, f"{prepared.rewarding.group}_model")
     for name, stage in prepared.stages.items():
         run.fetch(name, stage)
     runtime.release()

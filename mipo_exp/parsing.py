@@ -54,6 +54,7 @@ def parse(raw: DictConfig) -> Config:
         ("engine", ENGINE_CONFIGS),
         ("method", METHOD_CONFIGS),
         ("judge", JUDGE_CONFIGS),
+        ("reward_judge", JUDGE_CONFIGS),
         ("workers", WORKERS_CONFIGS),
     )
     for group, options in groups:
@@ -188,9 +189,11 @@ def _check_method(config: Config) -> None:
 
 
 def _check_on_policy(config: Config, method: OnPolicyConfig) -> None:
-    if isinstance(method, RlaifConfig) and not isinstance(config.judge, AskedJudgeConfig):
+    judges = (config.reward_judge, config.judge)
+    if isinstance(method, RlaifConfig) and not any(isinstance(judge, AskedJudgeConfig) for judge in judges):
         raise ConfigError(
-            "method=rlaif learns from a judge's scores, and judge=none asks nobody; use judge=endpoint or judge=local"
+            "method=rlaif learns from a judge's scores, and judge=none asks nobody; use judge=endpoint or judge=local, "
+            "or for the scores alone judge@reward_judge=endpoint or judge@reward_judge=local"
         )
     if config.sampling.temperature == 0:
         raise ConfigError(

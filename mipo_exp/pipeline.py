@@ -21,9 +21,10 @@ from typing import Any
 
 from mipo_exp import conversion
 from mipo_exp.config import Config, EngineConfig, OpenvinoConfig, TrainerConfig
-from mipo_exp.config_methods import MethodConfig, PromptedConfig, RlaifConfig, TrainsOn
+from mipo_exp.config_methods import MethodConfig, PromptedConfig, RlaifConfig, RlvrConfig, TrainsOn
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError, StorageError
+from mipo_exp.evaluation import accuracy
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.generation import openvino_model
 from mipo_exp.generation.engine import engine_identity, in_process, settled
@@ -67,7 +68,7 @@ VERSIONS = {
     "adapter": 3,
     "responses": 1,
     "scores": 2,
-    "option_scores": 2,
+    "option_scores": 3,
     "harness": 1,
     "judgements": 1,
 }
@@ -125,10 +126,10 @@ def declare(
     examples: Stage,
     encoder: Encoder | None = None,
     harness: Harness | None = None,
-    judging: Judging | None = None,
+    rewarding: Judging | None = None,
 ) -> dict[str, Stage]:
     """All stages after the examples, in an order in which they can be built. `encoder` finds near negatives; `harness`
-    evaluates on other tasks, where there are any; `judging` is for methods that learn from a judge's scores."""
+    evaluates on other tasks, where there are any; `rewarding` is for methods that learn from a judge's scores."""
 
     def stage(name: str, build: Callable[..., None], inputs: Mapping[str, Stage], **slices: Any) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""
@@ -192,7 +193,7 @@ def declare(
         trainer=config.trainer,
         seed=seed,
         **({"rollout": Rollout(sampling, in_process(engine), scoring)} if on == "examples" else {"pairs": filters}),
-        **({"judging": judging} if isinstance(config.method, RlaifConfig) else {}),
+        **({"judging": rewarding} if isinstance(config.method, RlaifConfig) else {}),
         # Their number multiplies the batch.
         **({"processes": team().size} if team().size > 1 else {}),
     )
@@ -267,6 +268,8 @@ def _plain(value: Any) -> Any:
         return value.judge.identity(RUBRIC_PROMPTS)
     if isinstance(value, Harness):
         return value.identity
+    if isinstance(value, RlvrConfig):
+        return {**dataclasses.asdict(value), "scorers": accuracy.VERSION}  # its reward
     if isinstance(value, TrainerConfig):
         return {name: item for name, item in dataclasses.asdict(value).items() if name not in SPEED_ONLY}
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value

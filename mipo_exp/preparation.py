@@ -13,7 +13,7 @@ from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import StorageError, gib
 from mipo_exp.evaluation.harness import locate_harness
 from mipo_exp.generation.engine import check_engine
-from mipo_exp.judging.stage import Judging, prepare_judging
+from mipo_exp.judging.stage import Judging, prepare_judging, prepare_rewards
 from mipo_exp.models import ModelSource, locate
 from mipo_exp.pipeline import Run, declare, declare_examples, declare_judgements, declare_model
 from mipo_exp.planning.describe import disk_needed
@@ -41,6 +41,7 @@ class Prepared:
     examples: Stage
     stages: Mapping[str, Stage]
     judging: Judging | None
+    rewarding: Judging | None
     judgements: Stage | None
     data: str
 
@@ -65,6 +66,8 @@ def prepare(config: Config, output: Path) -> Prepared:
         log.info("paths.data=%s has no folder %s: %s", config.paths.data, config.task.name, config.task.hub_id)
     task = make_task(config.task, store.root)
     judging = prepare_judging(config, task, store.root, device)
+    rewarding = prepare_rewards(config, judging, task, store.root, device)
+    _warn_of_one_judge(judging, rewarding)
     data = task.prepare()
     if not task.needs_tokenizer:
         examples = declare_examples(config, task, data, None)
@@ -77,10 +80,23 @@ def prepare(config: Config, output: Path) -> Prepared:
         run.fetch_model(runtime)
         examples = declare_examples(config, task, data, runtime)
         _fetch_examples(run, examples, config, task)
-    stages = declare(config, runtime, examples, encoder, harness, judging)
+    stages = declare(config, runtime, examples, encoder, harness, rewarding)
     check_harness(harness, [store.status(stage) for name, stage in stages.items() if stage.name == "harness"], True)
     judgements = None if judging is None else declare_judgements(judging, examples, stages)
-    return Prepared(config, output, store, run, task, runtime, examples, stages, judging, judgements, data)
+    return Prepared(config, output, store, run, task, runtime, examples, stages, judging, rewarding, judgements, data)
+
+
+def _warn_of_one_judge(judging: Judging | None, rewarding: Judging | None) -> None:
+    """Say it where a model is judged by what it learnt to please."""
+    if judging is None or rewarding is None:
+        return
+    kinds = [one.judge.backend.identity for one in (judging, rewarding)]
+    if kinds[0] == kinds[1]:
+        log.warning(
+            "method=rlaif: %s judges the results and gave the rewards too; for a figure to publish set another judge, "
+            "judge@reward_judge=endpoint or judge@reward_judge=local",
+            judging.judge.backend.description,
+        )
 
 
 def warn_of_memory(prepared: Prepared) -> None:

@@ -102,6 +102,7 @@ def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> 
         "mi": {"k": config.evaluation.k, "log_k": math.log(config.evaluation.k)},
         "resampling": compared.resampling,
         "diversity": diversity_facts(run.finished["examples"].artefact.table("eval", Example), config.evaluation),
+        "reward_judge": None if prepared.rewarding is None else prepared.rewarding.judge.backend.description,
         "counts": _counts(run),
         "stages": {
             name: {"key": item.stage.key, "cached": item.cached, "seconds": round(item.seconds, 3)}

@@ -82,6 +82,41 @@ def test_numbers_are_read_as_the_harness_reads_them(text: str, strict: str | Non
         ("foodstuff", None),
         ("I do not know.", None),
         ("", None),
+        # The answer is believed before what is said about other options.
+        ("The correct answer is B. Option D is incorrect because algae need light.", "B"),
+        ("Answer: B\n\nOption C is wrong.", "B"),
+        ("The answer is B, not option C.", "B"),
+        ("Answer: B. Explanation: Option C describes bark.", "B"),
+        ("Correct answer: B) food\n\nA) is wrong", "B"),
+        ("The correct answer is not B, it is C.", "C"),
+        ("The answer is not A. Option B is right", "B"),
+        ("The correct option is D, because option B is dry.", "D"),
+        ("Option A is incorrect. Option C is the correct answer.", "C"),
+        ("Option B isn't right, option C is", "C"),
+        ("Option A is right. Option B is wrong", "A"),
+        ("Option B: food. Option C: protection.", None),
+        ("Choose between option A and C.", None),
+        ("option A, B or C", None),
+        ("None of the options is right", None),
+        # Other ways to say which.
+        ("A is correct", "A"),
+        ("A is not correct. B is correct.", "B"),
+        ("B is the correct answer.", "B"),
+        ("I think B is correct", "B"),
+        ("Therefore **D** is the best answer", "D"),
+        ("Vitamin C is the best source of it", None),
+        ("I think it is B.", "B"),
+        ("it's D", "D"),
+        ("I'd go with D", "D"),
+        ("It is A plant", None),
+        ("The correct letter is B.", "B"),
+        ("The best option that describes it is C", "C"),
+        ("Answer: \\boxed{B}", "B"),
+        ("So \\boxed{\\text{B}}. Option C is dry.", "B"),
+        ("\\boxed{food}", "B"),
+        ("Answer: ‘B’", "B"),
+        ("Answer: “B”", "B"),
+        ("The answer is 'D'.", "D"),
     ],
 )
 def test_letters(text: str, letter: str | None) -> None:
@@ -106,6 +141,27 @@ def test_option_texts_are_told_apart_by_capitals_and_by_the_longer_match() -> No
 def test_numeric_options_are_read_by_their_text() -> None:
     assert read_letter("A spider has 8 legs.", ["10", "8", "6", "12"]) == "B"
     assert read_letter("It has 18 legs.", ["10", "8", "6", "12"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "letter"),
+    [
+        ("The answer is -15.", ["15", "-15", "5", "-5"], "B"),
+        ("The answer is −15", ["15", "-15", "5", "-5"], "B"),
+        ("Answer: -15", ["15", "-15", "5", "-5"], "B"),
+        ("Answer - 15", ["15", "12"], "A"),  # a dash
+        ("It is −5", ["5", "−5"], "B"),
+        ("So 10-15 = -5", ["7", "15"], "B"),
+        ("The answer is 12.5", ["12", "13", "14", "15"], None),
+        ("12.5", ["12", "12.5"], "B"),
+        ("It will take about 2.5 hours.", ["5", "10", "15", "20"], None),
+        ("about 5,000 m", ["5", "10", "15", "20"], None),
+        ("It takes 5.", ["5", "10", "15", "20"], "A"),
+        ("The answer is (C).", ["...", "food", "air", "sand"], "C"),
+    ],
+)
+def test_a_number_is_its_sign_and_all_its_digits(text: str, options: list[str], letter: str | None) -> None:
+    assert read_letter(text, options) == letter
 
 
 def test_keywords_are_stems_at_the_start_of_a_word() -> None:

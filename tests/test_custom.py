@@ -177,7 +177,7 @@ def test_the_families_are_those_of_the_config_and_their_scorers_exist(tmp_path: 
         "scored": custom(path, *PERSONAL, ANSWER),
     }
     scorers = {name: task.scorer for name, task in found.items()}
-    assert scorers == {"open": "none", "math": "number", "mcq": "letter", "personal": "none", "scored": "match"}
+    assert scorers == {"open": "none", "math": "float_number", "mcq": "letter", "personal": "none", "scored": "match"}
     assert set(scorers.values()) <= set(SCORERS)
 
 
@@ -250,13 +250,25 @@ def test_one_keyword_in_a_column_of_keywords_is_one_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [(5, "5"), (5.0, "5"), ("5.0", "5"), ("1,080", "1080"), ("so\n#### $15", "15"), (-2.5, "-2.5"), ("12.50", "12.50")],
+    [
+        (5, "5"),
+        (5.0, "5"),
+        ("5.0", "5"),
+        ("1,080", "1080"),
+        ("so\n#### $15", "15"),
+        (-2.5, "-2.5"),
+        ("12.50", "12.5"),
+        ("0.0", "0"),
+        ("1,200", "1200"),
+    ],
 )
 def test_math_answers(tmp_path: Path, answer: Any, expected: str) -> None:
     rows = [{**row, "answer": answer} for row in prompts(4)]
     found = load(write(tmp_path / "x.jsonl", rows), *MATH)
     assert gold(found) == [{"answer": expected}] * 4
-    assert measure("number", [found.eval[0].reference], [f"#### {expected}"])["accuracy"].result() == 1
+    assert custom(tmp_path / "x.jsonl", *MATH).scorer == "float_number"
+    for text in (f"#### {expected}", f"It is {float(expected):.2f} dollars."):
+        assert measure("float_number", [found.eval[0].reference], [text])["accuracy"].result() == 1
 
 
 @pytest.mark.parametrize(
@@ -413,7 +425,9 @@ def test_users_without_context_are_counted(tmp_path: Path) -> None:
         ("x.parquet", "PAR1", [], r"x\.parquet is not a readable parquet file"),
         ("x.csv", HEADER + "q,a|b,C\n", MCQ, r"line 2: the right answer 'C' in 'answer' is none of .* \['a', 'b'\]"),
         ("x.csv", HEADER + "q,a|b,A\nr,c|d,x\n", MCQ, r"line 3: the right answer 'x' .*reads best as the letter"),
-        ("x.csv", HEADER + "q,a|b,2\nr,a|b,1\n", MCQ, r"line 2: the right answer '2' .*reads best as the position"),
+        ("x.csv", HEADER + "q,a|b,2\nr,a|b,0\n", MCQ, r"line 2: the right answer '2' .*reads best as the position"),
+        ("x.csv", HEADER + "q,a|b,1\nr,a|b,2\n", MCQ, r"line 2: the right answers in 'answer' .*from 0 or from 1"),
+        ("x.csv", HEADER + "q,a|b|c,1\nr,a|b|c,2\n", MCQ, r"line 2: the right answers in 'answer' .*from 0 or from 1"),
         ("x.csv", HEADER + "q,a,A\n", MCQ, r"line 2: 'choices' should hold 2 to 26 .* and holds \['a'\]"),
         ("x.csv", HEADER + "q,a|a,A\n", MCQ, r"line 2: 'choices' should hold 2 to 26 different"),
         ("x.csv", HEADER + "q,a||b,A\n", MCQ, r"line 2, choices: 'item' is empty"),

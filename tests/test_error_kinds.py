@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from mipo_exp.data.tasks import TASKS
 from mipo_exp.evaluation.accuracy import measure
-from mipo_exp.evaluation.error_kinds import KINDS, RIGHT, Reading, is_off_topic, kind, kinds, transitions
+from mipo_exp.evaluation.error_kinds import KINDS, READERS, RIGHT, Reading, is_off_topic, kind, kinds, transitions
 from mipo_exp.records import Example, Response
+from tests.conftest import composed
 
 PROBLEM = "Janet's ducks lay 16 eggs per day. She eats 3. How many are left?"
 CHOICE = "What do algae give to a lichen?\n\nA. carbon dioxide\nB. food\nC. protection\nD. water"
@@ -15,7 +17,7 @@ OPTIONS = ["carbon dioxide", "food", "protection", "water"]
 
 
 def of_kind(scorer: str, text: str, finished: bool = True) -> str:
-    math = scorer == "number"
+    math = scorer != "letter"
     reference = {"answer": "13"} if math else {"answer": "B", "options": OPTIONS}
     example = Example("e", None, "q", None, PROBLEM if math else CHOICE, json.dumps(reference))
     return kinds(scorer, [example], [Response("e", [1], text, finished)])[0]
@@ -39,7 +41,8 @@ NUMBERS = [
     ("", True, "no_answer"),
     ("The ducks lay 16 eggs, of which 3", True, "wrong_value"),
     ("The eggs are\n#### 19 and so", False, "wrong_value"),
-    ("#### 13\nI checked it 2 times.", True, "wrong_value"),  # `accuracy` takes the last number
+    ("#### 13\nI checked it 2 times.", True, "ran_on"),  # `accuracy` takes the last number
+    ("#### 13\nI checked it 2 times and", False, "ran_on"),
     ("12", True, "wrong_value"),  # no words: not off topic
     ("The answer is 12 dollars.", True, "wrong_value"),  # too few words to tell
     ("16 × 3 makes 48 things altogether, obviously", True, "wrong_value"),  # shares the figures
@@ -47,8 +50,22 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize(("text", "finished", "expected"), NUMBERS)
-def test_kinds_of_answers_to_math_problems(text: str, finished: bool, expected: str) -> None:
-    assert of_kind("number", text, finished) == expected
+@pytest.mark.parametrize("scorer", ["number", "float_number"])
+def test_kinds_of_answers_to_math_problems(scorer: str, text: str, finished: bool, expected: str) -> None:
+    assert of_kind(scorer, text, finished) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("#### $13.00", "right"), ("13.0", "wrong_format"), ("#### 13.0 and 2", "ran_on")]
+)
+def test_answers_that_are_values_may_be_written_in_any_way(text: str, expected: str) -> None:
+    assert of_kind("float_number", text) == expected
+
+
+def test_every_task_with_right_answers_to_questions_has_kinds() -> None:
+    families = {name: composed(f"task={name}").task.family for name in TASKS if name not in ("custom", "prefeval")}
+    scorers = {TASKS[name].scorer for name, family in families.items() if family in ("math", "mcq")}
+    assert scorers == set(READERS)
 
 
 LETTERS = [
@@ -86,6 +103,7 @@ def test_the_first_kind_that_holds_is_taken(
     holds = {
         "right": right and as_asked,
         "wrong_format": right,
+        "ran_on": as_asked,
         "off_topic": off_topic,
         "cut_off": not readable and not finished,
         "no_answer": not readable,
@@ -96,9 +114,9 @@ def test_the_first_kind_that_holds_is_taken(
     assert kind(Reading(right, as_asked, readable), off_topic, finished) == expected
 
 
-@pytest.mark.parametrize(("scorer", "cases"), [("number", NUMBERS), ("letter", LETTERS)])
+@pytest.mark.parametrize(("scorer", "cases"), [("number", NUMBERS), ("float_number", NUMBERS), ("letter", LETTERS)])
 def test_right_and_wrong_format_are_what_accuracy_counts(scorer: str, cases: list[tuple[str, bool, str]]) -> None:
-    reference = json.dumps({"answer": "13"} if scorer == "number" else {"answer": "B", "options": OPTIONS})
+    reference = json.dumps({"answer": "13"} if scorer != "letter" else {"answer": "B", "options": OPTIONS})
     accuracy = measure(scorer, [reference] * len(cases), [text for text, _, _ in cases])["accuracy"].values
     assert np.array([name in RIGHT for _, _, name in cases]).tolist() == (accuracy == 1).tolist()
 

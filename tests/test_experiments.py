@@ -16,6 +16,7 @@ from tests.judge_server import JudgeServer
 from tests.public_files import REAL
 
 TABLES = [path for path in sorted((cli.CONFIG_DIR / "experiment").rglob("*.yaml")) if "sweeper" in path.read_text()]
+JUDGES = ("judge", "reward_judge")
 NAMES = [path.relative_to(cli.CONFIG_DIR / "experiment").with_suffix("").as_posix() for path in TABLES]
 # The made-up rows are of few users.
 FEWER = {"beyond/k_negatives": {"negatives.k": "1,2"}}
@@ -59,7 +60,7 @@ def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Pa
     if not all((data / task).exists() for task in tasks):
         pytest.skip("the public data is not here")
     with JudgeServer(tiny) as server:
-        here = [f"paths.data={data}", *([f"judge.base_url={server.url}"] if "judge" in definition else [])]
+        here = [f"paths.data={data}", *(f"{group}.base_url={server.url}" for group in JUDGES if group in definition)]
         changes = [f"{key}={value}" for key, value in fewer.items()]
         done = run("-m", f"+experiment={name}", *SMALL, *here, *changes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

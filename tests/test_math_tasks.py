@@ -12,7 +12,7 @@ from mipo_exp.data.gsm8k import gold_answer
 from mipo_exp.data.svamp import test_ids as svamp_test_ids
 from mipo_exp.errors import DataError
 from mipo_exp.evaluation.accuracy import measure
-from mipo_exp.evaluation.answers import last_number
+from mipo_exp.evaluation.answers import last_number, strict_value
 from tests.public_files import (
     GSM8K_ROW,
     gsm8k_folder,
@@ -133,6 +133,7 @@ def test_a_folder_without_svamp_is_refused(tmp_path: Path) -> None:
         ("It costs $1,200.50.", 1200.5),
         ("First 3, then 4", 4.0),
         ("x = -3", -3.0),
+        ("x = −3", -3.0),
         ("-$3", -3.0),
         ("$-3", -3.0),
         ("10-5", 5.0),
@@ -150,11 +151,30 @@ def test_the_last_number_is_read_as_a_value(text: str, number: float | None) -> 
     assert last_number(text) == number
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("#### 5", 5.0),
+        ("#### 5.00 dollars", 5.0),
+        ("#### -$1,200.50.", -1200.5),
+        ("#### −3", -3.0),
+        ("#### 8, not #### 9", 8.0),
+        ("####5", None),
+        ("#### five", None),
+        ("#### .", None),
+        ("5", None),
+    ],
+)
+def test_the_number_in_the_form_asked_for_is_read_as_a_value(text: str, number: float | None) -> None:
+    assert strict_value(text) == number
+
+
 def test_svamp_compares_values_and_not_texts() -> None:
     references = [json.dumps({"answer": answer}) for answer in (5.0, 5.0, 0.25, 1200.0, 5.0)]
     scores = measure("float_number", references, ["so 5", "5.00", "a quarter: .25", "1,200 boxes", "who knows"])
     assert {name: score.result() for name, score in scores.items()} == {
         "accuracy": pytest.approx(4 / 5),
+        "accuracy/strict": 0.0,
         "answer/unparsed_rate": pytest.approx(1 / 5),
     }
 

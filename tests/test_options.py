@@ -1,5 +1,6 @@
 """Likelihoods of the options of multiple choice: what is scored, how it becomes accuracy, and what it says."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ def test_under_harness_the_text_is_its_plain_question_and_the_option_after_a_spa
     texts = [quiz.renderer.tokenizer.decode([*item.prompt_ids, *item.response_ids]) for item in items]
     assert texts == ["Question: Which rusts?\nAnswer: gold", "Question: Which rusts?\nAnswer: iron ore"]
     assert quiz.renderer.tokenizer.decode(list(items[0].prompt_ids)) == "Question: Which rusts?\nAnswer:"
+
+
+def test_under_harness_a_context_stands_before_the_question(quiz: Runtime) -> None:
+    one = dataclasses.replace(example(), context="I collect old coins.")
+    _, items = scored_options(quiz, one, "harness")
+    text = quiz.renderer.tokenizer.decode(list(items[0].prompt_ids), skip_special_tokens=True)
+    assert text == f"I collect old coins.\n\n{quiz.task.plain_question(example())}"
 
 
 def test_plain_questions_are_those_of_the_harness() -> None:

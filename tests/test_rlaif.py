@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from mipo_exp.config import Config
+from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, JudgeError
 from mipo_exp.judging.judge import Judge, Keep
 from mipo_exp.judging.replies import Messages, Reply
-from mipo_exp.judging.stage import Judging
+from mipo_exp.judging.stage import Judging, prepare_judging, prepare_rewards
 from mipo_exp.judging.templates import load_templates
 from mipo_exp.pipeline import declare, declare_examples
 from mipo_exp.planning.describe import describe
@@ -21,6 +22,7 @@ from mipo_exp.training.rlaif import build_rlaif, judged_reward
 from tests.conftest import Experiment, composed
 from tests.test_on_policy import examples, job
 
+ONE_JUDGE = "judges the results and gave the rewards too"
 LOCAL = ("method=rlaif", "judge=local", "model@judge.model=tiny")
 
 
@@ -108,7 +110,7 @@ def test_the_adapters_key_holds_who_judges_and_by_which_prompt(tiny: Runtime, tm
     source = declare_examples(parsed, tiny.task, "data", None)
 
     def key(rule: Rule) -> str:
-        return declare(parsed, tiny, source, judging=judging(rule, tmp_path))["adapter"].key
+        return declare(parsed, tiny, source, rewarding=judging(rule, tmp_path))["adapter"].key
 
     assert key(Rule(by_length)) == key(Rule(by_length))
     assert key(Rule(by_length)) != key(Rule(by_length, "another"))
@@ -119,11 +121,44 @@ def test_without_a_judge_it_is_refused() -> None:
         composed("+debug=quick", "method=rlaif")
 
 
-def test_it_runs_whole_with_a_local_judge(experiment: Experiment) -> None:
-    """The tiny model writes no scores: nothing is learnt, and everything else is there."""
+def test_a_judge_of_its_own_gives_the_rewards_and_the_keys_of_its_errors(tmp_path: Path) -> None:
+    parsed = composed("+debug=quick", "method=rlaif", "judge@reward_judge=local", "model@reward_judge.model=tiny")
+    task = make_task(parsed.task, tmp_path)
+    rewarding = prepare_rewards(parsed, None, task, tmp_path, "cpu")
+    assert rewarding is not None
+    assert (rewarding.group, rewarding.kind_name, rewarding.config) == ("reward_judge", "rubric", parsed.reward_judge)
+    same = prepare_judging(config(), task, tmp_path, "cpu")
+    assert prepare_rewards(config(), same, task, tmp_path, "cpu") is same, "without one it is the judge"
+    assert prepare_rewards(composed("judge@reward_judge=local"), None, task, tmp_path, "cpu") is None, "nobody learns"
+    strict = dataclasses.replace(judging(Rule(lambda text: "?"), tmp_path), group="reward_judge")
+    with pytest.raises(JudgeError, match=r"raise reward_judge\.max_parse_failures"):
+        judged_reward(strict)(examples(1), [[1]], ["a"])
+    broken = ("judge@reward_judge=endpoint", "reward_judge.model=m", "reward_judge.base_url=here")
+    with pytest.raises(ConfigError, match=r"^reward_judge \(its keys are those of judge\): judge\.base_url='here'"):
+        prepare_rewards(composed("method=rlaif", *broken), None, task, tmp_path, "cpu")
+
+
+def test_the_adapters_key_follows_the_reward_judge_and_not_the_other(
+    experiment: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Judged by another one, what was trained stays."""
+    rewards = ("method=rlaif", "judge@reward_judge=local", "model@reward_judge.model=tiny")
+    shared = (*rewards, "reward_judge.max_parse_failures=1", "trainer.max_steps=1")
+    alone, _ = experiment(*shared)
+    judged, _ = experiment(*shared, *LOCAL[1:], "judge.max_parse_failures=1", "judge.temperature=0.5")
+    assert "judge" not in alone
+    assert judged["stages"]["adapter"]["key"] == alone["stages"]["adapter"]["key"]
+    assert judged["stages"]["adapter"]["cached"]
+    assert alone["reward_judge"] == judged["reward_judge"] == "random weights (tiny)"
+    assert ONE_JUDGE not in caplog.text, "they differ in their temperature"
+
+
+def test_it_runs_whole_with_a_local_judge(experiment: Experiment, caplog: pytest.LogCaptureFixture) -> None:
+    """The tiny model writes no scores: nothing is learnt, and everything else is there, and a word on the one judge."""
     summary, output = experiment(*LOCAL, "judge.max_parse_failures=1", "trainer.max_steps=1")
     assert (summary["status"], summary["method"]) == ("ok", "rlaif")
     assert "judge_model" in summary["stages"]
+    assert ONE_JUDGE in caplog.text
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert any("train/reward" in row or "train/loss" in row for row in rows)
 
@@ -132,5 +167,6 @@ def test_the_plan_counts_the_scores_that_training_asks_for(tmp_path: Path) -> No
     """2 steps of 4 prompts with 4 responses each; each has at most 8 tokens, and a reply 6."""
     lines = describe(config("trainer.max_steps=2", "judge.max_tokens=6", f"paths.cache={tmp_path}"), {}).splitlines()
     (line,) = (line for line in lines if "rewards" in line)
-    assert line.startswith("judge: 32 scores as rewards at most; about ")
+    assert line.startswith("rewards: random weights (tiny), ")
+    assert ", 32 scores at most; about " in line
     assert f" tokens in and {32 * 6} out at most, its prices are not set" in line

@@ -70,7 +70,7 @@ class Custom(Task):
     def __init__(self, config: CustomConfig, cache: Path) -> None:
         super().__init__(config, cache)
         check_columns(config)
-        scorers = {"math": "number", "mcq": "letter"}
+        scorers = {"math": "float_number", "mcq": "letter"}
         if config.family == "personalization" and config.columns.reference is not None:
             scorers["personalization"] = "match"
         self.scorer = scorers.get(config.family, "none")

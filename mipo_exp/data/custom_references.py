@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from mipo_exp.data.base import reference
@@ -113,8 +114,8 @@ def number_references(rows: Sequence[Cells], column: str) -> list[str]:
                 f"{row.where}: {column!r} is no number ({text.strip()[-40:]!r}); task.family=math needs a number, or a "
                 "text that ends in '#### <number>'"
             )
-        # Responses say 5 where a table of decimals says 5.0, and the scorer compares what is written.
-        found.append(reference(answer=re.sub(r"\.0+$", "", number)))
+        # Equal values are equal references, so that 2.5 and 2.50 for one question do not contradict each other.
+        found.append(reference(answer=f"{Decimal(number).normalize():f}"))
     return found
 
 
@@ -182,12 +183,18 @@ def letter_references(rows: Sequence[Cells], column: str, options: Sequence[list
     """References of `mcq`. One reading fits the whole column: letters, positions from 0, or the options' texts.
 
     Raises:
-        DataError: no reading fits every row (the first that does not fit the best one is named), or two readings fit
-            and say different things.
+        DataError: no reading fits every row (the first that does not fit the best one is named), two readings fit and
+            say different things, or positions may count from 1.
     """
     texts = [row.required(column).strip() for row in rows]
     read = {name: [one(text, own) for text, own in zip(texts, options, strict=True)] for name, one in READINGS.items()}
     whole = [name for name, found in read.items() if None not in found]
+    from_one = all(re.fullmatch(r"[1-9]\d?", text) for text in texts) and "option's text" not in whole
+    if from_one:
+        raise DataError(
+            f"{rows[0].where}: the right answers in {column!r} are positions, and none of them is 0: whether they "
+            "count from 0 or from 1 cannot be told; write letters (A, B, …)"
+        )
     if not whole:
         best = min(read, key=lambda name: read[name].count(None))
         index = read[best].index(None)

@@ -19,6 +19,7 @@ from mipo_exp.evaluation.answers import (
     last_number,
     read_letter,
     strict_number,
+    strict_value,
 )
 
 
@@ -37,6 +38,9 @@ class Measure:
         """The metric over all responses."""
         return self.reduce(self.values)
 
+
+# Raised when a response is read or scored in another way: it is part of what a model learns from `method=rlvr`.
+VERSION = 2
 
 References = Sequence[Mapping[str, Any]]
 
@@ -77,10 +81,15 @@ def score_number(references: References, texts: Sequence[str]) -> dict[str, Meas
 
 
 def score_float_number(references: References, texts: Sequence[str]) -> dict[str, Measure]:
-    """`accuracy` (the last number, compared as a value: 5.0 is 5) and `answer/unparsed_rate` (no number)."""
+    """As `score_number`, but numbers are compared as values: 5.0 is 5, and $1,200 is 1200."""
+    gold = [float(reference["answer"]) for reference in references]
     found = [last_number(text) for text in texts]
-    right = [number == float(reference["answer"]) for number, reference in zip(found, references, strict=True)]
-    return {"accuracy": _share(right), "answer/unparsed_rate": _share([number is None for number in found])}
+    strict = [strict_value(text) for text in texts]
+    return {
+        "accuracy": _share([number == answer for number, answer in zip(found, gold, strict=True)]),
+        "accuracy/strict": _share([number == answer for number, answer in zip(strict, gold, strict=True)]),
+        "answer/unparsed_rate": _share([number is None for number in found]),
+    }
 
 
 def score_match(references: References, texts: Sequence[str]) -> dict[str, Measure]:

@@ -10,28 +10,62 @@ from collections.abc import Sequence
 from mipo_exp.data.options import letters
 
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+_STRICT_VALUE = re.compile(r"#### ([-−$0-9.,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 # A minus belongs to the number unless something that it could be taken from stands before it ("10-5").
 _NUMBER = re.compile(r"((?<![\w.)])-)?(?:\$(-?))?((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)")
 
-_CLOSE = r"[\"'*_`)\]]*"
-_OPEN = r"[\"'*_`(\[]*"
-# "answer is", "Answer:", "correct option would be" …, up to where the answer itself starts
-_LEAD = re.compile(
-    r"\b(?:answer|choice|option)\b" + _CLOSE + r"(?:\s+(?:is|are|was|would\s+be|should\s+be|must\s+be))?"
-    r"\s*" + _CLOSE + r"\s*[:=\-–]?\s*" + _CLOSE + r"\s*(?:option\b|choice\b|letter\b)?\s*",
-    re.IGNORECASE,
-)
-# "answer to the question is", "option that fits best:" …
-_FAR_LEAD = re.compile(
-    r"\b(?:answer|choice|option)\b[^.:\n]{1,60}?(?:\b(?:is|would\s+be|should\s+be|must\s+be)\b|:)\s*",
-    re.IGNORECASE,
-)
-# A letter that stands alone: followed by closing punctuation or the end, so not the first letter of a sentence.
-_MARKED = re.compile(_OPEN + r"([A-Za-z])(?![A-Za-z0-9'’])" + _CLOSE + r"(?=[.):,;\]!?]|\s*$|\s*\n)")
-_BARE = re.compile(_OPEN + r"([A-Z])(?![A-Za-z0-9'’])")
+_CLOSE = r"[\"'*_`)\]”’]*"
+_OPEN = r"[\"'*_`(\[“‘]*"
+_COPULA = r"\s+(?:is|are|was|would\s+be|should\s+be|must\s+be)\b"
+# Between a lead and the answer: closing marks, a colon or dash (no sign of a number), "option", "letter"
+_TO_ANSWER = r"\s*" + _CLOSE + r"\s*(?:[:=–]|-(?!\d))?\s*" + _CLOSE + r"\s*(?:(?:option|choice|letter)\b)?\s*"
+_FAR = r"\b[^.:\n]{1,60}?(?:\b(?:is|would\s+be|should\s+be|must\s+be)\b|:)\s*"
+_CHOICE = r"\b(?:choice|option|letter)\b"
+# What an answer follows, in the order in which it is believed.
+_LEADS = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # "answer is", "Answer:", "answer" …, up to where the answer itself starts
+        r"\banswer\b" + _CLOSE + rf"(?:{_COPULA})?" + _TO_ANSWER,
+        # "answer to the question is" …
+        r"\banswer" + _FAR,
+        # "correct option would be", "Choice:" …
+        _CHOICE + _CLOSE + rf"(?:{_COPULA}|\s*[:=])" + _TO_ANSWER,
+        # "option that fits best is" …, but not "option B is"
+        _CHOICE + r"(?!\s+" + _OPEN + r"[A-Z]\b)" + _FAR,
+    )
+]
+# What follows a letter that stands alone.
+_END = r"(?![A-Za-z0-9]|['’]\w)"
+# Closing punctuation or the end after it, so not the first letter of a sentence.
+_MARKED = re.compile(_OPEN + rf"([A-Za-z]){_END}" + _CLOSE + r"(?=[.):,;\]!?]|\s*$|\s*\n)")
+_BARE = re.compile(_OPEN + rf"([A-Z]){_END}")
 _BRACKETED = re.compile(r"\(([A-Z])\)|\[([A-Z])\]")
+_BOXED = re.compile(r"\\boxed\{(?:\\(?:text|textbf|mathrm|mathbf)\{)?([^{}]*)\}")
+# "B is the correct answer", at the start of a clause (not "vitamin B is the best"); "it is B."; "I would go with B."
+_SAID = re.compile(
+    r"(?:^|[.!?:;,\n]|\b(?i:that|think|believe|so|thus|hence|therefore)\b)\s*"
+    + _OPEN
+    + rf"([A-Z]){_END}"
+    + _CLOSE
+    + r"\s+(?:is|would\s+be|must\s+be)\s+(?:the\s+)?(?:correct|right|best)\b"
+    r"|\b(?i:it(?:\s+is|['’]s|\s+must\s+be|\s+would\s+be)|I(?:\s+would|['’]d)?\s+(?:choose|pick|select|say|go\s+with))\s+"
+    + _OPEN
+    + rf"([A-Z]){_END}"
+    + _CLOSE
+    + r"(?=[.,;!]|\s*$|\s*\n)"
+)
+_TURNED_DOWN = (
+    r"\s*(?:(?:is|are|was|would\s+be)\s+(?:also\s+)?(?:not|incorrect|wrong|false|invalid)\b"
+    r"|(?:is|are|was|does)n['’]t\b|(?:does|can)\s*not\b)"
+)
+_ANOTHER = rf"\s*(?:,|/|\bor\b|\band\b)\s*(?:or\s+|and\s+)?{_OPEN}[A-Z]{_END}"
+# "option D", unless it is turned down or one of several ("option A or B").
+_NAMED = re.compile(
+    rf"(?<!not )(?<!than )\b(?i:choice|option)\s+{_OPEN}([A-Z]){_END}{_CLOSE}(?!{_TURNED_DOWN}|{_ANOTHER})"
+)
 
 
 def clean_number(text: str) -> str:
@@ -58,12 +92,18 @@ def flexible_number(text: str) -> str | None:
 def last_number(text: str) -> float | None:
     """The last number in the text as a value, None where there is none: `$1,200.50.` is 1200.5, `-3` is -3, and
     `10-5` ends in 5."""
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(_plain_minus(text))
     if not found:
         return None
     minus, inner, digits = found[-1]
     value = float(digits.replace(",", ""))
     return -value if minus or inner else value
+
+
+def strict_value(text: str) -> float | None:
+    """The number after the first `#### ` as a value, None where there is none: `#### $1,200.50` is 1200.5."""
+    found = _STRICT_VALUE.search(text)
+    return last_number(found[1]) if found else None
 
 
 def _with_digit(text: str) -> str | None:
@@ -76,27 +116,39 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
     The first rule that finds a letter of the question's options decides:
 
     1. The whole response is a letter, perhaps with punctuation or brackets: `C`, `c.`, `(C)`, `**C**`.
-    2. What follows the last "answer", "choice" or "option" (`Answer: C`, `the answer is (C)`, `the correct option is
-       C. food`): the full text of an option, else a letter. A capital A before a lower-case word is an article.
-    3. The response starts with a marked letter, and no other one starts a line or stands in brackets (a response that
+    2. What the last `\boxed{…}` holds: a letter or an option's text.
+    3. What follows the last "answer" (`Answer: C`, `the answer is (C)`, `the answer to this question is C`), and only
+       then what follows the last "option is", "choice:" and the like (`the correct option is C. food`): the full text
+       of an option, else a letter. A capital A before a lower-case word is an article.
+    4. The one letter that is called correct, right or best (`C is correct`), or is chosen (`it is C.`, `I choose C.`).
+    5. The one letter after "option" or "choice" that is not turned down (`Option C fits`, `option B is wrong`).
+    6. The response starts with a marked letter, and no other one starts a line or stands in brackets (a response that
        repeats all options chooses none): `C. food`, `C) food`, `(C) food`, `C: …`, `C\\n…`.
-    4. Exactly one letter in brackets, anywhere: `I would choose (C).`
-    5. Exactly one option's text occurs, as whole words, first with its own capitals, then without regard to them.
-       An option that only occurs inside a longer one that occurs as well does not count.
+    7. Exactly one letter in brackets, anywhere: `I would choose (C).`
+    8. Exactly one option's text occurs, as whole words, first with its own capitals, then without regard to them.
+       An option that only occurs inside a longer one that occurs as well does not count. A number is whole with its
+       sign and its decimals: 5 does not occur in `-5`, `2.5` or `5,000`.
 
     Args:
         text: the response.
         options: the texts of the options; the letters go by position.
     """
-    text = text.strip()
+    text, options = _plain_minus(text.strip()), [_plain_minus(option) for option in options]
     known = letters(len(options))
-    alone = re.fullmatch(r"[\s\"'*_`(\[]*([A-Za-z])[\s\"'*_`)\].:,;!]*", text)
+    alone = re.fullmatch(r"[\s\"'*_`(\[“‘]*([A-Za-z])[\s\"'*_`)\].:,;!”’]*", text)
     if alone and alone[1].upper() in known:
         return alone[1].upper()
-    for lead in (*reversed(list(_LEAD.finditer(text))), *reversed(list(_FAR_LEAD.finditer(text)))):
-        named = _option_at_start(text[lead.end() :], options) or _letter_at_start(text[lead.end() :], known)
+    led = [found[1] for found in reversed(list(_BOXED.finditer(text)))]
+    for lead in _LEADS:
+        led += [text[found.end() :] for found in reversed(list(lead.finditer(text)))]
+    for rest in led:
+        named = _option_at_start(rest, options) or _letter_at_start(rest, known)
         if named:
             return named
+    for pattern in (_SAID, _NAMED):
+        said = {letter for found in pattern.finditer(text) for letter in found.groups() if letter} & set(known)
+        if len(said) == 1:
+            return said.pop()
     bracketed = {first or second for first, second in _BRACKETED.findall(text)} & set(known)
     marked = {found[1] for line in text.splitlines() if (found := _MARKED.match(line))} & set(known)
     start = _MARKED.match(text)
@@ -105,6 +157,10 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
     if len(bracketed) == 1:
         return bracketed.pop()
     return _only_option(text, options, 0) or _only_option(text, options, re.IGNORECASE)
+
+
+def _plain_minus(text: str) -> str:
+    return text.replace("−", "-")
 
 
 def _option_at_start(text: str, options: Sequence[str]) -> str | None:
@@ -150,9 +206,14 @@ def _only_option(text: str, options: Sequence[str], flags: int) -> str | None:
 
 
 def _whole(option: str) -> str:
-    """A pattern for the option's text as whole words, any white space between them, its full stop optional."""
-    words = r"\s+".join(re.escape(word) for word in option.strip().rstrip(".").split())
-    return rf"(?<!\w){words}(?!\w)"
+    """A pattern for the option's text as whole words, any white space between them, its full stop optional. A number
+    at either end is whole: no sign and no further digits beside it."""
+    words = option.strip().rstrip(".").split()
+    if not words:
+        return r"(?!)"  # an option of full stops is found nowhere
+    before = r"(?<!\w)(?<!\d[.,])(?<!(?<![\w)])-)" if words[0][0].isdigit() else r"(?<!\w)"
+    after = r"(?!\w)(?![.,]\d)" if words[-1][-1].isdigit() else r"(?!\w)"
+    return before + r"\s+".join(re.escape(word) for word in words) + after
 
 
 # A short stem begins too many unrelated words (ski: skill, tea: team); it may only be inflected.

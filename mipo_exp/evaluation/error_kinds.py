@@ -6,11 +6,12 @@ Every response is of exactly one kind, the first that holds:
    the letter of the right option.
 2. `wrong_format`: `accuracy` counts it as right, but it is not in that form: the last number is right and the one after
    `#### ` is not or is missing; the right option is given by its text, without its letter.
-3. `off_topic`: the response has at least `OFF_TOPIC_WORDS` content words and shares none with the prompt.
-4. `cut_off`: the token limit ended it before an answer could be read; in math, before a number after `#### `, because
+3. `ran_on`: the number after `#### ` is right, and another one follows, which `accuracy` takes for the answer.
+4. `off_topic`: the response has at least `OFF_TOPIC_WORDS` content words and shares none with the prompt.
+5. `cut_off`: the token limit ended it before an answer could be read; in math, before a number after `#### `, because
    the last number of an unfinished derivation is no answer.
-5. `no_answer`: it ended by itself, and no number or letter can be read.
-6. `wrong_value`: an answer can be read, and it is wrong.
+6. `no_answer`: it ended by itself, and no number or letter can be read.
+7. `wrong_value`: an answer can be read, and it is wrong.
 
 So the first two together are what `accuracy` counts. Content words are case-folded, two characters or longer, and not
 in `STOP_WORDS` (English, with the words that frame an answer); figures can be shared but are not counted among the
@@ -22,11 +23,18 @@ from dataclasses import dataclass
 from json import loads
 from typing import Any
 
-from mipo_exp.evaluation.answers import clean_number, flexible_number, read_letter, strict_number
+from mipo_exp.evaluation.answers import (
+    clean_number,
+    flexible_number,
+    last_number,
+    read_letter,
+    strict_number,
+    strict_value,
+)
 from mipo_exp.evaluation.responses import words
 from mipo_exp.records import Example, Response
 
-KINDS = ("right", "wrong_format", "off_topic", "cut_off", "no_answer", "wrong_value")
+KINDS = ("right", "wrong_format", "ran_on", "off_topic", "cut_off", "no_answer", "wrong_value")
 # The kinds that `accuracy` counts.
 RIGHT = ("right", "wrong_format")
 SIDES = ("right_to_right", "right_to_wrong", "wrong_to_right", "wrong_to_wrong")
@@ -50,7 +58,8 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 @dataclass(frozen=True)
 class Reading:
-    """How a response reads: as `accuracy` sees it, whether in the form asked for, and whether there is an answer."""
+    """How a response reads: as `accuracy` sees it, whether it is right in the form asked for, and whether there is an
+    answer."""
 
     right: bool
     as_asked: bool
@@ -65,6 +74,14 @@ def read_number(reference: Mapping[str, Any], text: str, finished: bool) -> Read
     return Reading(flexible == gold, strict == gold, readable is not None)
 
 
+def read_value(reference: Mapping[str, Any], text: str, finished: bool) -> Reading:
+    """As `read_number`, for answers that are compared as values."""
+    gold = float(reference["answer"])
+    last, strict = last_number(text), strict_value(text)
+    readable = last if finished else strict
+    return Reading(last == gold, strict == gold, readable is not None)
+
+
 def read_choice(reference: Mapping[str, Any], text: str, finished: bool) -> Reading:
     """A response to a multiple-choice question with the reference {"answer", "options"}."""
     options: Sequence[str] = reference["options"]
@@ -75,13 +92,19 @@ def read_choice(reference: Mapping[str, Any], text: str, finished: bool) -> Read
     return Reading(right, right and lettered == read, read is not None)
 
 
-READERS: dict[str, Callable[[Mapping[str, Any], str, bool], Reading]] = {"number": read_number, "letter": read_choice}
+READERS: dict[str, Callable[[Mapping[str, Any], str, bool], Reading]] = {
+    "number": read_number,
+    "float_number": read_value,
+    "letter": read_choice,
+}
 
 
 def kind(reading: Reading, off_topic: bool, finished: bool) -> str:
     """The first of `KINDS` that holds."""
     if reading.right:
         return "right" if reading.as_asked else "wrong_format"
+    if reading.as_asked:
+        return "ran_on"
     if off_topic:
         return "off_topic"
     if reading.readable:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp.config import AskedJudgeConfig, Config, EndpointJudgeConfig, JudgeConfig, LocalJudgeConfig
+from mipo_exp.config_methods import RlaifConfig
 from mipo_exp.data.base import Task
-from mipo_exp.errors import ConfigError, JudgeError, ModelError
+from mipo_exp.errors import ConfigError, JudgeError, ModelError, UserError
 from mipo_exp.judging.endpoint import Endpoint, check_endpoint
 from mipo_exp.judging.judge import Backend, Judge, Rated, rating_requests
 from mipo_exp.judging.kinds import KINDS, Kind, Measures, was_asked
@@ -33,11 +34,12 @@ DRY_RESTATEMENT_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Judging:
-    """A judge and the kind of judging that it is asked for."""
+    """A judge, the kind of judging that it is asked for, and the group of the config that has its keys."""
 
     config: AskedJudgeConfig
     judge: Judge
     kind_name: str
+    group: str = "judge"
 
     @property
     def kind(self) -> Kind:
@@ -72,21 +74,45 @@ def prepare_judging(config: Config, task: Task, cache: Path, device: str, downlo
     asked, kind = config.judge, kind_of(config.judge, task)
     if not isinstance(asked, AskedJudgeConfig) or kind is None:
         return None
+    return Judging(asked, _judge(asked, config, task, cache, device, download), kind)
+
+
+def prepare_rewards(
+    config: Config, judging: Judging | None, task: Task, cache: Path, device: str, download: bool = True
+) -> Judging | None:
+    """The judge whose scores `method=rlaif` learns from, None for every other method: the `reward_judge` group's, or
+    where that is none, the one that judges the results, `judging`.
+
+    Raises:
+        UserError: as `prepare_judging`.
+    """
+    if not isinstance(config.method, RlaifConfig):
+        return None
+    asked = config.reward_judge
+    if not isinstance(asked, AskedJudgeConfig):
+        return judging
+    try:
+        return Judging(asked, _judge(asked, config, task, cache, device, download), "rubric", "reward_judge")
+    except UserError as error:
+        raise type(error)(f"reward_judge (its keys are those of judge): {error}") from error
+
+
+def _judge(asked: AskedJudgeConfig, config: Config, task: Task, cache: Path, device: str, download: bool) -> Judge:
     templates = load_templates(asked.prompts)
-    return Judging(asked, Judge(_backend(config, task, cache, device, download), templates, cache), kind)
+    return Judge(_backend(asked, config, task, cache, device, download), templates, cache)
 
 
-def _backend(config: Config, task: Task, cache: Path, device: str, download: bool) -> Backend:
-    if isinstance(config.judge, EndpointJudgeConfig):
-        check_endpoint(config.judge)
-        return Endpoint(config.judge)
-    if isinstance(config.judge, LocalJudgeConfig):
+def _backend(asked: AskedJudgeConfig, config: Config, task: Task, cache: Path, device: str, download: bool) -> Backend:
+    if isinstance(asked, EndpointJudgeConfig):
+        check_endpoint(asked)
+        return Endpoint(asked)
+    if isinstance(asked, LocalJudgeConfig):
         try:
-            source = locate(config.judge.model, cache, download)
+            source = locate(asked.model, cache, download)
         except ModelError as error:
             raise ModelError(f"the model of judge=local (its keys begin with judge.model): {error}") from error
-        return Local(config.judge, config.engine, Runtime(config.judge.model, source, task, device))
-    raise ConfigError(f"judge={config.judge.name} is not a judge that can be asked")
+        return Local(asked, config.engine, Runtime(asked.model, source, task, device))
+    raise ConfigError(f"judge={asked.name} is not a judge that can be asked")
 
 
 def judge_responses(judging: Judging, work: Workspace) -> None:

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 
 from mipo_exp.checks import check_examples, check_extra, check_harness
 from mipo_exp.config import Config, ModelConfig
-from mipo_exp.config_methods import RlaifConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ModelError, UserError, gib
@@ -22,6 +21,7 @@ from mipo_exp.judging.stage import (
     estimate_judging,
     estimate_rewards,
     prepare_judging,
+    prepare_rewards,
     response_texts,
 )
 from mipo_exp.models import ModelSource, locate
@@ -66,6 +66,7 @@ class _Declared:
     runtime: Runtime
     data: str | None
     judging: Judging | None
+    rewarding: Judging | None
     stages: Mapping[str, Stage]
     notes: list[str]
 
@@ -99,11 +100,12 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
         lines.append("(the tokens of the harness are not estimated)")
     if not works:
         lines.append("(tokens are known once the data, and for token budgets the model's tokenizer, are here)")
+    if declared.rewarding is not None and examples is not None and status["adapter"] != "cached":
+        new = config.sampling.max_new_tokens
+        rewards = estimate_rewards(declared.rewarding, examples[0], works["adapter"].sampled // new, new)
+        asked = declared.rewarding.judge.backend.description
+        lines.append(f"rewards: {asked}, {rewards.requests} scores at most; {_amount(rewards)}")
     if judging is not None and examples is not None:
-        if isinstance(config.method, RlaifConfig) and status["adapter"] != "cached":
-            new = config.sampling.max_new_tokens
-            rewards = estimate_rewards(judging, examples[0], works["adapter"].sampled // new, new)
-            lines.append(f"judge: {rewards.requests} scores as rewards at most; {_amount(rewards)}")
         lines.append(_judge_line(judging, examples[1], store, stages, config.evaluation.sampling.max_new_tokens))
     return "\n".join([*lines, "", *declared.notes])
 
@@ -122,6 +124,7 @@ def _declare(config: Config, store: Store, device: str, harness: Harness | None)
     root, absent = store.root, "not here yet"
     task = make_task(config.task, root)
     judging = unless_absent(lambda: prepare_judging(config, task, root, device, download=False), ModelError)
+    rewarding = unless_absent(lambda: prepare_rewards(config, judging, task, root, device, download=False), ModelError)
     data = unless_absent(lambda: task.prepare(download=False))
     source = unless_absent(lambda: locate(config.model, root, download=False))
     encoder, near = None, config.negatives.embedding_model
@@ -134,11 +137,11 @@ def _declare(config: Config, store: Store, device: str, harness: Harness | None)
     stages = {
         "examples": examples,
         **({"model": model} if model else {}),
-        **declare(config, runtime, examples, encoder, harness, judging),
+        **declare(config, runtime, examples, encoder, harness, rewarding),
     }
     if judging is not None:
         stages["judgements"] = declare_judgements(judging, examples, stages)
-    return _Declared(task, runtime, data, judging, stages, notes)
+    return _Declared(task, runtime, data, judging, rewarding, stages, notes)
 
 
 def _examples(declared: _Declared, store: Store) -> Examples | None:

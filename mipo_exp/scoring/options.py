@@ -50,8 +50,9 @@ def scored_options(runtime: Runtime, example: Example, rendering: str) -> tuple[
         runtime: renders prompts.
         example: of a task with options.
         rendering: `chat`: the task's own prompt, and the option where the response begins. `harness`: the plain
-            question of lm-evaluation-harness, and the option after a space. As there (`_encode_pair`), the option's ids
-            are what the whole text has beyond the question's, because a tokenizer may merge across the border.
+            question of lm-evaluation-harness, after the context and an empty line where there is one, and the option
+            after a space. As there (`_encode_pair`), the option's ids are what the whole text has beyond the
+            question's, because a tokenizer may merge across the border.
     """
     options = _options(example)
     forms = options if runtime.task.option_form == "text" else list(letters(len(options)))
@@ -62,6 +63,8 @@ def scored_options(runtime: Runtime, example: Example, rendering: str) -> tuple[
             Scorable(prompt, tuple(tokenizer(form, add_special_tokens=False)["input_ids"])) for form in forms
         ]
     question = runtime.task.plain_question(example)
+    if example.context is not None:
+        question = f"{example.context}\n\n{question}"
     prompt = tuple(tokenizer(question)["input_ids"])
     wholes = [tuple(tokenizer(f"{question} {form}")["input_ids"]) for form in forms]
     return forms, [Scorable(prompt, whole[len(prompt) :]) for whole in wholes]

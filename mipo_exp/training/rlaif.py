@@ -25,8 +25,8 @@ def build_rlaif(job: Job) -> "GRPOTrainer":
 def judged_reward(judging: Judging) -> Reward:
     """The judge's score of each response, from 1 to 5; None where none could be read.
 
-    The reward raises `JudgeError` where the judge cannot be asked, and where more than `judge.max_parse_failures` of
-    all its replies so far say nothing: a training on the rest would learn from hardly anything.
+    The reward raises `JudgeError` where the judge cannot be asked, and where more than `max_parse_failures` of all
+    its replies so far say nothing: a training on the rest would learn from hardly anything.
     """
     asked = unread = 0
 
@@ -40,8 +40,9 @@ def judged_reward(judging: Judging) -> Reward:
         if unread > judging.config.max_parse_failures * asked:
             raise JudgeError(
                 f"method=rlaif: {unread} of {asked} replies of {judging.judge.backend.description} have no score that "
-                f"can be read (judge.max_parse_failures={judging.config.max_parse_failures:g}); use a judge that keeps "
-                "to the form, another prompt (judge.prompts=DIR), or raise judge.max_parse_failures"
+                f"can be read ({judging.group}.max_parse_failures={judging.config.max_parse_failures:g}); use a judge "
+                f"that keeps to the form, another prompt ({judging.group}.prompts=DIR), or raise "
+                f"{judging.group}.max_parse_failures"
             )
         return scores
 
