@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,6 +98,11 @@ def check_processes(config: Config) -> None:
             f"engine=vllm in each of {count} processes would take the same GPU; use workers=ray, whose workers have "
             "one each, or engine=transformers"
         )
+    if count > 1 and _zero_stage() == 3:
+        raise ConfigError(
+            "DeepSpeed ZeRO stage 3 leaves each process a part of every weight, and what follows the training "
+            "(sampling, scoring) reads whole ones; use --zero_stage 2, which splits gradients and optimizer, or FSDP"
+        )
     if count == 1 or not (isinstance(method, OnPolicyConfig) or method.across_batch):
         return
     why = "contrasts the responses of a batch" if method.across_batch else "samples while it trains"
@@ -103,6 +110,18 @@ def check_processes(config: Config) -> None:
         f"method={method.name} {why}, which {count} processes cannot do together; start it in one process: "
         "python -m mipo_exp …"
     )
+
+
+def _zero_stage() -> int | None:
+    """The stage of DeepSpeed's ZeRO that `accelerate launch` was asked for, by its option or in a file."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() != "true":
+        return None
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if path and Path(path).is_file():
+        stage = json.loads(Path(path).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage")
+    else:
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    return int(stage) if str(stage).isdigit() else None
 
 
 def check_extra(config: Config) -> None:

@@ -1,5 +1,6 @@
 """GGUF and random models as safetensors folders: the `model` stage."""
 
+import dataclasses
 import difflib
 import logging
 from collections.abc import Mapping
@@ -45,7 +46,8 @@ def convert(source: ModelSource, config: ModelConfig, out: Path) -> None:
     model.eval()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    again, _ = load_folder(out, config, torch.float32, "cpu")
+    # Whatever the experiment computes attention with, on a GPU perhaps.
+    again, _ = load_folder(out, dataclasses.replace(config, attention="sdpa"), torch.float32, "cpu")
     probe = torch.tensor([tokenizer("The sky is blue.", add_special_tokens=False)["input_ids"]])
     with torch.inference_mode():
         gap = (model(probe).logits - again(probe).logits).abs().max().item()

@@ -221,6 +221,11 @@ def choose_device(wanted: str) -> str:
     if index >= count:
         way = "start fewer processes, or use device=cpu" if together.size > 1 else "use device=auto or device=cpu"
         raise ConfigError(f"device={wanted}: torch sees {count} CUDA devices here; {way}")
+    if together.size == 1 and index:
+        raise ConfigError(
+            f"device={wanted}: the trainer takes the first GPU that it sees; use device=cuda with "
+            f"CUDA_VISIBLE_DEVICES={index} in the environment"
+        )
     torch.cuda.set_device(index)
     return wanted
 

@@ -165,7 +165,7 @@ def test_responses_of_many_positions_go_through_the_head_in_parts(
     whole = token_log_probs(model, items)
     seen = []
     hook = model.get_output_embeddings().register_forward_hook(lambda _, __, logits: seen.append(logits.numel()))
-    monkeypatch.setattr(log_probs, "MAX_LOGITS_BYTES", 5000)
+    monkeypatch.setitem(log_probs.MAX_LOGITS_BYTES, "cpu", 5000)
     parts = token_log_probs(model, items)
     hook.remove()
     assert len(seen) > 10

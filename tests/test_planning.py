@@ -18,7 +18,7 @@ from mipo_exp.records import Condition, Example
 from tests.command_line import run
 from tests.conftest import Experiment, composed
 
-MACHINE = Machine(matmul=1e12, bandwidth=1e11, launch=1e-6, memory=2**34)
+MACHINE = Machine(kind="cpu", matmul=1e12, bandwidth=1e11, launch=1e-6, memory=2**34)
 SMALL = Shape(layers=2, width=64, inner=256, kv_width=32, vocabulary=1000, body=1e6, total=1.064e6, itemsize=4)
 LARGE = Shape(layers=28, width=3584, inner=18944, kv_width=512, vocabulary=152064, body=6.5e9, total=7.6e9, itemsize=2)
 

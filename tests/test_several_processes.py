@@ -18,11 +18,13 @@ import pytest
 from safetensors.torch import load_file
 from torch.distributed import HashStore
 
+from mipo_exp import checks
+from mipo_exp.errors import ConfigError
 from mipo_exp.processes import Failure, Team, threads
 from mipo_exp.records import Response
 from mipo_exp.store import PartTaken, Workspace
 from tests.command_line import Done, environment, run, with_cache
-from tests.conftest import Experiment
+from tests.conftest import Experiment, composed
 
 # Several shards a stage, and a batch that two processes share.
 SHARED = ("+debug=quick", "device=cpu", "engine.batch_rows=2", "scoring.batch_tokens=400")
@@ -280,3 +282,24 @@ def test_cores_are_divided_where_the_launcher_says_one(monkeypatch: pytest.Monke
     assert threads(32) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert threads(4) == 3
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "refused"), [("3", None, True), ("2", None, False), ("2", 3, True), (None, 1, False)]
+)
+def test_weights_split_between_processes_are_refused(
+    stage: str | None, file: int | None, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `accelerate launch --use_deepspeed` says it: in a variable, or in DeepSpeed's own file, which decides."""
+    monkeypatch.setattr(checks, "team", lambda: Team(0, 2))
+    config = composed("+debug=quick")
+    checks.check_processes(config)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    if stage is not None:
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    if file is not None:
+        path = tmp_path / "zero.json"
+        path.write_text(json.dumps({"zero_optimization": {"stage": file}}))
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
+    with pytest.raises(ConfigError, match="stage 3 .* use --zero_stage 2") if refused else contextlib.nullcontext():
+        checks.check_processes(config)

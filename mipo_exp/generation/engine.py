@@ -101,11 +101,6 @@ def check_engine(config: Config, device: str) -> None:
         )
     if isinstance(engine, VllmConfig) and not on_gpu:
         raise ConfigError("engine=vllm needs a GPU, and device is cpu; use engine=transformers or engine=openvino")
-    if isinstance(engine, VllmConfig) and device.partition(":")[2] not in ("", "0"):
-        raise ConfigError(
-            f"engine=vllm samples on the first GPU that it sees, and device={device}; use device=cuda with "
-            f"CUDA_VISIBLE_DEVICES={device.partition(':')[2]}"
-        )
     if isinstance(engine, VllmConfig) and (config.lora.use_dora or config.lora.r > LARGEST_VLLM_RANK):
         raise ConfigError(
             f"engine=vllm serves adapters without DoRA and of rank {LARGEST_VLLM_RANK} at most (lora.use_dora="

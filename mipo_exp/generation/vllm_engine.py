@@ -17,7 +17,7 @@ from mipo_exp.errors import ModelError
 from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
 from mipo_exp.runtime import Runtime
 
-SHARD_ROWS = 1024  # several times what is sampled at once
+SHARD_ROWS = 4096  # several times what is sampled at once: towards its end a shard has fewer and fewer rows
 # Of LoRA adapters, what vLLM has kernels for; check_engine refuses larger ones.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 LOG_TAIL = 2000  # characters of the worker's log that an error shows

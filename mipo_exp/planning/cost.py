@@ -13,8 +13,11 @@ from mipo_exp.planning.work import Work
 # numbers here but those of OTHER engines (docs/scaling.md).
 FORWARD_SHARE = 0.82
 BACKWARD_SHARE = 0.61
-# Some 45 operations, and some 14 more with LoRA, each as long as 12 bare ones: the way through Python's layers.
-OPERATIONS_A_LAYER, LORA_OPERATIONS_A_LAYER = 45 * 12, 14 * 12
+# Some 45 operations, and some 14 more with LoRA.
+OPERATIONS_A_LAYER, LORA_OPERATIONS_A_LAYER = 45, 14
+# How many bare operations one of them takes as long as: the way through Python's layers. A bare one on a GPU has most
+# of that in it already (an estimate, not measured), and vLLM replays whole steps as one graph.
+WAY_THROUGH_PYTHON = {"cpu": 12.0, "cuda": 2.0}
 # Bytes that a decoding step moves for each byte of the cache and of the logits. transformers writes the whole cache
 # anew in each step and repeats grouped heads; its draw from the distribution takes as long as many passes.
 CACHE_TRAFFIC = {"transformers": 9.0}
@@ -112,7 +115,8 @@ def decoding_seconds(
     products = forward_operations(shape, rows, rows, 2 * length) / (FORWARD_SHARE * machine.matmul)
     cache = CACHE_TRAFFIC.get(engine, OTHER_CACHE_TRAFFIC) * rows * length * shape.kv_bytes / machine.bandwidth
     logits = LOGIT_TRAFFIC.get(engine, OTHER_LOGIT_TRAFFIC) * rows * shape.vocabulary * 4 / machine.bandwidth
-    return steps * (max(weights, products) + cache + logits + _starts(shape, machine))
+    starts = 0.0 if engine == "vllm" else _starts(shape, machine)
+    return steps * (max(weights, products) + cache + logits + starts)
 
 
 def seconds(work: Work, shape: Shape, machine: Machine, engine: str = "transformers") -> float:
@@ -130,4 +134,4 @@ def seconds(work: Work, shape: Shape, machine: Machine, engine: str = "transform
 
 
 def _starts(shape: Shape, machine: Machine, more: int = 0) -> float:
-    return shape.layers * (OPERATIONS_A_LAYER + more) * machine.launch
+    return shape.layers * (OPERATIONS_A_LAYER + more) * WAY_THROUGH_PYTHON[machine.kind] * machine.launch

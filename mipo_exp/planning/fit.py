@@ -22,7 +22,8 @@ def needs(config: Config, works: Mapping[str, Work], shape: Shape, device: str) 
     """The peak of each stage that computes something."""
     projections = 4 * shape.width + 2 * (shape.width + shape.kv_width) + 3 * (shape.width + shape.inner)
     lora = config.lora.r * shape.layers * projections
-    found = {name: need(work, shape, device, lora, MAX_LOGITS_BYTES) for name, work in works.items() if work != Work()}
+    logits = MAX_LOGITS_BYTES[device.partition(":")[0]]
+    found = {name: need(work, shape, device, lora, logits) for name, work in works.items() if work != Work()}
     if config.engine.name != "openvino":
         return found
     # Its float32 weights stand beside those that score.

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# Large enough for the full rate, small enough for a fraction of a second on two cores.
-ROWS, WIDTH = 512, 2048
+# Large enough for the full rate, small enough for a fraction of a second: rows and width of a matrix product, bytes of
+# a copy, and how many of each are waited for together, since on a GPU waiting takes longer than one of them.
+WORK = {"cpu": (512, 2048, 2**26, 1), "cuda": (8192, 8192, 2**30, 10)}
 CONTROL_GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-COPIED_BYTES = 2**26
 SMALL_OPERATIONS = 1000
 REPEATS = 3
 
@@ -19,12 +19,14 @@ class Machine:
     """Rates of one device in one precision.
 
     Attributes:
+        kind: `cpu` or `cuda`.
         matmul: floating-point operations a second in large matrix products.
         bandwidth: bytes a second, read and written, of large copies.
         launch: seconds that an operation on next to no data takes.
         memory: bytes that are free; of the GPU, where the device is one.
     """
 
+    kind: str
     matmul: float
     bandwidth: float
     launch: float
@@ -37,9 +39,10 @@ def measure(device: str, dtype: str) -> Machine:
     import torch
 
     of = torch.device(device)
-    left = torch.ones(ROWS, WIDTH, dtype=getattr(torch, dtype), device=of)
-    right = torch.ones(WIDTH, WIDTH, dtype=getattr(torch, dtype), device=of)
-    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=of)
+    rows, width, copied, times = WORK[of.type]
+    left = torch.ones(rows, width, dtype=getattr(torch, dtype), device=of)
+    right = torch.ones(width, width, dtype=getattr(torch, dtype), device=of)
+    source = torch.zeros(copied, dtype=torch.uint8, device=of)
     target = torch.empty_like(source)
     small = torch.zeros(16, device=of)
 
@@ -48,12 +51,13 @@ def measure(device: str, dtype: str) -> Machine:
             small.add_(1)
 
     with torch.inference_mode():
-        product = _seconds(lambda: left @ right, device)
-        copy = _seconds(lambda: target.copy_(source), device)
+        product = _seconds(lambda: left @ right, device, times)
+        copy = _seconds(lambda: target.copy_(source), device, times)
         launches = _seconds(add, device)
     return Machine(
-        matmul=2 * ROWS * WIDTH * WIDTH / product,
-        bandwidth=2 * COPIED_BYTES / copy,
+        kind=of.type,
+        matmul=2 * rows * width * width / product,
+        bandwidth=2 * copied / copy,
         launch=launches / SMALL_OPERATIONS,
         memory=free_bytes(device),
     )
@@ -93,14 +97,16 @@ def _left_in(folder: Path) -> int | None:
     return None if most == "max" else int(most) - used + int(facts.get("inactive_file", 0))
 
 
-def _seconds(work: Callable[[], object], device: str) -> float:
+def _seconds(work: Callable[[], object], device: str, times: int = 1) -> float:
+    """What `work` takes, done `times` times before it is waited for."""
     import torch
 
-    times = []
+    found = []
     for _ in range(REPEATS + 1):  # the first one warms up
         started = time.perf_counter()
-        work()
+        for _ in range(times):
+            work()
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
+        found.append((time.perf_counter() - started) / times)
+    return min(found[1:])

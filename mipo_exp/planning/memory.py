@@ -12,6 +12,8 @@ LIBRARIES_BYTES = {"cpu": 0.5 * 2**30, "cuda": 0.6 * 2**30}
 KEPT_WIDTHS, KEPT_INNERS, KEPT_KV = 12.0, 5.0, 4.0
 # Copies of the logits, in float32, while their log-softmax is taken, and with its gradient.
 SCORING_LOGITS, TRAINING_LOGITS = 2.0, 3.0
+# Logits that TRL's fused output head has at once, tokens × vocabulary (trl/kernels/chunked_logprob.py, 1.16).
+TRL_HEAD_TILE = 4096 * 32768
 # Hidden states that live at once while a layer is computed without gradients.
 LIVING_WIDTHS, LIVING_INNERS = 8.0, 3.0
 CACHE_COPIES = 2.0
@@ -43,7 +45,7 @@ def need(work: Work, shape: Shape, device: str, lora_parameters: float, logits_b
     fixed = LIBRARIES_BYTES[device.partition(":")[0]] + shape.total * shape.itemsize
     if work.trained:
         kept = KEPT_WIDTHS * shape.width + KEPT_INNERS * shape.inner + KEPT_KV * shape.kv_width
-        logits = TRAINING_LOGITS * work.widest_heads * shape.vocabulary * 4
+        logits = TRAINING_LOGITS * min(work.widest_heads * shape.vocabulary, TRL_HEAD_TILE) * 4
         return Need(fixed + 16 * lora_parameters, work.widest * shape.layers * kept * shape.itemsize + logits)
     living = (LIVING_WIDTHS * shape.width + LIVING_INNERS * shape.inner) * shape.itemsize
     if work.sampled:

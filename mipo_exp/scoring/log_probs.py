@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Logits are the largest tensor of a scoring pass: positions × vocabulary × 4 bytes stays below this.
-MAX_LOGITS_BYTES = 24 * 2**20
+# Logits are the largest tensor of a scoring pass: positions × vocabulary × 4 bytes stays below this. Each piece reads the
+# whole output head, so that a GPU, whose caches do not hold it, is given larger ones.
+MAX_LOGITS_BYTES = {"cpu": 24 * 2**20, "cuda": 2**30}
 # How far the two ways may lie apart in one token's log-probability (nats), by precision, beyond which the architecture
 # counts as one that cannot share prefixes.
 AGREEMENT = {"torch.float32": 1e-3, "torch.float64": 1e-3}
@@ -95,7 +96,8 @@ def out_of_memory(error: Exception) -> bool:
 
     said = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
+        isinstance(error, RuntimeError)
+        and any(words in said for words in ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
     )
 
 
@@ -176,7 +178,7 @@ def _score(
     states = output.last_hidden_state[tuple(predicting)]
 
     targets = torch.tensor([token for item in items for token in item.response_ids], device=states.device)
-    count = max(1, MAX_LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size))
+    count = max(1, MAX_LOGITS_BYTES[states.device.type] // (4 * model.config.get_text_config().vocab_size))
     with _head(model, type(output)) as head:
         scores = [
             _gather(head(s), t) for s, t in zip(torch.split(states, count), torch.split(targets, count), strict=True)
