@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Logits are the largest tensor of a scoring pass: positions × vocabulary × 4 bytes stays below this. Each piece reads the
-# whole output head, so that a GPU, whose caches do not hold it, is given larger ones.
+# Logits are the largest tensor of a scoring pass: positions × vocabulary × 4 bytes stays below this. Each piece reads
+# the whole output head, so that a GPU, whose caches do not hold it, is given larger ones.
 MAX_LOGITS_BYTES = {"cpu": 24 * 2**20, "cuda": 2**30}
+# What torch says when memory is short and it raises no error of its own kind.
+NO_MEMORY = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 # How far the two ways may lie apart in one token's log-probability (nats), by precision, beyond which the architecture
 # counts as one that cannot share prefixes.
 AGREEMENT = {"torch.float32": 1e-3, "torch.float64": 1e-3}
@@ -94,11 +96,9 @@ def out_of_memory(error: Exception) -> bool:
     """Whether an error of torch says that a tensor found no place."""
     import torch
 
-    said = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError)
-        and any(words in said for words in ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
-    )
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def _find_longest_shared(model: "PreTrainedModel") -> float:
