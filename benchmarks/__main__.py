@@ -1,10 +1,10 @@
-"""python -m benchmarks compare|growth|sweep|start: what RESULTS.md says, measured again."""
+"""python -m benchmarks compare|growth|sweep|start|gpu: what RESULTS.md says, measured again."""
 
 import argparse
 
-from benchmarks import compare, growth, start, sweep
+from benchmarks import compare, gpu, growth, start, sweep
 
-COMMANDS = {"compare": compare, "growth": growth, "sweep": sweep, "start": start}
+COMMANDS = {"compare": compare, "growth": growth, "sweep": sweep, "start": start, "gpu": gpu}
 
 
 def main() -> None:

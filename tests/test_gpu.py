@@ -1,6 +1,7 @@
-"""On a CUDA device: the whole job in bf16, and the same log-probabilities as on the CPU."""
+"""On a CUDA device: the whole job in bf16, log-probabilities as on the CPU, the fast ways like the slow ones."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.log_probs import token_log_probs
 from tests.conftest import Experiment, composed, make_runtime
 from tests.test_log_probs import some_items
+from tests.test_pipeline import artefact
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -26,3 +28,34 @@ def test_log_probabilities_agree_with_the_cpu(tmp_path: Path, tiny: Runtime) -> 
     there = token_log_probs(runtime.fresh_model().to("cuda"), items)
     for expected, row in zip(token_log_probs(tiny.fresh_model(), items), there, strict=True):
         assert torch.allclose(expected, row, atol=1e-3)
+
+
+# What two computations of the same may lie apart: in one token's log-probability, and in a step's loss.
+PRECISIONS = [("float32", 1e-3, 1e-4), ("bfloat16", 0.1, 0.02)]
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [(name, nats) for name, nats, _ in PRECISIONS])
+def test_a_shared_prefix_changes_no_log_probability(precision: str, allowed: float, tmp_path: Path) -> None:
+    model = make_runtime(composed("+debug=quick"), tmp_path).fresh_model().to("cuda", getattr(torch, precision))
+    items = some_items(8, 250)
+    apart = token_log_probs(model, items, share_prefix=False)
+    for expected, row in zip(apart, token_log_probs(model, items), strict=True):
+        assert torch.allclose(expected, row, atol=allowed)
+
+
+def losses(experiment: Experiment, *overrides: str) -> list[float]:
+    """Of four steps of training, whose learning rate is large enough for them to differ."""
+    summary, _ = experiment("device=cuda", "trainer.max_steps=4", "trainer.learning_rate=0.01", *overrides)
+    rows: list[dict[str, Any]] = artefact(summary, "adapter").json("history")
+    return [row["loss"] for row in rows]
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [(name, loss) for name, _, loss in PRECISIONS])
+def test_shared_prompts_and_micro_batches_train_as_trl_does(
+    precision: str, allowed: float, experiment: Experiment
+) -> None:
+    same = f"model.dtype.cuda={precision}"
+    apart = losses(experiment, same, "trainer.share_prompt=false", "trainer.batch_tokens.cuda=null")
+    assert apart[0] != pytest.approx(apart[-1], abs=allowed), "the training moves the loss"
+    for fast in (["trainer.batch_tokens.cuda=null"], ["trainer.batch_tokens.cuda=200"]):
+        assert losses(experiment, same, *fast) == pytest.approx(apart, abs=allowed)

@@ -1,0 +1,187 @@
+"""On a GPU: a DPO step beside TRL's own and the card's matrix rate, sampling with vLLM beside vLLM itself.
+
+Random weights in the shape of Qwen2.5-1.5B, whose tokenizer has a token for each byte: prompts are random letters.
+Every part is a process of its own, so that each has the card's memory for itself.
+"""
+
+import argparse
+import json
+import random
+import string
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.compare import run_part
+from benchmarks.ours import SAME_TRAINING, Sizes, prepared, report, train
+from mipo_exp.generation.responses import opened_engine
+from mipo_exp.planning.cost import forward_operations
+from mipo_exp.planning.machine import measure
+from mipo_exp.planning.shape import find_shape
+from mipo_exp.preparation import Prepared
+from mipo_exp.records import Condition
+
+# What TRL and PEFT do without this package: every sequence with a prompt of its own, the whole batch at once, and the
+# reference by a second forward pass in each step.
+STOCK = (
+    *("trainer.share_prompt=false", "trainer.reference=live"),
+    *("trainer.batch_tokens.cpu=null", "trainer.batch_tokens.cuda=null"),
+)
+SHAPES = {"cuda": "+experiment=qwen1.5b_shape", "cpu": "model=tiny"}
+CHAT_TOKENS = 64  # at most what the chat template adds to a prompt
+SIZES = {"prompt-tokens": 1472, "new-tokens": 256, "pairs": 32, "batch": 4, "steps": 8, "vllm-prompts": 2048}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gpu`."""
+    for name, default in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cuda", help="cpu tries the command, with a small model")
+    parser.add_argument("--no-vllm", action="store_true", help="leave sampling out")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--set", dest="override", nargs="*", default=[], help="of the config: +experiment=qwen1.5b_shape"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run one part, or all of them and print a table."""
+    if args.part is not None:
+        PARTS[args.part](args)
+        return
+    parts = [name for name in PARTS if not (args.no_vllm and "vllm" in name)]
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for part in parts:
+            sizes = [text for name in SIZES for text in (f"--{name}", str(getattr(args, name.replace("-", "_"))))]
+            command = [sys.executable, "-m", "benchmarks", "gpu", "--part", part, "--cache", cache, *sizes]
+            command += ["--device", args.device, *(["--set", *args.override] if args.override else [])]
+            found[part] = next(iter(run_part(command, {}).values()))
+    sys.stdout.write("\n".join([*_table(found), ""]))
+
+
+def _table(found: dict[str, dict[str, float]]) -> list[str]:
+    rates, ours, stock = found["rates"], found["step"], found["stock-step"]
+    each, theirs = ours["seconds"] / ours["steps"], stock["seconds"] / stock["steps"]
+    reached = rates["operations"] / each
+    lines = ["| | |", "| --- | --- |", f"| matrix products, TFLOP/s | {rates['matmul'] / 1e12:.1f} |"]
+    lines.append(f"| DPO step, s: this package, TRL | {each:.4f}, {theirs:.4f} ({theirs / each:.2f}×) |")
+    lines.append(f"| the step's share of the matrix rate | {reached / rates['matmul']:.0%} |")
+    if "peak_gpu_mib" in ours:
+        peaks = f"{ours['peak_gpu_mib']:.0f}, {stock['peak_gpu_mib']:.0f}"
+        lines.append(f"| peak GPU memory of training, MiB: this package, TRL | {peaks} |")
+    if "vllm" in found:
+        speed, raw = (found[name]["tokens_per_second"] for name in ("vllm", "raw-vllm"))
+        lines.append(f"| sampled tokens/s: this package, vLLM itself | {speed:.0f}, {raw:.0f} ({speed / raw:.0%}) |")
+    return lines
+
+
+def _sizes(args: argparse.Namespace) -> Sizes:
+    return Sizes(args.pairs, args.new_tokens, args.steps, args.batch, 2, 0)
+
+
+def _prompts(count: int, tokens: int) -> list[str]:
+    """Random letters; the byte tokenizer makes one token of each."""
+    draw = random.Random(0)
+    return ["".join(draw.choices(string.ascii_lowercase, k=tokens)) for _ in range(count)]
+
+
+def _prepared(args: argparse.Namespace, *more: str) -> Prepared:
+    """The experiment on random prompts; its pairs are shared by the parts."""
+    data = args.cache / "data"
+    data.mkdir(exist_ok=True)
+    lines = [json.dumps({"prompt": text}) + "\n" for text in _prompts(args.pairs, args.prompt_tokens)]
+    (data / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    (data / "test.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "b"}), encoding="utf-8")
+    shape = [] if any(text.startswith(("+experiment", "model")) for text in args.override) else [SHAPES[args.device]]
+    return prepared(
+        [
+            *shape,
+            *("task=custom", f"task.path={data}", "task.family=open", "negatives=random_prompt"),
+            *(f"task.max_new_tokens={args.new_tokens}", "evaluation.k=2", f"device={args.device}", "tracker=none"),
+            *(f"trainer.per_device_train_batch_size={args.batch}", f"trainer.max_steps={args.steps}"),
+            *(f"trainer.save_steps={args.steps}", *SAME_TRAINING),
+            *(f"paths.cache={args.cache}", f"paths.output={args.cache / 'output'}"),
+            *args.override,
+            *more,
+        ]
+    )
+
+
+def _rates(args: argparse.Namespace) -> None:
+    """What the card does, and the operations of a step on shared prompts: as many as there have to be."""
+    ready = _prepared(args)
+    shape = find_shape(ready.config.model, ready.runtime.folder, ready.runtime.dtype)
+    if shape is None:
+        raise SystemExit("error: the model's config.json does not say how large it is")
+    started = time.perf_counter()
+    machine = measure(args.device, ready.runtime.dtype)
+    tokens, heads = args.prompt_tokens + CHAT_TOKENS + 2 * args.new_tokens, 2 * args.new_tokens
+    operations = args.batch * 2 * forward_operations(shape, tokens, heads, tokens)
+    report("rates", time.perf_counter() - started, 0, matmul=machine.matmul, operations=operations)
+
+
+def _step(args: argparse.Namespace) -> None:
+    train(_prepared(args), _sizes(args))
+
+
+def _stock_step(args: argparse.Namespace) -> None:
+    train(_prepared(args, *STOCK), _sizes(args))
+
+
+def _vllm(args: argparse.Namespace) -> None:
+    """Sampling as the stages do it, with the worker started before the clock."""
+    ready = _prepared(args, "engine=vllm")
+    prompts = _token_ids(ready, args)
+    sampling = ready.config.sampling
+    with opened_engine(ready.runtime, None, ready.config.engine, None, args.cache) as engine:
+        engine.sample(prompts[:1], sampling, 0, [0], None)
+        started = time.perf_counter()
+        shards = engine.plan([len(prompt) for prompt in prompts], sampling.max_new_tokens)
+        found = [
+            row
+            for number, shard in enumerate(shards)
+            for row in engine.sample([prompts[i] for i in shard], sampling, number, shard, None)
+        ]
+    report("vllm", time.perf_counter() - started, sum(len(row.token_ids) for row in found))
+
+
+def _raw_vllm(args: argparse.Namespace) -> None:
+    """The same prompts through vLLM's own `generate`, all at once, with its defaults."""
+    ready = _prepared(args, "engine=vllm")
+    prompts = [{"prompt_token_ids": ids} for ids in _token_ids(ready, args)]
+    from vllm import LLM, SamplingParams
+
+    sampling = ready.config.sampling
+    settings = SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_new_tokens,
+        stop_token_ids=list(ready.runtime.renderer.stop_ids),
+        detokenize=False,
+    )
+    longest = args.prompt_tokens + CHAT_TOKENS + args.new_tokens
+    model = LLM(
+        str(ready.runtime.model_folder), dtype=ready.runtime.dtype, max_model_len=longest, generation_config="vllm"
+    )
+    model.generate(prompts[:1], settings, use_tqdm=False)
+    started = time.perf_counter()
+    found = model.generate(prompts, settings, use_tqdm=False)
+    report("raw", time.perf_counter() - started, sum(len(of.outputs[0].token_ids) for of in found))
+
+
+def _token_ids(ready: Prepared, args: argparse.Namespace) -> Sequence[list[int]]:
+    texts = _prompts(args.vllm_prompts, args.prompt_tokens)
+    return [ready.runtime.prompt_ids(Condition(None, text)) for text in texts]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "rates": _rates,
+    "step": _step,
+    "stock-step": _stock_step,
+    "vllm": _vllm,
+    "raw-vllm": _raw_vllm,
+}
