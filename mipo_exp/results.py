@@ -17,7 +17,7 @@ from mipo_exp.config import Config
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.accuracy import Measure
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
-from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes
+from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_draws
 from mipo_exp.evaluation.measure import PHASES, Comparison, Evaluated, compare, diversity_facts, measures
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
@@ -68,12 +68,17 @@ def write_results(
     }
     if prepared.judging is not None and prepared.judgements is not None:
         texts = {name: [row.text for row in of.responses] for name, of in (("before", before), ("after", after))}
-        for phase, found in judge(run, prepared.judging, prepared.judgements, examples, texts, summary).items():
-            measured[phase].update(found)
+        for phase, judged in judge(run, prepared.judging, prepared.judgements, examples, texts, summary).items():
+            measured[phase].update(judged)
     compared = compare(measured["before"], measured["after"], examples, config.evaluation)
     estimates = compared.estimates
-    for phase, outcome in compare_outcomes(_outcome(run, "before"), _outcome(run, "after")).items():
-        estimates[phase].update(outcome)
+    outcomes = {phase: _outcome(run, phase) for phase in ("before", "after")}
+    for phase, found in compare_outcomes(outcomes["before"], outcomes["after"]).items():
+        estimates[phase].update(found)
+    for phase, outcome in outcomes.items():
+        if outcome is not None:
+            held_out = config.evaluation
+            compared.draws[phase].update(document_draws(outcome, held_out.bootstrap_samples, held_out.seed))
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
     summary.update(_summary(prepared, compared, adapter), status="incomplete" if summary["missing"] else "ok")
     if prepared.task.scorer in READERS:

@@ -215,3 +215,21 @@ def test_overrides_with_spaces_stay_whole(tmp_path: Path) -> None:
         job(tmp_path, number, summary(command, f"r{number}", 0.5, 1), 0.3)
     (panel,) = table(tmp_path)["panels"]
     assert [arm["label"] for arm in panel["arms"]] == ["task.instruction=a b", "task.instruction=c d"]
+
+
+def test_metrics_of_the_harness_are_columns_with_differences(tmp_path: Path) -> None:
+    names = ("accuracy", "harness/arc/acc", "harness/group/acc")
+    values = {name: {"mean": 0.5, "ci95": [0.5, 0.5], "n": 4} for name in names}
+    metrics = {"before": values, "after": values, "delta": {}}
+    drawn = dict.fromkeys(names[:2], DRAWN)
+    for number in range(2):
+        job(tmp_path, number, summary(f"method=mipo seed={number}", f"r{number}", 0.5, number, metrics=metrics), 0.3)
+        after = {name: of + 0.1 for name, of in drawn.items()}
+        write_draws(tmp_path / str(number) / DRAWS, {"before": drawn, "after": after})
+    (panel,) = table(tmp_path)["panels"]
+    assert panel["columns"] == list(names)
+    found = panel["arms"][0]["metrics"]
+    assert found["harness/arc/acc"]["against_before"]["ci95"] == pytest.approx([0.1, 0.1], abs=1e-6)
+    assert found["harness/group/acc"]["against_before"] is None, "its documents are not known"
+    assert found["harness/group/acc"]["mean"] == 0.5
+    assert "arc: acc" in (tmp_path / "table.md").read_text()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from mipo_exp.evaluation.statistics import CONFIDENCE, Estimate
+from mipo_exp.evaluation.statistics import CONFIDENCE, Estimate, Values, draws, resamples
 from mipo_exp.records import HarnessResult, HarnessSample
 
 PREFIX = "harness/"
@@ -51,6 +51,20 @@ def compare_outcomes(before: HarnessOutcome | None, after: HarnessOutcome | None
         if name in old:
             values = [of.get((new.task, new.metric, new.filter), {}) for of in documents]
             found["delta"][name] = _difference(old[name], new, values[0], values[1])
+    return found
+
+
+def document_draws(outcome: HarnessOutcome, resampled: int, seed: int) -> dict[str, Values]:
+    """Bootstrap draws, shape (resampled,), of every metric that is a mean over documents. Draws of one index are over
+    the same documents in every run with these documents and this seed, so that runs can be compared with each other."""
+    documents = _by_metric(outcome.samples)
+    found: dict[str, Values] = {}
+    for row in outcome.results:
+        values = documents.get((row.task, row.metric, row.filter), {})
+        if len(values) > 1 and _is_mean(row, values):
+            column = np.array([values[document] for document in sorted(values)])
+            name = metric_name(row)
+            found |= draws({name: (column, np.mean)}, resamples(list(map(str, sorted(values))), resampled, seed))
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.evaluation.error_kinds import KINDS
+from mipo_exp.evaluation.harness_results import PREFIX
 from mipo_exp.evaluation.statistics import Estimate, Values, bootstrap_p_value, holm, summarize
 from mipo_exp.store import write_atomically
 
@@ -27,7 +28,8 @@ DRAWS = "bootstrap.npz"
 ALPHA = 0.05
 ROUNDING = 1e-6  # of a draw, relative
 
-# Columns of the table, in this order, as far as the runs have them. table.json has every metric.
+# Columns of the table, in this order, as far as the runs have them, and behind them those of lm-evaluation-harness.
+# table.json has every metric.
 COLUMNS = (
     *("mi/base/nats", "mi/base/context_accuracy"),
     *("accuracy", "accuracy/strict", "macro_f1", "mae", "rmse", "rouge1", "rougeL", "answer/unparsed_rate"),
@@ -152,7 +154,7 @@ class Panel:
         found = dict.fromkeys(name for run in runs for name in run.summary["metrics"]["after"])
         self.metrics = [name for name in COLUMNS if name in found]
         self.metrics += sorted(name for name in found if name not in COLUMNS)
-        self.columns = [name for name in self.metrics if name in COLUMNS]
+        self.columns = [name for name in self.metrics if name in COLUMNS or name.startswith(PREFIX)]
         self.against_before = self._adjusted(
             {
                 (index, name): self._difference(arm, name, arm, "before")
