@@ -60,10 +60,11 @@ def main(args: argparse.Namespace) -> None:
             command = [sys.executable, "-m", "benchmarks", "gpu", "--part", part, "--cache", cache, *sizes]
             command += ["--device", args.device, *(["--set", *args.override] if args.override else [])]
             found[part] = next(iter(run_part(command, {}).values()))
-    sys.stdout.write("\n".join([*_table(found), ""]))
+    sys.stdout.write("\n".join([*table(found), ""]))
 
 
-def _table(found: dict[str, dict[str, float]]) -> list[str]:
+def table(found: dict[str, dict[str, float]]) -> list[str]:
+    """What the parts found, as a Markdown table."""
     rates, ours, stock = found["rates"], found["step"], found["stock-step"]
     each, theirs = ours["seconds"] / ours["steps"], stock["seconds"] / stock["steps"]
     reached = rates["operations"] / each

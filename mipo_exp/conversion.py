@@ -46,8 +46,8 @@ def convert(source: ModelSource, config: ModelConfig, out: Path) -> None:
     model.eval()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    # Whatever the experiment computes attention with, on a GPU perhaps.
-    again, _ = load_folder(out, dataclasses.replace(config, attention="sdpa"), torch.float32, "cpu")
+    on_cpu = dataclasses.replace(config, attention="sdpa") if config.attention == "flash_attention_2" else config
+    again, _ = load_folder(out, on_cpu, torch.float32, "cpu")
     probe = torch.tensor([tokenizer("The sky is blue.", add_special_tokens=False)["input_ids"]])
     with torch.inference_mode():
         gap = (model(probe).logits - again(probe).logits).abs().max().item()

@@ -219,10 +219,10 @@ def test_what_changed_is_a_table_where_the_run_has_it(tmp_path: Path) -> None:
         name: re.findall(r">(\d+)<", row)
         for name, row in re.findall(r'<tr><th scope="row">([a-z ]+)</th>(.*?)</tr>', html)
     }
-    # columns: right, wrong format, off topic, cut off, no answer, wrong value, all
-    assert rows["right"] == ["2", "0", "0", "1", "0", "0", "3"]
-    assert rows["no answer"] == ["0", "1", "0", "0", "1", "0", "2"]
-    assert rows["all"] == ["3", "1", "0", "1", "1", "0", "6"]
+    # columns: right, wrong format, ran on, off topic, cut off, no answer, wrong value, all
+    assert rows["right"] == ["2", "0", "0", "0", "1", "0", "0", "3"]
+    assert rows["no answer"] == ["0", "1", "0", "0", "0", "1", "0", "2"]
+    assert rows["all"] == ["3", "1", "0", "0", "1", "1", "0", "6"]
     _, page = render(tmp_path, summary())
     assert "What changed" not in page.text
 
