@@ -11,7 +11,7 @@ import string
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.compare import run_part
@@ -53,23 +53,27 @@ def main(args: argparse.Namespace) -> None:
         PARTS[args.part](args)
         return
     parts = [name for name in PARTS if not (args.no_vllm and "vllm" in name)]
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, Mapping[str, float]] = {}
     with tempfile.TemporaryDirectory() as cache:
         for part in parts:
             sizes = [text for name in SIZES for text in (f"--{name}", str(getattr(args, name.replace("-", "_"))))]
             command = [sys.executable, "-m", "benchmarks", "gpu", "--part", part, "--cache", cache, *sizes]
             command += ["--device", args.device, *(["--set", *args.override] if args.override else [])]
-            found[part] = next(iter(run_part(command, {}).values()))
+            found.update(run_part(command, {}))
     sys.stdout.write("\n".join([*table(found), ""]))
 
 
-def table(found: dict[str, dict[str, float]]) -> list[str]:
+def table(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What the parts found, as a Markdown table."""
-    rates, ours, stock = found["rates"], found["step"], found["stock-step"]
+    rates, ours, stock = found["rates"], found["train"], found["stock-train"]
     each, theirs = ours["seconds"] / ours["steps"], stock["seconds"] / stock["steps"]
+    whole = each + found["reference"]["seconds"] / found["reference"]["pairs"] * ours["batch"]
     reached = rates["operations"] / each
     lines = ["| | |", "| --- | --- |", f"| matrix products, TFLOP/s | {rates['matmul'] / 1e12:.1f} |"]
     lines.append(f"| DPO step, s: this package, TRL | {each:.4f}, {theirs:.4f} ({theirs / each:.2f}×) |")
+    lines.append(
+        f"| the same with its share of scoring the reference | {whole:.4f}, {theirs:.4f} ({theirs / whole:.2f}×) |"
+    )
     lines.append(f"| the step's share of the matrix rate | {reached / rates['matmul']:.0%} |")
     if "peak_gpu_mib" in ours:
         peaks = f"{ours['peak_gpu_mib']:.0f}, {stock['peak_gpu_mib']:.0f}"
@@ -126,11 +130,20 @@ def _rates(args: argparse.Namespace) -> None:
 
 
 def _step(args: argparse.Namespace) -> None:
-    train(_prepared(args), _sizes(args))
+    """The reference's log-probabilities, which the steps then read, and the steps."""
+    ready = _prepared(args)
+    for name in ("chosen", "rejected", "pairs"):
+        ready.run.fetch(name, ready.stages[name])
+    ready.runtime.model()
+    started = time.perf_counter()
+    ready.run.fetch("scored_pairs", ready.stages["scored_pairs"])
+    report("reference", time.perf_counter() - started, 0, pairs=args.pairs)
+    train(ready, _sizes(args))
 
 
 def _stock_step(args: argparse.Namespace) -> None:
-    train(_prepared(args, *STOCK), _sizes(args))
+    """The reference by a second pass in every step."""
+    train(_prepared(args, *STOCK), _sizes(args), "stock-train")
 
 
 def _vllm(args: argparse.Namespace) -> None:
@@ -171,7 +184,7 @@ def _raw_vllm(args: argparse.Namespace) -> None:
     model.generate(prompts[:1], settings, use_tqdm=False)
     started = time.perf_counter()
     found = model.generate(prompts, settings, use_tqdm=False)
-    report("raw", time.perf_counter() - started, sum(len(of.outputs[0].token_ids) for of in found))
+    report("raw-vllm", time.perf_counter() - started, sum(len(of.outputs[0].token_ids) for of in found))
 
 
 def _token_ids(ready: Prepared, args: argparse.Namespace) -> Sequence[list[int]]:

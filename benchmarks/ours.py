@@ -144,8 +144,8 @@ def _open_engine(ready: Prepared) -> None:
         engine.sample([[1]], one_token, 0, [0], None)
 
 
-def train(ready: Prepared, sizes: Sizes) -> None:
-    """Stage `train`: the Trainer's `train`, as in the baseline."""
+def train(ready: Prepared, sizes: Sizes, stage: str = "train") -> None:
+    """Stage `train`, or what it is to be called: the Trainer's `train`, as in the baseline."""
     from transformers import Trainer
 
     run, stages = ready.run, ready.stages
@@ -159,9 +159,10 @@ def train(ready: Prepared, sizes: Sizes) -> None:
 
     Trainer.train = timed
     for name in ("chosen", "rejected", "pairs", "scored_pairs", "adapter"):
-        run.fetch(name, stages[name])
+        if name not in run.finished:
+            run.fetch(name, stages[name])
     history = run.finished["adapter"].artefact.json("history")
-    report("train", times[0], int(history[-1]["num_tokens"]), steps=len(history), batch=sizes.batch)
+    report(stage, times[0], int(history[-1]["num_tokens"]), steps=len(history), batch=sizes.batch)
 
 
 def main() -> None:

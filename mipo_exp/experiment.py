@@ -79,6 +79,8 @@ def run_stages(prepared: Prepared, tracker: tracking.Tracker) -> list[dict[str, 
         run.fetch_model(prepared.rewarding.judge.backend.runtime, f"{prepared.rewarding.group}_model")
     for name, stage in prepared.stages.items():
         run.fetch(name, stage)
+        if name == "adapter" and prepared.rewarding is not None:
+            prepared.rewarding.judge.backend.release()
     runtime.release()
 
     history: list[dict[str, float]] = []

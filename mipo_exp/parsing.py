@@ -163,7 +163,7 @@ def check_together(config: Config) -> None:
             f"lora.target_modules={targets!r} is neither all-linear (or a pattern) nor a list of layer names"
         )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        raise ConfigError(f"device={config.device!r} is not an option; it takes auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"device={config.device!r} is not an option; it takes auto, cpu or cuda")
 
 
 def _check_method(config: Config) -> None:

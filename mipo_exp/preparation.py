@@ -90,8 +90,7 @@ def _warn_of_one_judge(judging: Judging | None, rewarding: Judging | None) -> No
     """Say it where a model is judged by what it learnt to please."""
     if judging is None or rewarding is None:
         return
-    kinds = [one.judge.backend.identity for one in (judging, rewarding)]
-    if kinds[0] == kinds[1]:
+    if judging.model == rewarding.model:
         log.warning(
             "method=rlaif: %s judges the results and gave the rewards too; for a figure to publish set another judge, "
             "judge@reward_judge=endpoint or judge@reward_judge=local",

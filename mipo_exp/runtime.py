@@ -199,7 +199,8 @@ def choose_device(wanted: str) -> str:
     could be a GPU.
 
     Raises:
-        ConfigError: a GPU is asked for by name and there is none, or several processes would share one.
+        ConfigError: a GPU is asked for by name and there is none, one process asks for another one than the
+            first, or several would share one.
     """
     together = team()
     if wanted == "cpu":
@@ -222,9 +223,10 @@ def choose_device(wanted: str) -> str:
         way = "start fewer processes, or use device=cpu" if together.size > 1 else "use device=auto or device=cpu"
         raise ConfigError(f"device={wanted}: torch sees {count} CUDA devices here; {way}")
     if together.size == 1 and index:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         raise ConfigError(
             f"device={wanted}: the trainer takes the first GPU that it sees; use device=cuda with "
-            f"CUDA_VISIBLE_DEVICES={index} in the environment"
+            f"CUDA_VISIBLE_DEVICES={seen[index].strip() if index < len(seen) else index} in the environment"
         )
     torch.cuda.set_device(index)
     return wanted

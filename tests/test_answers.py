@@ -1,9 +1,12 @@
 """Reading answers: numbers as lm-evaluation-harness reads GSM8K, letters, keywords."""
 
+import time
+
 import pytest
 
 from mipo_exp.evaluation.answers import flexible_number, has_keyword, read_letter, strict_number
 
+LISTED = "A) carbon dioxide: not given\nB) food\nC) protection\nD) water"
 OPTIONS = ["carbon dioxide", "food", "protection", "water"]
 
 
@@ -98,7 +101,25 @@ def test_numbers_are_read_as_the_harness_reads_them(text: str, strict: str | Non
         ("Choose between option A and C.", None),
         ("option A, B or C", None),
         ("None of the options is right", None),
+        ("The correct answer is B. Answer choice C is incorrect because it is bark.", "B"),
+        ("Correct Answer: B\n\nExplanation: The answer choice D, water, is from the fungus.", "B"),
+        ("Option B is the best choice. Option D is true of roots.", "B"),
+        ("Option B is correct because option A is what algae take.", "B"),
+        ("I would eliminate option A first. Food is right", "B"),
+        ("\\boxed{A} is wrong; the answer is B", "B"),
+        # A colon that ends a line begins a list.
+        (f"To answer this question, let's look at each option:\n\n{LISTED}\n\nSo the correct option is B.", "B"),
+        (f"Let's analyze the answer choices:\n\n{LISTED}\n\nTherefore, option B is correct.", "B"),
+        (f"Let's look at each option:\n{LISTED}\nSo it is B.", "B"),
+        ("The correct answer is:\n\nB", "B"),
+        ("The correct answer to this question is: B", "B"),
         # Other ways to say which.
+        ("B is the answer", "B"),
+        ("Correct answer B", "B"),
+        ("It is false that A is correct. Algae give food.", "B"),
+        ("Of these, A is the best known. So food.", "B"),
+        ("It is A, B or C", None),
+        ("C. protection: not what answer A is", "C"),
         ("A is correct", "A"),
         ("A is not correct. B is correct.", "B"),
         ("B is the correct answer.", "B"),
@@ -158,10 +179,19 @@ def test_numeric_options_are_read_by_their_text() -> None:
         ("about 5,000 m", ["5", "10", "15", "20"], None),
         ("It takes 5.", ["5", "10", "15", "20"], "A"),
         ("The answer is (C).", ["...", "food", "air", "sand"], "C"),
+        ("10 / 2 = 5. The answer is 5, not 10.", ["2", "5", "10", "8"], "B"),
+        ("\\boxed{5} since 10/2", ["2", "5", "10", "8"], "B"),
     ],
 )
 def test_a_number_is_its_sign_and_all_its_digits(text: str, options: list[str], letter: str | None) -> None:
     assert read_letter(text, options) == letter
+
+
+def test_long_responses_are_read_in_no_time() -> None:
+    started = time.perf_counter()
+    for piece in ("\n", "a\n", " ", "is ", "answer ", "option A ", "\\boxed{", "answer x "):
+        assert read_letter(f"q{piece * 4000}z", OPTIONS) == ("A" if "A" in piece else None)
+    assert time.perf_counter() - started < 5
 
 
 def test_keywords_are_stems_at_the_start_of_a_word() -> None:

@@ -10,17 +10,20 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_table_of_the_gpu_benchmark() -> None:
-    """4 s in 8 steps are 0.5 s each: 200 TFLOP in 0.5 s are half of 800 TFLOP/s; TRL takes 1.5 s, 3 times as long."""
+    """4 s in 8 steps are 0.5 s each: 200 TFLOP in 0.5 s are half of 800 TFLOP/s; four
+    pairs of 32 take 1 of the 8 s of scoring the reference. TRL takes 1.5 s a step."""
     found = {
         "rates": {"matmul": 8e14, "operations": 2e14},
-        "step": {"seconds": 4.0, "steps": 8, "peak_gpu_mib": 100},
-        "stock-step": {"seconds": 12.0, "steps": 8, "peak_gpu_mib": 400},
+        "train": {"seconds": 4.0, "steps": 8, "batch": 4, "peak_gpu_mib": 100},
+        "reference": {"seconds": 8.0, "pairs": 32},
+        "stock-train": {"seconds": 12.0, "steps": 8, "peak_gpu_mib": 400},
         "vllm": {"tokens_per_second": 900.0},
         "raw-vllm": {"tokens_per_second": 1000.0},
     }
     assert table(found)[2:] == [
         "| matrix products, TFLOP/s | 800.0 |",
         "| DPO step, s: this package, TRL | 0.5000, 1.5000 (3.00×) |",
+        "| the same with its share of scoring the reference | 1.5000, 1.5000 (1.00×) |",
         "| the step's share of the matrix rate | 50% |",
         "| peak GPU memory of training, MiB: this package, TRL | 100, 400 |",
         "| sampled tokens/s: this package, vLLM itself | 900, 1000 (90%) |",

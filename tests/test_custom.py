@@ -427,6 +427,7 @@ def test_users_without_context_are_counted(tmp_path: Path) -> None:
         ("x.csv", HEADER + "q,a|b,A\nr,c|d,x\n", MCQ, r"line 3: the right answer 'x' .*reads best as the letter"),
         ("x.csv", HEADER + "q,a|b,2\nr,a|b,0\n", MCQ, r"line 2: the right answer '2' .*reads best as the position"),
         ("x.csv", HEADER + "q,a|b,1\nr,a|b,2\n", MCQ, r"line 2: the right answers in 'answer' .*from 0 or from 1"),
+        ("x.csv", HEADER + "q,3|4,3\nr,3|4,7\n", MCQ, r"line 3: the right answer '7' .*best as the option's text"),
         ("x.csv", HEADER + "q,a|b|c,1\nr,a|b|c,2\n", MCQ, r"line 2: the right answers in 'answer' .*from 0 or from 1"),
         ("x.csv", HEADER + "q,a,A\n", MCQ, r"line 2: 'choices' should hold 2 to 26 .* and holds \['a'\]"),
         ("x.csv", HEADER + "q,a|a,A\n", MCQ, r"line 2: 'choices' should hold 2 to 26 different"),

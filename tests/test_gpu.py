@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mipo_exp.runtime import Runtime
-from mipo_exp.scoring.log_probs import token_log_probs
+from mipo_exp.scoring.log_probs import can_share, token_log_probs
 from tests.conftest import Experiment, composed, make_runtime
 from tests.test_log_probs import some_items
 from tests.test_pipeline import artefact
@@ -38,6 +38,7 @@ PRECISIONS = [("float32", 1e-3, 1e-4), ("bfloat16", 0.1, 0.02)]
 def test_a_shared_prefix_changes_no_log_probability(precision: str, allowed: float, tmp_path: Path) -> None:
     model = make_runtime(composed("+debug=quick"), tmp_path).fresh_model().to("cuda", getattr(torch, precision))
     items = some_items(8, 250)
+    assert can_share(model, items)
     apart = token_log_probs(model, items, share_prefix=False)
     for expected, row in zip(apart, token_log_probs(model, items), strict=True):
         assert torch.allclose(expected, row, atol=allowed)

@@ -145,12 +145,15 @@ def test_the_adapters_key_follows_the_reward_judge_and_not_the_other(
     rewards = ("method=rlaif", "judge@reward_judge=local", "model@reward_judge.model=tiny")
     shared = (*rewards, "reward_judge.max_parse_failures=1", "trainer.max_steps=1")
     alone, _ = experiment(*shared)
-    judged, _ = experiment(*shared, *LOCAL[1:], "judge.max_parse_failures=1", "judge.temperature=0.5")
+    another = ("judge.max_parse_failures=1", "judge.model.random.seed=7")
+    judged, _ = experiment(*shared, *LOCAL[1:], *another)
     assert "judge" not in alone
     assert judged["stages"]["adapter"]["key"] == alone["stages"]["adapter"]["key"]
     assert judged["stages"]["adapter"]["cached"]
     assert alone["reward_judge"] == judged["reward_judge"] == "random weights (tiny)"
-    assert ONE_JUDGE not in caplog.text, "they differ in their temperature"
+    assert ONE_JUDGE not in caplog.text
+    experiment(*shared, *LOCAL[1:], "judge.max_parse_failures=1", "judge.temperature=0.5")
+    assert ONE_JUDGE in caplog.text, "the same model, whatever its temperature"
 
 
 def test_it_runs_whole_with_a_local_judge(experiment: Experiment, caplog: pytest.LogCaptureFixture) -> None:

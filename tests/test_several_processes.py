@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.distributed import HashStore
 
@@ -22,6 +23,7 @@ from mipo_exp import checks
 from mipo_exp.errors import ConfigError
 from mipo_exp.processes import Failure, Team, threads
 from mipo_exp.records import Response
+from mipo_exp.runtime import choose_device
 from mipo_exp.store import PartTaken, Workspace
 from tests.command_line import Done, environment, run, with_cache
 from tests.conftest import Experiment, composed
@@ -303,3 +305,19 @@ def test_weights_split_between_processes_are_refused(
         monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
     with pytest.raises(ConfigError, match="stage 3 .* use --zero_stage 2") if refused else contextlib.nullcontext():
         checks.check_processes(config)
+
+
+@pytest.mark.parametrize(("visible", "number"), [(None, "1"), ("4,6", "6")])
+def test_one_process_is_told_how_to_choose_its_gpu(
+    visible: str | None, number: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ConfigError, match=f"device=cuda with CUDA_VISIBLE_DEVICES={number} in"):
+        choose_device("cuda:1")
+    assert choose_device("cuda:0") == "cuda:0"

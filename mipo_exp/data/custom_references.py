@@ -189,7 +189,9 @@ def letter_references(rows: Sequence[Cells], column: str, options: Sequence[list
     texts = [row.required(column).strip() for row in rows]
     read = {name: [one(text, own) for text, own in zip(texts, options, strict=True)] for name, one in READINGS.items()}
     whole = [name for name, found in read.items() if None not in found]
-    from_one = all(re.fullmatch(r"[1-9]\d?", text) for text in texts) and "option's text" not in whole
+    from_one = all(re.fullmatch(r"[1-9]\d?", text) for text in texts) and not any(
+        position is not None for position in read["option's text"]
+    )
     if from_one:
         raise DataError(
             f"{rows[0].where}: the right answers in {column!r} are positions, and none of them is 0: whether they "

@@ -71,24 +71,20 @@ def score_number(references: References, texts: Sequence[str]) -> dict[str, Meas
     Equality is of strings, as in lm-evaluation-harness: 5.0 is not 5.
     """
     gold = [clean_number(str(reference["answer"])) for reference in references]
-    flexible = [flexible_number(text) for text in texts]
-    strict = [strict_number(text) for text in texts]
-    return {
-        "accuracy": _share([found == answer for found, answer in zip(flexible, gold, strict=True)]),
-        "accuracy/strict": _share([found == answer for found, answer in zip(strict, gold, strict=True)]),
-        "answer/unparsed_rate": _share([found is None for found in flexible]),
-    }
+    return _numbers(gold, [flexible_number(text) for text in texts], [strict_number(text) for text in texts])
 
 
 def score_float_number(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """As `score_number`, but numbers are compared as values: 5.0 is 5, and $1,200 is 1200."""
     gold = [float(reference["answer"]) for reference in references]
-    found = [last_number(text) for text in texts]
-    strict = [strict_value(text) for text in texts]
+    return _numbers(gold, [last_number(text) for text in texts], [strict_value(text) for text in texts])
+
+
+def _numbers(gold: Sequence[object], last: Sequence[object], strict: Sequence[object]) -> dict[str, Measure]:
     return {
-        "accuracy": _share([number == answer for number, answer in zip(found, gold, strict=True)]),
-        "accuracy/strict": _share([number == answer for number, answer in zip(strict, gold, strict=True)]),
-        "answer/unparsed_rate": _share([number is None for number in found]),
+        "accuracy": _share([found == answer for found, answer in zip(last, gold, strict=True)]),
+        "accuracy/strict": _share([found == answer for found, answer in zip(strict, gold, strict=True)]),
+        "answer/unparsed_rate": _share([found is None for found in last]),
     }
 
 

@@ -19,22 +19,22 @@ _NUMBER = re.compile(r"((?<![\w.)])-)?(?:\$(-?))?((?:\d{1,3}(?:,\d{3})+|\d+)(?:\
 _CLOSE = r"[\"'*_`)\]”’]*"
 _OPEN = r"[\"'*_`(\[“‘]*"
 _COPULA = r"\s+(?:is|are|was|would\s+be|should\s+be|must\s+be)\b"
-# Between a lead and the answer: closing marks, a colon or dash (no sign of a number), "option", "letter"
+# From the lead to the answer: closing marks, a colon or dash (no sign of a number), "option", "letter"
 _TO_ANSWER = r"\s*" + _CLOSE + r"\s*(?:[:=–]|-(?!\d))?\s*" + _CLOSE + r"\s*(?:(?:option|choice|letter)\b)?\s*"
-_FAR = r"\b[^.:\n]{1,60}?(?:\b(?:is|would\s+be|should\s+be|must\s+be)\b|:)\s*"
+_DIRECT = _CLOSE + rf"(?:{_COPULA}|\s*[:=–-])" + _TO_ANSWER
+# With words between, "answer to the question is"; a colon that ends a line begins a list.
+_FAR = r"\b[^.:\n]{1,60}?(?:\b(?:is|would\s+be|should\s+be|must\s+be)\b\s*:?|:[ \t]*(?=\S))\s*"
 _CHOICE = r"\b(?:choice|option|letter)\b"
 # What an answer follows, in the order in which it is believed.
 _LEADS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        # "answer is", "Answer:", "answer" …, up to where the answer itself starts
-        r"\banswer\b" + _CLOSE + rf"(?:{_COPULA})?" + _TO_ANSWER,
-        # "answer to the question is" …
-        r"\banswer" + _FAR,
-        # "correct option would be", "Choice:" …
-        _CHOICE + _CLOSE + rf"(?:{_COPULA}|\s*[:=])" + _TO_ANSWER,
-        # "option that fits best is" …, but not "option B is"
-        _CHOICE + r"(?!\s+" + _OPEN + r"[A-Z]\b)" + _FAR,
+        r"\banswer\b" + _DIRECT,  # "Answer:", "the answer is" …, up to where the answer itself starts
+        _CHOICE
+        + rf"(?!{_CLOSE}\s*[:=–-]\s*\n)"
+        + _DIRECT,  # "the correct option would be"; "each option:" begins a list
+        r"(?<!to )\banswer" + _FAR,
+        _CHOICE + r"(?!\s+" + _OPEN + r"[A-Z]\b)" + _FAR,  # "option that fits best is", but not "option B is"
     )
 ]
 # What follows a letter that stands alone.
@@ -43,28 +43,25 @@ _END = r"(?![A-Za-z0-9]|['’]\w)"
 _MARKED = re.compile(_OPEN + rf"([A-Za-z]){_END}" + _CLOSE + r"(?=[.):,;\]!?]|\s*$|\s*\n)")
 _BARE = re.compile(_OPEN + rf"([A-Z]){_END}")
 _BRACKETED = re.compile(r"\(([A-Z])\)|\[([A-Z])\]")
-_BOXED = re.compile(r"\\boxed\{(?:\\(?:text|textbf|mathrm|mathbf)\{)?([^{}]*)\}")
-# "B is the correct answer", at the start of a clause (not "vitamin B is the best"); "it is B."; "I would go with B."
-_SAID = re.compile(
-    r"(?:^|[.!?:;,\n]|\b(?i:that|think|believe|so|thus|hence|therefore)\b)\s*"
-    + _OPEN
-    + rf"([A-Z]){_END}"
-    + _CLOSE
-    + r"\s+(?:is|would\s+be|must\s+be)\s+(?:the\s+)?(?:correct|right|best)\b"
-    r"|\b(?i:it(?:\s+is|['’]s|\s+must\s+be|\s+would\s+be)|I(?:\s+would|['’]d)?\s+(?:choose|pick|select|say|go\s+with))\s+"
-    + _OPEN
-    + rf"([A-Z]){_END}"
-    + _CLOSE
-    + r"(?=[.,;!]|\s*$|\s*\n)"
-)
 _TURNED_DOWN = (
     r"\s*(?:(?:is|are|was|would\s+be)\s+(?:also\s+)?(?:not|incorrect|wrong|false|invalid)\b"
     r"|(?:is|are|was|does)n['’]t\b|(?:does|can)\s*not\b)"
 )
+_BOXED = re.compile(r"\\boxed\{(?:\\(?:text|textbf|mathrm|mathbf)\{)?([^{}]*)\}+(?!" + _TURNED_DOWN + r")")
 _ANOTHER = rf"\s*(?:,|/|\bor\b|\band\b)\s*(?:or\s+|and\s+)?{_OPEN}[A-Z]{_END}"
+# "B is the correct answer", at the start of a clause (not "vitamin B is the best"); "it is B."; "I would go with B."
+_SAID = re.compile(
+    r"(?:^|[.!?:;,\n]|(?<!false )(?<!wrong )(?<!incorrect )\b(?i:that|think|believe|so|thus|hence|therefore)\b)\s{0,3}"
+    r"(?i:(?:choice|option|answer)\s+)?" + _OPEN + rf"([A-Z]){_END}" + _CLOSE + r"\s+(?:is|would\s+be|must\s+be)\s+"
+    r"(?:(?:the\s+)?(?:correct|right)\b|(?:the\s+)?best(?=\s+(?:choice|option|answer|one|fit)\b|\s*[.,;!]|\s*$)|the\s+answer\b)"
+    r"|\b(?i:it(?:\s+is|['’]s|\s+must\s+be|\s+would\s+be)|I(?:\s+would|['’]d)?\s+(?:choose|pick|select|say|go\s+with))\s+"
+    + _OPEN
+    + rf"([A-Z]){_END}{_CLOSE}(?!{_ANOTHER})(?=[.,;!]|\s*$|\s*\n)"
+)
 # "option D", unless it is turned down or one of several ("option A or B").
 _NAMED = re.compile(
-    rf"(?<!not )(?<!than )\b(?i:choice|option)\s+{_OPEN}([A-Z]){_END}{_CLOSE}(?!{_TURNED_DOWN}|{_ANOTHER})"
+    r"(?<!not )(?<!than )(?<!eliminate )(?<!rule out )(?<!exclude )(?<!unlike )\b(?i:choice|option|answer)\s+"
+    rf"{_OPEN}([A-Z]){_END}{_CLOSE}(?!{_TURNED_DOWN}|{_ANOTHER})"
 )
 
 
@@ -117,13 +114,15 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
 
     1. The whole response is a letter, perhaps with punctuation or brackets: `C`, `c.`, `(C)`, `**C**`.
     2. What the last `\boxed{…}` holds: a letter or an option's text.
-    3. What follows the last "answer" (`Answer: C`, `the answer is (C)`, `the answer to this question is C`), and only
-       then what follows the last "option is", "choice:" and the like (`the correct option is C. food`): the full text
-       of an option, else a letter. A capital A before a lower-case word is an article.
-    4. The one letter that is called correct, right or best (`C is correct`), or is chosen (`it is C.`, `I choose C.`).
-    5. The one letter after "option" or "choice" that is not turned down (`Option C fits`, `option B is wrong`).
-    6. The response starts with a marked letter, and no other one starts a line or stands in brackets (a response that
+    3. What follows the last "answer is", "answer:" and the like (`Answer: C`, `the answer is (C)`), only then the last
+       "option is", "choice:" …, and last with words between (`the answer to this question is C`): the full text of an
+       option, else a letter. A capital A before a lower-case word is an article.
+    4. The one letter that is called correct, right, best or the answer (`Option C is correct`), or is chosen
+       (`it is C.`, `I choose C.`).
+    5. The response starts with a marked letter, and no other one starts a line or stands in brackets (a response that
        repeats all options chooses none): `C. food`, `C) food`, `(C) food`, `C: …`, `C\\n…`.
+    6. The one letter after "option", "choice" or "answer" that is not turned down (`Option C fits`, and not
+       `option B is wrong`).
     7. Exactly one letter in brackets, anywhere: `I would choose (C).`
     8. Exactly one option's text occurs, as whole words, first with its own capitals, then without regard to them.
        An option that only occurs inside a longer one that occurs as well does not count. A number is whole with its
@@ -145,15 +144,15 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
         named = _option_at_start(rest, options) or _letter_at_start(rest, known)
         if named:
             return named
-    for pattern in (_SAID, _NAMED):
-        said = {letter for found in pattern.finditer(text) for letter in found.groups() if letter} & set(known)
-        if len(said) == 1:
-            return said.pop()
+    if letter := _only_letter(_SAID, text, known):
+        return letter
     bracketed = {first or second for first, second in _BRACKETED.findall(text)} & set(known)
     marked = {found[1] for line in text.splitlines() if (found := _MARKED.match(line))} & set(known)
     start = _MARKED.match(text)
     if start and marked | bracketed == {start[1]}:
         return start[1]
+    if letter := _only_letter(_NAMED, text, known):
+        return letter
     if len(bracketed) == 1:
         return bracketed.pop()
     return _only_option(text, options, 0) or _only_option(text, options, re.IGNORECASE)
@@ -164,13 +163,14 @@ def _plain_minus(text: str) -> str:
 
 
 def _option_at_start(text: str, options: Sequence[str]) -> str | None:
-    """The longest option whose text the rest of the response starts with (not options of one character: they could be
-    letters)."""
+    """The longest option whose text the rest of the response starts with (not options of one letter, which could name
+    others)."""
     for flags in (0, re.IGNORECASE):
         found = [
             (len(option), letter)
             for letter, option in zip(letters(len(options)), options, strict=True)
-            if len(option.strip()) > 1 and re.match(_OPEN + _whole(option), text, flags)
+            if not (len(option.strip()) == 1 and option.strip().isalpha())
+            and re.match(_OPEN + _whole(option), text, flags)
         ]
         if found:
             return max(found)[1]
@@ -186,6 +186,12 @@ def _letter_at_start(text: str, known: str) -> str | None:
     if bare and bare[1] in known and not (bare[1] == "A" and re.match(r"\s+[a-z]", text[bare.end() :])):
         return bare[1]
     return None
+
+
+def _only_letter(pattern: re.Pattern[str], text: str, known: str) -> str | None:
+    """The letter of the question's options that the pattern finds, None where it finds none or several."""
+    found = {letter for match in pattern.finditer(text) for letter in match.groups() if letter} & set(known)
+    return found.pop() if len(found) == 1 else None
 
 
 def _only_option(text: str, options: Sequence[str], flags: int) -> str | None:

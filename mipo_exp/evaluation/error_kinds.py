@@ -67,19 +67,17 @@ class Reading:
 
 
 def read_number(reference: Mapping[str, Any], text: str, finished: bool) -> Reading:
-    """A response to a math problem with the reference {"answer"}."""
-    gold = clean_number(str(reference["answer"]))
-    flexible, strict = flexible_number(text), strict_number(text)
-    readable = flexible if finished else strict
-    return Reading(flexible == gold, strict == gold, readable is not None)
+    """A response to a math problem with the reference {"answer"}, compared as text."""
+    return _read_number(clean_number(str(reference["answer"])), flexible_number(text), strict_number(text), finished)
 
 
 def read_value(reference: Mapping[str, Any], text: str, finished: bool) -> Reading:
-    """As `read_number`, for answers that are compared as values."""
-    gold = float(reference["answer"])
-    last, strict = last_number(text), strict_value(text)
-    readable = last if finished else strict
-    return Reading(last == gold, strict == gold, readable is not None)
+    """The same, compared as a value."""
+    return _read_number(float(reference["answer"]), last_number(text), strict_value(text), finished)
+
+
+def _read_number(gold: object, last: object, strict: object, finished: bool) -> Reading:
+    return Reading(last == gold, strict == gold, (last if finished else strict) is not None)
 
 
 def read_choice(reference: Mapping[str, Any], text: str, finished: bool) -> Reading:

@@ -42,6 +42,14 @@ class Judging:
     group: str = "judge"
 
     @property
+    def model(self) -> Any:
+        """Which model judges, wherever it is and however its replies are sampled."""
+        runtime = self.judge.backend.runtime
+        if runtime is not None:
+            return runtime.identity
+        return self.config.model if isinstance(self.config, EndpointJudgeConfig) else self.judge.backend.identity
+
+    @property
     def kind(self) -> Kind:
         """What is asked."""
         return KINDS[self.kind_name]

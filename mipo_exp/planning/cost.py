@@ -120,7 +120,8 @@ def decoding_seconds(
 
 
 def seconds(work: Work, shape: Shape, machine: Machine, engine: str = "transformers") -> float:
-    """Seconds of a stage, with its model loaded."""
+    """Seconds of a stage, with its model loaded. Responses that a training samples come from transformers."""
+    engine = "transformers" if work.trained else engine
     found = 0.0
     if work.sampled:
         found += forward_seconds(shape, machine, work.prompts, 0, work.length)

@@ -40,6 +40,8 @@ def measure(device: str, dtype: str) -> Machine:
 
     of = torch.device(device)
     rows, width, copied, times = WORK[of.type]
+    free = free_bytes(device)
+    copied = min(copied, free // 8)
     left = torch.ones(rows, width, dtype=getattr(torch, dtype), device=of)
     right = torch.ones(width, width, dtype=getattr(torch, dtype), device=of)
     source = torch.zeros(copied, dtype=torch.uint8, device=of)
@@ -59,7 +61,7 @@ def measure(device: str, dtype: str) -> Machine:
         matmul=2 * rows * width * width / product,
         bandwidth=2 * copied / copy,
         launch=launches / SMALL_OPERATIONS,
-        memory=free_bytes(device),
+        memory=free,
     )
 
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 DRAWS = "bootstrap.npz"
 ALPHA = 0.05
+HARNESS_COLUMNS = 12  # more of them, all of MMLU perhaps, are in table.json only
 ROUNDING = 1e-6  # of a draw, relative
 
 # Columns of the table, in this order, as far as the runs have them, and behind them those of lm-evaluation-harness.
@@ -154,7 +155,9 @@ class Panel:
         found = dict.fromkeys(name for run in runs for name in run.summary["metrics"]["after"])
         self.metrics = [name for name in COLUMNS if name in found]
         self.metrics += sorted(name for name in found if name not in COLUMNS)
-        self.columns = [name for name in self.metrics if name in COLUMNS or name.startswith(PREFIX)]
+        harness = [name for name in self.metrics if name.startswith(PREFIX)]
+        self.columns = [name for name in self.metrics if name in COLUMNS]
+        self.columns += harness if len(harness) <= HARNESS_COLUMNS else []
         self.against_before = self._adjusted(
             {
                 (index, name): self._difference(arm, name, arm, "before")
@@ -186,13 +189,16 @@ class Panel:
         return Difference(summarize(float(point), drawn, count), bootstrap_p_value(drawn))
 
     def _adjusted(self, cells: Cells) -> Cells:
-        family = [
+        tested = [
             key
             for key, cell in cells.items()
             if key[1] in self.columns and key[1] not in WITHOUT_TEST and np.isfinite(cell.p_value)
         ]
-        for key, value in zip(family, holm([cells[key].p_value for key in family]), strict=True):
-            cells[key] = Difference(cells[key].estimate, cells[key].p_value, value)
+        # The harness's tasks are a family of their own: however many there are, the other stars stay.
+        for harness in (False, True):
+            family = [key for key in tested if key[1].startswith(PREFIX) == harness]
+            for key, value in zip(family, holm([cells[key].p_value for key in family]), strict=True):
+                cells[key] = Difference(cells[key].estimate, cells[key].p_value, value)
         return cells
 
     def as_json(self) -> dict[str, Any]:

@@ -35,7 +35,12 @@ def judged_reward(judging: Judging) -> Reward:
     ) -> list[float | None]:
         nonlocal asked, unread
         items = [Rated(item.context, item.prompt, text) for item, text in zip(examples, texts, strict=True)]
-        scores = rate(judging.judge, items)
+        try:
+            scores = rate(judging.judge, items)
+        except JudgeError as error:
+            if judging.group == "judge":
+                raise
+            raise JudgeError(f"{judging.group} (its keys are those of judge): {error}") from error
         asked, unread = asked + len(scores), unread + scores.count(None)
         if unread > judging.config.max_parse_failures * asked:
             raise JudgeError(
