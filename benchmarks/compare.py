@@ -35,21 +35,22 @@ class Metric:
     more_is_better: bool
 
 
-def _step(stages: Stages) -> float:
+def step(stages: Stages) -> float:
+    """Seconds of a training step."""
     return stages["train"]["seconds"] / stages["train"]["steps"]
 
 
-def _step_with_reference(stages: Stages) -> float:
+def step_with_reference(stages: Stages) -> float:
     """With the reference's share, where it is computed before the training and not in the step."""
     reference = stages.get("reference")
-    return _step(stages) + (reference["seconds"] / reference["pairs"] * stages["train"]["batch"] if reference else 0.0)
+    return step(stages) + (reference["seconds"] / reference["pairs"] * stages["train"]["batch"] if reference else 0.0)
 
 
 METRICS = (
     Metric("pairs a second", lambda stages: stages["pairs"]["pairs"] / stages["pairs"]["seconds"], True),
     Metric("scored response tokens a second", lambda stages: stages["score"]["tokens_per_second"], True),
-    Metric("training step, s", _step, False),
-    Metric("the same with its reference, s", _step_with_reference, False),
+    Metric("training step, s", step, False),
+    Metric("the same with its reference, s", step_with_reference, False),
     Metric("peak memory of training, MiB", lambda stages: stages["train"]["peak_mib"], False),
     Metric("peak GPU memory of training, MiB", lambda stages: stages["train"].get("peak_gpu_mib", 0.0), False),
 )

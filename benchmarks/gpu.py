@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.compare import run_part
+from benchmarks.compare import run_part, step, step_with_reference
 from benchmarks.ours import SAME_TRAINING, Sizes, prepared, report, train
 from mipo_exp.generation.responses import opened_engine
 from mipo_exp.planning.cost import forward_operations
@@ -66,8 +66,7 @@ def main(args: argparse.Namespace) -> None:
 def table(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What the parts found, as a Markdown table."""
     rates, ours, stock = found["rates"], found["train"], found["stock-train"]
-    each, theirs = ours["seconds"] / ours["steps"], stock["seconds"] / stock["steps"]
-    whole = each + found["reference"]["seconds"] / found["reference"]["pairs"] * ours["batch"]
+    each, whole, theirs = step(found), step_with_reference(found), step({"train": stock})
     reached = rates["operations"] / each
     lines = ["| | |", "| --- | --- |", f"| matrix products, TFLOP/s | {rates['matmul'] / 1e12:.1f} |"]
     lines.append(f"| DPO step, s: this package, TRL | {each:.4f}, {theirs:.4f} ({theirs / each:.2f}×) |")

@@ -113,7 +113,7 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
     The first rule that finds a letter of the question's options decides:
 
     1. The whole response is a letter, perhaps with punctuation or brackets: `C`, `c.`, `(C)`, `**C**`.
-    2. What the last `\boxed{…}` holds: a letter or an option's text.
+    2. What the last `\\boxed{…}` holds: a letter or an option's text.
     3. What follows the last "answer is", "answer:" and the like (`Answer: C`, `the answer is (C)`), only then the last
        "option is", "choice:" …, and last with words between (`the answer to this question is C`): the full text of an
        option, else a letter. A capital A before a lower-case word is an article.

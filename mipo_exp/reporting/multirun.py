@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.evaluation.error_kinds import KINDS
-from mipo_exp.evaluation.harness_results import PREFIX
 from mipo_exp.evaluation.statistics import Estimate, Values, bootstrap_p_value, holm, summarize
+from mipo_exp.reporting.metrics import HARNESS
 from mipo_exp.store import write_atomically
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class Panel:
         found = dict.fromkeys(name for run in runs for name in run.summary["metrics"]["after"])
         self.metrics = [name for name in COLUMNS if name in found]
         self.metrics += sorted(name for name in found if name not in COLUMNS)
-        harness = [name for name in self.metrics if name.startswith(PREFIX)]
+        harness = [name for name in self.metrics if name.startswith(HARNESS)]
         self.columns = [name for name in self.metrics if name in COLUMNS]
         self.columns += harness if len(harness) <= HARNESS_COLUMNS else []
         self.against_before = self._adjusted(
@@ -196,7 +196,7 @@ class Panel:
         ]
         # The harness's tasks are a family of their own: however many there are, the other stars stay.
         for harness in (False, True):
-            family = [key for key in tested if key[1].startswith(PREFIX) == harness]
+            family = [key for key in tested if key[1].startswith(HARNESS) == harness]
             for key, value in zip(family, holm([cells[key].p_value for key in family]), strict=True):
                 cells[key] = Difference(cells[key].estimate, cells[key].p_value, value)
         return cells
