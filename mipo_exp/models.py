@@ -344,10 +344,13 @@ def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "P
     """
     import torch
 
+    from mipo_exp.onednn import use_onednn
+
     quiet_libraries()
     model, problems = load_folder(folder, config, getattr(torch, dtype), device)
     if problems:
         raise ModelError(f"the weights in {folder} do not fit its config.json: {problems}")
+    use_onednn(model)
     return model
 
 

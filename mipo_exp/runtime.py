@@ -133,7 +133,10 @@ class Runtime:
     def model(self, adapter: Path | None = None) -> "PreTrainedModel":
         """The base model, or the policy: the base model with the unmerged adapter of a folder."""
         if self._model is None:
+            from mipo_exp.onednn import pack
+
             self._model = self.fresh_model()
+            pack(self._model)
         if adapter != self._adapter:
             from peft import PeftModel
 

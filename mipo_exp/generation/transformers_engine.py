@@ -88,6 +88,8 @@ def sample_batch(
     """
     import torch
 
+    from mipo_exp.generation.cache import roomy_cache
+
     device = next(model.parameters()).device
     ids, mask = _pad_left(prompts, pad_id)
     against = {}
@@ -105,6 +107,7 @@ def sample_batch(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=_generation_config(sampling, stop_ids, pad_id),
+            past_key_values=roomy_cache(model, sampling.max_new_tokens),
             **against,
         )
     stops = set(stop_ids)

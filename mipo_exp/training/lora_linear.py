@@ -13,6 +13,8 @@ from peft.tuners import lora
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from mipo_exp.onednn import OnednnLinear, linear
+
 if TYPE_CHECKING:
     import peft
 
@@ -32,7 +34,7 @@ class _LoraProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         inner = rows @ a.T
-        y = nn.functional.linear(rows, weight, bias).addmm_(inner, b.T, alpha=scaling)
+        y = linear(rows, weight, bias).addmm_(inner, b.T, alpha=scaling)
         ctx.save_for_backward(x, inner, weight, a, b)
         ctx.scaling = scaling
         return y.view(*x.shape[:-1], -1)
@@ -43,7 +45,7 @@ class _LoraProduct(torch.autograd.Function):
         x, inner, weight, a, b = ctx.saved_tensors
         rows, of_y = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
         of_inner = (of_y @ b).mul_(ctx.scaling)
-        of_x = (of_y @ weight).addmm_(of_inner, a).view(x.shape) if ctx.needs_input_grad[0] else None
+        of_x = linear(of_y, weight.T).addmm_(of_inner, a).view(x.shape) if ctx.needs_input_grad[0] else None
         return of_x, None, None, of_inner.T @ rows, (of_y.T @ inner).mul_(ctx.scaling), None
 
 
@@ -73,7 +75,7 @@ class LoraLinear(lora.Linear):
         layers = (self.base_layer, self.lora_A[name], self.lora_B[name])
         for layer in layers:
             # Hooks bring weights from elsewhere, as DeepSpeed's do.
-            if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
+            if type(layer) not in (nn.Linear, OnednnLinear) or layer._forward_hooks or layer._forward_pre_hooks:
                 return None
             if layer.weight.dtype != x.dtype:
                 return None
