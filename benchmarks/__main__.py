@@ -1,10 +1,11 @@
-"""python -m benchmarks compare|growth|sweep|start|gpu: what RESULTS.md says, measured again."""
+"""python -m benchmarks compare|growth|sweep|start|linear|gpu: what RESULTS.md says, measured again."""
 
 import argparse
 
-from benchmarks import compare, gpu, growth, start, sweep
+from benchmarks import compare, gpu, growth, linear, start, sweep
 
-COMMANDS = {"compare": compare, "growth": growth, "sweep": sweep, "start": start, "gpu": gpu}
+MODULES = (compare, growth, sweep, start, linear, gpu)
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
 def main() -> None:

@@ -54,6 +54,11 @@ class Shape:
     itemsize: int
 
     @property
+    def tied(self) -> bool:
+        """Whether the output head is the table of embeddings."""
+        return self.total - self.body < 1.5 * self.vocabulary * self.width
+
+    @property
     def kv_bytes(self) -> int:
         """Keys and values of one token in all layers."""
         return 2 * self.layers * self.kv_width * self.itemsize

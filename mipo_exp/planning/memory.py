@@ -42,11 +42,14 @@ def need(work: Work, shape: Shape, device: str, lora_parameters: float, logits_b
         lora_parameters: of the adapter, in float32 with gradients and both moments of AdamW.
         logits_bytes: most that logits take at once while scoring.
     """
-    fixed = LIBRARIES_BYTES[device.partition(":")[0]] + shape.total * shape.itemsize
+    on = device.partition(":")[0]
+    fixed = LIBRARIES_BYTES[on] + shape.total * shape.itemsize
     if work.trained:
         kept = KEPT_WIDTHS * shape.width + KEPT_INNERS * shape.inner + KEPT_KV * shape.kv_width
         logits = TRAINING_LOGITS * min(work.widest_heads * shape.vocabulary, TRL_HEAD_TILE) * 4
         return Need(fixed + 16 * lora_parameters, work.widest * shape.layers * kept * shape.itemsize + logits)
+    if on == "cpu" and shape.itemsize == 4 and shape.tied:
+        fixed += shape.vocabulary * shape.width * shape.itemsize  # an output head of its own (`onednn.pack`)
     living = (LIVING_WIDTHS * shape.width + LIVING_INNERS * shape.inner) * shape.itemsize
     if work.sampled:
         logits = SCORING_LOGITS * work.widest_heads * shape.vocabulary * 4
