@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 log = logging.getLogger(__name__)
 
 # With fewer rows, laying the weights out for one product takes longer than it saves.
-MIN_ROWS = 128
+MIN_ROWS = 8
 
 
 @cache

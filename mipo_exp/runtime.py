@@ -138,13 +138,17 @@ class Runtime:
             self._model = self.fresh_model()
             pack(self._model)
         if adapter != self._adapter:
-            from peft import PeftModel
+            from peft import PeftConfig, PeftModel
+
+            from mipo_exp.training.lora_linear import use_lora_linear
 
             if self._adapter is not None:
                 self._model = self._model.unload()
                 self._adapter = None
             if adapter is not None:
-                self._model = PeftModel.from_pretrained(self._model, str(adapter)).eval()
+                lora = PeftConfig.from_pretrained(str(adapter))
+                use_lora_linear(lora)
+                self._model = PeftModel.from_pretrained(self._model, str(adapter), config=lora).eval()
                 self._adapter = adapter
         model: PreTrainedModel = self._model
         return model

@@ -109,6 +109,8 @@ def _share_prompts(dpo: "DPOTrainer", pairs: Table[ScoredPair]) -> None:
     """Compute each prompt once, where this architecture allows it; the longest pair is tried."""
     import torch
 
+    from mipo_exp.training.response_head import use_response_head
+
     lengths = pairs.lengths("prompt_ids") + np.maximum(pairs.lengths("chosen_ids"), pairs.lengths("rejected_ids"))
     pair = pairs[int(lengths.argmax())]
     prompt, *sides = (
@@ -116,6 +118,7 @@ def _share_prompts(dpo: "DPOTrainer", pairs: Table[ScoredPair]) -> None:
     )
     base = dpo.accelerator.unwrap_model(dpo.model).get_base_model()
     dpo.model.eval()
+    use_response_head(base)
     possible = can_share(base, int(lengths.max()), [prompt], [sides])
     dpo.model.train()
     if possible:

@@ -84,6 +84,10 @@ def build_trainer(
     base = runtime.fresh_model()
     disable_dropout_in_model(base)
     add_fused_lm_head(base)
+    if job.trainer.share_prompt:
+        from mipo_exp.training.response_head import use_response_head
+
+        use_response_head(base)
     arguments = training_arguments(job.method, job.trainer, job.seed, job.output, runtime.device, runtime.dtype)
     arguments.dataloader_drop_last = across_batch
     if across_batch and len(groups) < arguments.per_device_train_batch_size:
