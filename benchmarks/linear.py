@@ -47,13 +47,13 @@ def main(args: argparse.Namespace) -> None:
 def _measure(count: int, width: int, out: int) -> list[float]:
     """Median seconds: torch, oneDNN as it is, packed, torch's backward product, oneDNN's."""
     rows, gradient, weight = torch.randn(count, width), torch.randn(count, out), torch.randn(out, width)
-    packed = onednn._pack(weight)
+    laid_out = onednn.packed(weight)
     ways: list[Callable[[], torch.Tensor]] = [
         lambda: nn.functional.linear(rows, weight),
-        lambda: onednn._product(rows, weight, None),
-        lambda: onednn._product(rows, packed, None),
+        lambda: onednn.product(rows, weight, None),
+        lambda: onednn.product(rows, laid_out, None),
         lambda: gradient @ weight,
-        lambda: onednn._product(gradient, weight.T, None),
+        lambda: onednn.product(gradient, weight.T, None),
     ]
     found: list[list[float]] = [[] for _ in ways]
     with torch.inference_mode():

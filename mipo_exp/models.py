@@ -337,7 +337,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBas
 
 
 def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "PreTrainedModel":
-    """The base model of a folder, in evaluation mode, without gradients.
+    """The base model of a folder, in evaluation mode, without gradients; on a CPU with `onednn`'s linear layers.
 
     Raises:
         ModelError: transformers cannot read it.

@@ -12,16 +12,20 @@ compute something else, everything runs as it would without this module.
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 log = logging.getLogger(__name__)
 
 # With fewer rows, laying the weights out for one product takes longer than it saves.
 MIN_ROWS = 8
+PROBED = (1, 2, 3, 5, 8)  # ids on which a packed model is tried
 
 
 @cache
@@ -34,7 +38,7 @@ def available() -> bool:
     try:
         with torch.no_grad():
             expected = nn.functional.linear(rows, weight, bias)
-            found = [_product(rows, laid_out, bias) for laid_out in (weight, weight.T.contiguous().T, _pack(weight))]
+            found = [product(rows, laid_out, bias) for laid_out in (weight, weight.T.contiguous().T, packed(weight))]
     except (AttributeError, RuntimeError, TypeError) as error:
         log.info("torch has no oneDNN products to use here (%s): linear layers run without", error)
         return False
@@ -53,7 +57,7 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
         (M, out).
     """
     if weight.is_mkldnn or (len(rows) >= MIN_ROWS and _takes(rows, weight)):
-        return _product(rows, weight, bias)
+        return product(rows, weight, bias)
     return nn.functional.linear(rows, weight, bias)
 
 
@@ -65,8 +69,8 @@ class OnednnLinear(nn.Linear):
         learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters(recurse=False))
         if learns or torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
-        product: Callable[..., torch.Tensor] = _FrozenProduct.apply
-        return product(x, self.weight, self.bias)
+        frozen: Callable[..., torch.Tensor] = _FrozenProduct.apply
+        return frozen(x, self.weight, self.bias)
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -75,14 +79,14 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(weight)
-        return linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+        return linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         rows = linear(gradient.reshape(-1, gradient.shape[-1]), weight.T)
-        return rows.view(*gradient.shape[:-1], -1), None, None
+        return rows.view(*gradient.shape[:-1], weight.shape[1]), None, None
 
 
 def use_onednn(model: nn.Module) -> None:
@@ -94,27 +98,60 @@ def use_onednn(model: nn.Module) -> None:
             layer.__class__ = OnednnLinear
 
 
-def pack(model: nn.Module) -> None:
+def pack(model: "PreTrainedModel") -> None:
     """Replace the weights of a model's `OnednnLinear` layers by the same in the layout of oneDNN's kernels.
 
     For models that are not trained: no gradient goes through a packed layer, and its weight cannot be read as numbers.
-    An output head that shares its weight with the embedding gets one of its own.
+    An output head that shares its weight with the embedding gets one of its own. A model that reads such weights itself
+    (recurrent ones do) is left as it is; that shows on a few tokens. Layers that are packed stay so.
     """
+    layers = [layer for layer in model.modules() if isinstance(layer, OnednnLinear) and not layer.weight.is_mkldnn]
+    if not layers:
+        return
+    expected = _logits(model)
+    for layer in layers:
+        layer.weight = nn.Parameter(packed(layer.weight.detach()), requires_grad=False)
+    try:
+        same = torch.allclose(_logits(model), expected, rtol=1e-3, atol=1e-3)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        said = str(error).partition("\n")[0]
+        log.info("this architecture reads its weights itself (%s): they stay as they are", said)
+        same = False
+    if not same:
+        unpack(model)
+        return
+    for parameter in model.parameters():
+        # The weights that were replaced lie in one mapped file with the others, and in memory while one of them does.
+        if not parameter.is_mkldnn:
+            parameter.data = parameter.detach().clone()
+
+
+def unpack(model: nn.Module) -> None:
+    """Give packed layers weights again that can be read; equal ones are not shared any more."""
     for layer in model.modules():
-        if isinstance(layer, OnednnLinear):
-            layer.weight = nn.Parameter(_pack(layer.weight.detach()), requires_grad=False)
+        if isinstance(layer, OnednnLinear) and layer.weight.is_mkldnn:
+            layer.weight = nn.Parameter(layer.weight.detach().to_dense(), requires_grad=False)
+
+
+def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`linear`, always by oneDNN."""
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return found
+
+
+def packed(weight: torch.Tensor) -> torch.Tensor:
+    """A weight (out, in) in the layout of oneDNN's kernels."""
+    found: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return found
+
+
+def _logits(model: "PreTrainedModel") -> torch.Tensor:
+    ids = torch.tensor([PROBED]) % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return found
 
 
 def _takes(rows: torch.Tensor, weight: torch.Tensor) -> bool:
     on_cpu = rows.device.type == weight.device.type == "cpu"
     return on_cpu and rows.dtype == weight.dtype == torch.float32 and available()
-
-
-def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return found
-
-
-def _pack(weight: torch.Tensor) -> torch.Tensor:
-    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-    return packed

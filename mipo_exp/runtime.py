@@ -132,11 +132,10 @@ class Runtime:
 
     def model(self, adapter: Path | None = None) -> "PreTrainedModel":
         """The base model, or the policy: the base model with the unmerged adapter of a folder."""
-        if self._model is None:
-            from mipo_exp.onednn import pack
+        from mipo_exp.onednn import pack, unpack
 
+        if self._model is None:
             self._model = self.fresh_model()
-            pack(self._model)
         if adapter != self._adapter:
             from peft import PeftConfig, PeftModel
 
@@ -148,8 +147,11 @@ class Runtime:
             if adapter is not None:
                 lora = PeftConfig.from_pretrained(str(adapter))
                 use_lora_linear(lora)
+                if getattr(lora, "use_dora", False):  # reads the weights
+                    unpack(self._model)
                 self._model = PeftModel.from_pretrained(self._model, str(adapter), config=lora).eval()
                 self._adapter = adapter
+        pack(self._model)
         model: PreTrainedModel = self._model
         return model
 

@@ -38,8 +38,8 @@ from tests.judge_server import Answer, JudgeServer, Script, completion
 from tests.test_pipeline import artefact
 
 ROOT = Path(__file__).parents[1]
-# A large step, so that responses differ before and after.
-CHANGED = ("trainer.learning_rate=0.5", "trainer.max_steps=4")
+# A large step and the likeliest tokens, so that responses differ before and after.
+CHANGED = ("trainer.learning_rate=0.5", "trainer.max_steps=4", "evaluation.sampling.temperature=0")
 FAIL = Answer(503, headers={"x-should-retry": "false"})
 
 

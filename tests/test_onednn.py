@@ -40,9 +40,9 @@ needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this build of 
 def few_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Products with few rows take oneDNN's way as well; how many rows each had."""
     calls: list[int] = []
-    product = onednn._product
+    product = onednn.product
     monkeypatch.setattr(onednn, "MIN_ROWS", 1)
-    monkeypatch.setattr(onednn, "_product", lambda rows, *rest: calls.append(len(rows)) or product(rows, *rest))
+    monkeypatch.setattr(onednn, "product", lambda rows, *rest: calls.append(len(rows)) or product(rows, *rest))
     return calls
 
 
@@ -60,7 +60,7 @@ def make(name: str, tied: bool = True) -> Any:
 def test_a_product_is_torchs_with_weights_as_they_are_transposed_and_packed(bias: bool, few_rows: list[int]) -> None:
     rows, weight, added = torch.randn(7, 48), torch.randn(32, 48), torch.randn(32) if bias else None
     expected = nn.functional.linear(rows, weight, added)
-    for laid_out in (weight, weight.T.contiguous().T, onednn._pack(weight)):
+    for laid_out in (weight, weight.T.contiguous().T, onednn.packed(weight)):
         torch.testing.assert_close(linear(rows, laid_out, added), expected, rtol=1e-5, atol=1e-5)
     assert few_rows == [7, 7, 7]
 
@@ -75,13 +75,13 @@ def test_a_model_computes_the_same_as_it_is_and_packed(name: str, tied: bool, fe
         assert not few_rows
         use_onednn(model)
         torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
-        products = len(few_rows)
+        assert len(few_rows) == 2 * 7 + 1
         pack(model)
+        few_rows.clear()
         assert model.lm_head.weight.is_mkldnn
         assert not model.get_input_embeddings().weight.is_mkldnn
         torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
-    assert products == 2 * 7 + 1
-    assert len(few_rows) == 2 * products
+    assert len(few_rows) == 2 * 7 + 1
 
 
 @needs_onednn
@@ -138,7 +138,7 @@ def test_a_torch_without_the_operations_runs_as_before(monkeypatch: pytest.Monke
     onednn.available.cache_clear()
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(onednn, "_product", refuse)
+            patch.setattr(onednn, "product", refuse)
             assert not onednn.available()
             model = make("llama")
             use_onednn(model)
@@ -155,7 +155,7 @@ def test_a_wrong_product_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     onednn.available.cache_clear()
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(onednn, "_product", lambda rows, weight, bias: rows.new_zeros(len(rows), weight.shape[0]))
+            patch.setattr(onednn, "product", lambda rows, weight, bias: rows.new_zeros(len(rows), weight.shape[0]))
             assert not onednn.available()
     finally:
         onednn.available.cache_clear()
@@ -182,6 +182,49 @@ def test_scoring_and_sampling_run_on_packed_weights_and_training_does_not(tiny: 
         torch.testing.assert_close(tiny.model()(input_ids=ids).logits, without)
 
 
+@needs_onednn
+def test_an_adapter_that_reads_the_weights_finds_them(tiny: Runtime, tmp_path: Path) -> None:
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", use_dora=True)
+    adapted: Any = peft.get_peft_model(tiny.fresh_model(), lora)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter.data, std=0.3)
+    adapted.save_pretrained(tmp_path)
+    ids = torch.randint(0, 97, (2, 12))
+    with torch.inference_mode():
+        without = tiny.model()(input_ids=ids).logits
+        expected = adapted.eval()(input_ids=ids).logits
+        torch.testing.assert_close(tiny.model(tmp_path)(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(tiny.model()(input_ids=ids).logits, without, rtol=1e-4, atol=1e-4)
+    assert any(layer.weight.is_mkldnn for layer in tiny.model().modules() if isinstance(layer, OnednnLinear))
+
+
+@needs_onednn
+def test_a_model_that_reads_its_weights_is_left_as_it_is() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)).eval()
+    model.requires_grad_(False)
+    ids = torch.randint(0, 97, (2, 9))
+    expected = model(input_ids=ids).logits
+    use_onednn(model)
+    pack(model)
+    assert not any(layer.weight.is_mkldnn for layer in model.modules() if isinstance(layer, OnednnLinear))
+    torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_onednn
+def test_no_rows_are_no_error() -> None:
+    layer: Any = nn.Sequential(nn.Linear(48, 32)).requires_grad_(False)
+    use_onednn(layer)
+    assert layer(torch.empty(0, 48)).shape == (0, 32)
+    layer[0].weight = nn.Parameter(onednn.packed(layer[0].weight), requires_grad=False)
+    assert layer(torch.empty(2, 0, 48)).shape == (2, 0, 32)
+    onednn.unpack(layer)
+    assert not layer[0].weight.is_mkldnn
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_sampling_with_room_gives_the_same_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(name)
@@ -206,6 +249,17 @@ def test_a_full_layer_grows_as_transformers_does() -> None:
         states = torch.randn(2, 3, tokens, 4), torch.randn(2, 3, tokens, 4)
         for found, expected in zip(ours.update(*states), theirs.update(*states), strict=True):
             assert torch.equal(found, expected)
+
+
+def test_a_layer_whose_rows_were_selected_goes_on_with_them() -> None:
+    ours, theirs = RoomyLayer(9), DynamicLayer()
+    for layer in (ours, theirs):
+        torch.manual_seed(0)
+        layer.update(torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4))
+        layer.batch_select_indices(torch.tensor([2, 0]))
+        layer.update(torch.randn(2, 2, 1, 4), torch.randn(2, 2, 1, 4))
+    assert torch.equal(ours.keys, theirs.keys)
+    assert torch.equal(ours.values, theirs.values)
 
 
 def test_a_model_with_sliding_windows_keeps_transformers_cache() -> None:

@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GemmaConfig, GemmaForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 from trl.trainer.utils import add_fused_lm_head
 
 from mipo_exp.training import response_head
@@ -59,11 +66,13 @@ def test_positions_without_a_label_and_other_calls_are_trls() -> None:
     assert model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs.shape == (1, 10)
 
 
-@pytest.mark.parametrize("kind", ["scaled", "half", "learning", "llama"])
+@pytest.mark.parametrize("kind", ["scaled", "capped", "half", "learning", "llama"])
 def test_heads_that_are_more_than_a_product_stay_trls(kind: str) -> None:
     torch.manual_seed(0)
     if kind == "scaled":
         model: Any = GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=3.0)).requires_grad_(False)
+    elif kind == "capped":  # so far above the logits that they do not show it
+        model = Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=12, final_logit_softcapping=1e4)).requires_grad_(False)
     elif kind == "half":
         model = GemmaForCausalLM(GemmaConfig(**SIZES, head_dim=12)).to(torch.bfloat16).requires_grad_(False)
     else:

@@ -20,6 +20,8 @@ class RoomyLayer(DynamicLayer):
     def __init__(self, room: int) -> None:
         super().__init__()
         self.room = room
+        self.keys: torch.Tensor
+        self.values: torch.Tensor
         self._whole: list[torch.Tensor] = []
 
     def update(
@@ -28,7 +30,8 @@ class RoomyLayer(DynamicLayer):
         """Add the states of further tokens, (B, H, n, D) each; all that are known are returned."""
         start = self.get_seq_length()
         stop = start + key_states.shape[-2]
-        if self._whole and stop > self._whole[0].shape[-2]:
+        # Full, or not what was written here: rows were selected or repeated.
+        if self._whole and (stop > self._whole[0].shape[-2] or self.keys.data_ptr() != self._whole[0].data_ptr()):
             return super().update(key_states, value_states, *args, **kwargs)
         states = key_states, value_states
         if not self._whole:

@@ -57,6 +57,9 @@ def build_mipo(job: Job) -> "DPOTrainer":
     dpo = make_trainer(job, method, pairs)
     check_trainable(dpo.model, job.lora)
     if job.trainer.share_prompt:
+        from mipo_exp.training.response_head import use_response_head
+
+        use_response_head(dpo.accelerator.unwrap_model(dpo.model).get_base_model())
         _share_prompts(dpo, pairs)
     check_first_loss(dpo, method, job.trainer.reference)
     return dpo
@@ -109,8 +112,6 @@ def _share_prompts(dpo: "DPOTrainer", pairs: Table[ScoredPair]) -> None:
     """Compute each prompt once, where this architecture allows it; the longest pair is tried."""
     import torch
 
-    from mipo_exp.training.response_head import use_response_head
-
     lengths = pairs.lengths("prompt_ids") + np.maximum(pairs.lengths("chosen_ids"), pairs.lengths("rejected_ids"))
     pair = pairs[int(lengths.argmax())]
     prompt, *sides = (
@@ -118,7 +119,6 @@ def _share_prompts(dpo: "DPOTrainer", pairs: Table[ScoredPair]) -> None:
     )
     base = dpo.accelerator.unwrap_model(dpo.model).get_base_model()
     dpo.model.eval()
-    use_response_head(base)
     possible = can_share(base, int(lengths.max()), [prompt], [sides])
     dpo.model.train()
     if possible:

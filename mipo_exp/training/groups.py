@@ -84,10 +84,6 @@ def build_trainer(
     base = runtime.fresh_model()
     disable_dropout_in_model(base)
     add_fused_lm_head(base)
-    if job.trainer.share_prompt:
-        from mipo_exp.training.response_head import use_response_head
-
-        use_response_head(base)
     arguments = training_arguments(job.method, job.trainer, job.seed, job.output, runtime.device, runtime.dtype)
     arguments.dataloader_drop_last = across_batch
     if across_batch and len(groups) < arguments.per_device_train_batch_size:
@@ -100,6 +96,15 @@ def build_trainer(
     except ValueError as error:
         raise wrong_targets(job.lora, error) from error
     check_trainable(model, job.lora)
+    if isinstance(base.get_output_embeddings(), peft.tuners.tuners_utils.BaseTunerLayer):
+        raise ConfigError(
+            f"lora.target_modules={job.lora.target_modules} adapts the output head, which "
+            f"method={job.method.name} reads without its adapter; leave it out"
+        )
+    if job.trainer.share_prompt:
+        from mipo_exp.training.response_head import use_response_head
+
+        use_response_head(base)
     share = job.trainer.share_prompt and _can_share(base, groups, arguments.per_device_train_batch_size, across_batch)
 
     class LossTrainer(Trainer):

@@ -37,7 +37,7 @@ class _LoraProduct(torch.autograd.Function):
         y = linear(rows, weight, bias).addmm_(inner, b.T, alpha=scaling)
         ctx.save_for_backward(x, inner, weight, a, b)
         ctx.scaling = scaling
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable

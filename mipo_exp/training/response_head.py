@@ -13,14 +13,15 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from mipo_exp.onednn import OnednnLinear, linear
+from mipo_exp.onednn import PROBED, OnednnLinear, linear
 from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES
 from mipo_exp.training.layout import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PROBED = [[1, 2, 3, 5, 8]]  # ids on which a head is tried
+# What TRL and transformers do to logits, by the names in config.json; others show on a few tokens.
+NOT_A_PRODUCT = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
 class _LogProbs(torch.autograd.Function):
@@ -73,7 +74,7 @@ def use_response_head(model: "PreTrainedModel") -> None:
     on the CPU and nothing else; its fields are those of TRL, the entropy without a gradient.
 
     Args:
-        model: the base model in evaluation mode, after TRL has given it its fused output head.
+        model: the base model after TRL has given it its fused output head.
     """
     from trl.trainer.utils import FusedCausalLMOutput
 
@@ -110,10 +111,14 @@ def _is_a_product(model: "PreTrainedModel") -> bool:
         return False
     if head.weight.device.type != "cpu" or head.weight.dtype != torch.float32:
         return False
-    if getattr(model.config.get_text_config(), "output_router_logits", False):
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False) or any(getattr(config, name, None) for name in NOT_A_PRODUCT):
         return False
-    ids = torch.tensor(PROBED) % head.weight.shape[0]
+    ids = torch.tensor([PROBED]) % head.weight.shape[0]
+    learning = model.training
+    model.eval()
     with torch.no_grad():
         states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         expected = model(input_ids=ids, use_cache=False).logits[0]
+    model.train(learning)
     return torch.allclose(linear(states, head.weight, head.bias), expected, rtol=1e-3, atol=1e-3)
