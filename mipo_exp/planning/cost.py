@@ -18,8 +18,8 @@ OPERATIONS_A_LAYER, LORA_OPERATIONS_A_LAYER = 45, 14
 # How many bare operations one of them takes as long as: the way through Python's layers. A bare one on a GPU has most
 # of that in it already (an estimate, not measured), and vLLM replays whole steps as one graph.
 WAY_THROUGH_PYTHON = {"cpu": 12.0, "cuda": 2.0}
-# Bytes that a decoding step moves for each byte of the cache and of the logits. transformers writes the whole cache
-# anew in each step and repeats grouped heads; its draw from the distribution takes as long as many passes.
+# Bytes that a decoding step moves for each byte of the cache and of the logits, as fitted while transformers still
+# copied the cache in each step; its draw from the distribution takes as long as many passes.
 CACHE_TRAFFIC = {"transformers": 9.0}
 LOGIT_TRAFFIC = {"transformers": 130.0}
 OTHER_CACHE_TRAFFIC, OTHER_LOGIT_TRAFFIC = 2.0, 20.0
