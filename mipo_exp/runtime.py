@@ -136,6 +136,7 @@ class Runtime:
 
         if self._model is None:
             self._model = self.fresh_model()
+            pack(self._model)
         if adapter != self._adapter:
             from peft import PeftConfig, PeftModel
 
@@ -144,6 +145,7 @@ class Runtime:
             if self._adapter is not None:
                 self._model = self._model.unload()
                 self._adapter = None
+                pack(self._model)  # where the adapter had it unpacked
             if adapter is not None:
                 lora = PeftConfig.from_pretrained(str(adapter))
                 use_lora_linear(lora)
@@ -151,7 +153,6 @@ class Runtime:
                     unpack(self._model)
                 self._model = PeftModel.from_pretrained(self._model, str(adapter), config=lora).eval()
                 self._adapter = adapter
-        pack(self._model)
         model: PreTrainedModel = self._model
         return model
 

@@ -55,6 +55,16 @@ def make(name: str, tied: bool = True) -> Any:
     return model
 
 
+def saved_adapter(runtime: Runtime, folder: Path, **lora: Any) -> Any:
+    """A policy on a model of its own, whose adapter is not at its start and lies in the folder."""
+    adapted: Any = peft.get_peft_model(runtime.fresh_model(), peft.LoraConfig(r=4, target_modules="all-linear", **lora))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter.data, std=0.3)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_product_is_torchs_with_weights_as_they_are_transposed_and_packed(bias: bool, few_rows: list[int]) -> None:
@@ -168,11 +178,7 @@ def test_scoring_and_sampling_run_on_packed_weights_and_training_does_not(tiny: 
 
     assert packed(tiny.model()) == {True}
     assert packed(tiny.fresh_model()) == {False}
-    adapted: Any = peft.get_peft_model(tiny.fresh_model(), peft.LoraConfig(r=4, target_modules="all-linear"))
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            nn.init.normal_(parameter.data, std=0.3)
-    adapted.save_pretrained(tmp_path)
+    adapted = saved_adapter(tiny, tmp_path)
     ids = torch.randint(0, 97, (2, 12))
     with torch.inference_mode():
         expected, without = adapted.eval()(input_ids=ids).logits, tiny.model()(input_ids=ids).logits
@@ -184,12 +190,7 @@ def test_scoring_and_sampling_run_on_packed_weights_and_training_does_not(tiny: 
 
 @needs_onednn
 def test_an_adapter_that_reads_the_weights_finds_them(tiny: Runtime, tmp_path: Path) -> None:
-    lora = peft.LoraConfig(r=4, target_modules="all-linear", use_dora=True)
-    adapted: Any = peft.get_peft_model(tiny.fresh_model(), lora)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter.data, std=0.3)
-    adapted.save_pretrained(tmp_path)
+    adapted = saved_adapter(tiny, tmp_path, use_dora=True)
     ids = torch.randint(0, 97, (2, 12))
     with torch.inference_mode():
         without = tiny.model()(input_ids=ids).logits
