@@ -65,7 +65,7 @@ VERSIONS = {
     "rejected": 2,
     "pairs": 2,
     "scored_pairs": 2,
-    "adapter": 3,
+    "adapter": 4,
     "responses": 1,
     "scores": 2,
     "option_scores": 3,

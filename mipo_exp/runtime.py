@@ -4,7 +4,6 @@ Everything here is loaded when it is first asked for, so that an experiment whos
 torch. What a stage's result depends on is in `identity`, which every key that uses a runtime contains.
 """
 
-import gc
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from mipo_exp.config import ModelConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.rendering import Renderer
 from mipo_exp.errors import ConfigError, ModelError
+from mipo_exp.memory import free_memory
 from mipo_exp.models import ModelSource, load_model, load_tokenizer
 from mipo_exp.processes import team
 from mipo_exp.records import Condition
@@ -193,15 +193,6 @@ class Runtime:
         if self.folder is None:
             raise RuntimeError("the model stage has not run yet")
         return self.folder
-
-
-def free_memory(device: str) -> None:
-    """Give back what nothing refers to any more; a model and its trainer refer to each other."""
-    gc.collect()
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.empty_cache()
 
 
 def choose_device(wanted: str) -> str:

@@ -158,6 +158,17 @@ def test_a_window_that_layers_do_not_tell_limits_what_is_shared() -> None:
     assert not can_share(scored, [short, long])
 
 
+def test_a_device_whose_kernel_takes_no_mask_shares_up_to_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: longer sequences are scored behind prompts of their own, and not refused on the way."""
+    monkeypatch.setattr(log_probs, "MASKED_ON", ())
+    for make, window in ((sliding_mistral, 7), (sliding_qwen2, 9)):
+        scored = sharpened(make())
+        inside = Scorable((5, 6, 7), (8,) * (window - 3))
+        assert can_share(scored, [inside])
+        assert not can_share(scored, [inside, Scorable((5, 6, 7), (8,) * (window - 2))])
+        assert_agrees(scored, branching_items(1), True)
+
+
 def test_responses_of_many_positions_go_through_the_head_in_parts(
     model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

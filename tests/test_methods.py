@@ -92,14 +92,14 @@ def trained_model(runtime: Runtime, folder: Path) -> Any:
     return loop.model
 
 
-def train(runtime: Runtime, config: Config, store: Store, save: Any = None) -> Artefact:
-    """The adapter stage on a few examples with three rejected responses each."""
+def train(runtime: Runtime, config: Config, store: Store, uneven: bool = False) -> Artefact:
+    """The adapter stage on a few examples with three rejected responses each; `uneven` chosen ones differ in length."""
     model = runtime.fresh_model()
     examples, chosen, pairs = [], [], []
     for i in range(8):
         examples.append(Example(f"e{i}", f"u{i}", f"q{i}", f"I am u{i}", f"question {i}", "{}"))
         prompt = runtime.prompt_ids(examples[-1].condition)
-        good = [60 + i, 70 + i, 71, 2]
+        good = [60 + i, 70 + i, 71, 2][i % 2 if uneven else 0 :]
         chosen.append(Response(f"e{i}", good, "text", True))
         for j in range(3):
             bad = [80 + i, 90 + j, 2]

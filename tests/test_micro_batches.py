@@ -152,6 +152,25 @@ def test_groups_in_parts_train_the_same_adapter(method: str, tiny: Runtime, tmp_
                 assert parts[name] == pytest.approx(whole[name], rel=1e-3, abs=1e-4), name
 
 
+@pytest.mark.parametrize("method", ["softmax_dpo", "sft"])
+def test_accumulated_batches_train_the_same_adapter(method: str, tiny: Runtime, tmp_path: Path) -> None:
+    """The loss is a mean over all of a step's tokens or groups, however they come: responses differ in length, and the
+    last batch of a step may be smaller."""
+
+    def trained(rows: int, batches: int) -> Any:
+        sizes = (f"trainer.per_device_train_batch_size={rows}", f"trainer.gradient_accumulation_steps={batches}")
+        more = ("trainer.optim=sgd", "trainer.max_grad_norm=0", "trainer.max_steps=1", "trainer.learning_rate=1.0")
+        config = composed("+debug=quick", f"method={method}", *sizes, *more)
+        return train_method(tiny, config, Store(tmp_path / f"{rows}x{batches}"), uneven=True)
+
+    whole = trained(8, 1)
+    for rows, batches in ((2, 4), (3, 3), (1, 8)):
+        found = trained(rows, batches)
+        for name, tensor in method_weights(whole).items():
+            assert torch.allclose(tensor, method_weights(found)[name], atol=1e-5), (rows, name)
+        assert found.json("history")[0]["loss"] == pytest.approx(whole.json("history")[0]["loss"], rel=1e-4)
+
+
 def test_pairs_in_parts_train_the_same_adapter(tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path) -> None:
     """With accumulation and clipping, which see the gradient of whole batches."""
     steps = ("trainer.gradient_accumulation_steps=2", "trainer.max_grad_norm=0.01", "trainer.optim=sgd")

@@ -110,6 +110,21 @@ def test_limits_are_found_that_fit() -> None:
     assert "does not fit with any limit" in find_limits(config, examples, LARGE, "cpu", 2**30, list(works))
 
 
+def test_a_batch_that_stays_whole_is_made_of_fewer_rows() -> None:
+    """A smaller trainer.batch_tokens would change nothing there."""
+    for method, fewest in (("infonce", 2), ("rlvr", 1)):
+        task = "task=gsm8k" if method == "rlvr" else "task=personas"
+        config = composed(task, "model=qwen7b", f"method={method}", "trainer.per_device_train_batch_size=16")
+        examples = users(300), users(300)
+        most = needs(config, estimate_work(config, *examples), LARGE, "cpu")["adapter"]
+        found = find_limits(config, examples, LARGE, "cpu", most.fixed + most.batch / 5, ["adapter"])
+        (limit,) = found.removeprefix("fits with ").split()
+        name, rows = limit.split("=")
+        assert name == "trainer.per_device_train_batch_size"
+        assert fewest <= int(rows) < 16
+        assert "does not fit" in find_limits(config, examples, LARGE, "cpu", most.fixed, ["adapter"])
+
+
 @pytest.mark.parametrize(
     ("override", "billions"), [("model=qwen0.5b", 0.5), ("model=qwen7b", 7.0), ("model=smollm2", 0.135)]
 )

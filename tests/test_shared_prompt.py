@@ -1,21 +1,23 @@
 """Sharing a pair's prompt in training: the same losses, metrics and gradients as TRL's own way, or not at all."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from mipo_exp.config import Config
-from mipo_exp.config_methods import LOSS_TYPES
+from mipo_exp.config_methods import LOSS_TYPES, MipoConfig
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store, Workspace
-from mipo_exp.training.dpo import make_trainer
+from mipo_exp.training.dpo import first_loss, largest_change, make_trainer
 from mipo_exp.training.job import Job
 from mipo_exp.training.layout import IGNORED
 from mipo_exp.training.shared_prompt import arrange_pairs, share_prompts
 from tests.conftest import composed, make_runtime, table_of
+from tests.test_training import pairs as pairs  # the fixture
 from tests.test_training import train
 
 
@@ -123,8 +125,8 @@ def test_the_layout_of_a_batch_is_what_its_docstring_says() -> None:
         [0, 0, *first.prompt_ids, *first.chosen_ids[:2], first.rejected_ids[0], 0],
         [*second.prompt_ids, 0, 0, *second.rejected_ids[:2]],
     ]
-    assert layout.position_ids[0, 2:7].tolist() == [0, 1, 2, 3, 2]
-    assert layout.position_ids[1, [0, 1, 2, 3, 6, 7]].tolist() == [0, 1, 2, 3, 4, 5]
+    assert layout.position_ids[0].tolist() == [0, 0, 0, 1, 2, 3, 2, 0]
+    assert layout.position_ids[1].tolist() == [0, 1, 2, 3, 0, 0, 4, 5]
     seen = layout.visible[0, 0]
     assert seen[6].nonzero()[:, 0].tolist() == [2, 3, 6], "the rejected side sees its prompt and not the chosen side"
     assert seen[5].nonzero()[:, 0].tolist() == [2, 3, 4, 5]
@@ -176,6 +178,35 @@ def test_a_window_that_no_sequence_reaches_is_shared(tmp_path: Path, caplog: pyt
     with caplog.at_level("INFO"):
         train(runtime, [pair(12, 6, 2)], config, Store(tmp_path / "store"))
     assert "cannot share a prompt" not in caplog.text
+
+
+@pytest.mark.parametrize("loss", LOSS_TYPES)
+def test_the_first_loss_may_be_off_by_what_the_log_ratios_are_and_by_little_more(
+    loss: str, tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path
+) -> None:
+    """References that are wrong by hundredths of a nat move a loss by less than is allowed for that; in 16 bits, where
+    log-ratios are off by more, it is still told from another loss."""
+    smoothing = {"exo_pair": 0.1, "robust": 0.1}.get(loss, 0.0)
+    config = composed("+debug=quick", f"method.loss_type=[{loss}]", f"method.label_smoothing={smoothing}")
+    method = cast(MipoConfig, config.method)
+    expected = first_loss(method)
+    if expected is None:
+        return
+    for shift in (0.004, -0.3):
+        shifted = [
+            dataclasses.replace(
+                pair,
+                ref_chosen_log_prob=pair.ref_chosen_log_prob + shift,
+                ref_rejected_log_prob=pair.ref_rejected_log_prob - shift,
+            )
+            for pair in pairs
+        ]
+        dpo = make_trainer(job(tiny, config, tmp_path), method, table_of(shifted, ScoredPair))
+        dpo.model.eval()
+        with torch.no_grad():
+            found = float(dpo.compute_loss(dpo.model, dpo._prepare_inputs(dpo.data_collator(list(dpo.train_dataset)))))
+        assert 0 < abs(found - expected) <= largest_change(method, 2 * abs(shift)) + 1e-5
+    assert largest_change(method, 0.01) < 0.3 * expected
 
 
 def test_the_adapters_dropout_is_what_the_config_says(tiny: Runtime, tmp_path: Path) -> None:

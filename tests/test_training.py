@@ -20,7 +20,7 @@ from mipo_exp.store import Artefact, Stage, Store
 from mipo_exp.training import adapter as training
 from mipo_exp.training.dpo import first_loss
 from mipo_exp.training.job import argument_names, training_arguments
-from tests.conftest import composed
+from tests.conftest import composed, make_runtime
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,42 @@ def test_a_training_that_diverges_gives_no_adapter(tiny: Runtime, pairs: list[Sc
     config = composed("+debug=quick", "trainer.learning_rate=1e30", "trainer.max_grad_norm=0", "trainer.max_steps=3")
     with pytest.raises(UserError, match=r"lower trainer\.learning_rate"):
         train(tiny, pairs, config, Store(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_where_it_is(
+    tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not logged as 0, as the Trainer does unless it is told not to."""
+    from trl import DPOTrainer
+
+    compute = DPOTrainer.compute_loss
+
+    def spoilt(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return compute(self, *args, **kwargs) * (math.nan if self.state.global_step == 1 else 1.0)
+
+    monkeypatch.setattr(DPOTrainer, "compute_loss", spoilt)
+    rows: list[float] = []
+    monkeypatch.setattr(tiny, "on_training_log", lambda row: rows.append(float(row["loss"])))
+    with pytest.raises(UserError, match=r"the loss is nan at step 2; lower trainer\.learning_rate"):
+        train(tiny, pairs, composed("+debug=quick", "trainer.max_steps=4"), Store(tmp_path))
+    assert rows[0] == pytest.approx(math.log(2), rel=1e-3)
+    assert math.isnan(rows[1])
+    assert len(rows) == 2
+
+
+def test_a_router_adds_its_balance_to_the_first_loss(tmp_path: Path) -> None:
+    """TRL adds it to the loss of every model with experts; without it the check would refuse them."""
+    experts = ("model.random.model_type=mixtral", "+model.random.num_local_experts=4")
+    config = composed("+debug=quick", *experts, "+model.random.router_aux_loss_coef=0.1", "trainer.max_steps=1")
+    runtime = make_runtime(config, tmp_path / "model")
+    model = runtime.fresh_model()
+    rows = []
+    for prompt, chosen, rejected in (([10, 11, 12], [20, 21], [30]), ([13, 14], [22], [31, 32, 33])):
+        items = [Scorable(tuple(prompt), tuple(side)) for side in (chosen, rejected)]
+        scores = [float(row.sum()) for row in token_log_probs(model, items)]
+        rows.append(ScoredPair("e", 0, "no_context", False, prompt, prompt, chosen, rejected, "c", "r", *scores, None))
+    first = float(train(runtime, rows, config, Store(tmp_path / "store")).json("history")[0]["loss"])
+    assert first > math.log(2) + 0.1
 
 
 def test_stored_and_live_references_train_the_same_adapter(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mipo_exp.config import EngineConfig, SamplingConfig
 from mipo_exp.generation.engine import Contrast, Sampled, cut, longest_first
+from mipo_exp.memory import memory_for
 from mipo_exp.store import digest
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class TransformersEngine:
         """See `Engine.sample`: the rows of a batch share a generator."""
         renderer = self.runtime.renderer
         model = self.runtime.model(self.adapter)
-        return sample_batch(model, prompts, sampling, renderer.stop_ids, renderer.pad_id, shard_seed, contrast)
+        with memory_for(f"to sample {len(prompts)} responses at once", "lower engine.batch_tokens"):
+            return sample_batch(model, prompts, sampling, renderer.stop_ids, renderer.pad_id, shard_seed, contrast)
 
     def close(self) -> None:
         """See `Engine.close`: the model is the runtime's."""

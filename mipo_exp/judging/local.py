@@ -8,6 +8,7 @@ from mipo_exp.errors import JudgeError
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
 from mipo_exp.judging.judge import Keep
 from mipo_exp.judging.replies import Messages, Reply
+from mipo_exp.memory import memory_for
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import digest
 
@@ -36,8 +37,6 @@ class Local:
 
     def answer(self, requests: Sequence[Messages], keep: Keep) -> None:
         """See `Backend.answer`."""
-        import torch
-
         config, renderer = self.config, self._model.renderer
         prompts = [renderer.prompt_ids(request) for request in requests]
         limit = self._model.max_positions
@@ -55,13 +54,9 @@ class Local:
             rows = [fitting[i] for i in batch]
             seed = batch_seed(0, "judge", int(digest([list(requests[i]) for i in rows])[:8], 16))
             stops, pad = renderer.stop_ids, renderer.pad_id
-            try:
+            way_out = "lower engine.batch_tokens or judge.max_tokens"
+            with memory_for(f"for a batch of the judge {self.description}", way_out, JudgeError):
                 sampled = sample_batch(self._model.model(), [prompts[i] for i in rows], sampling, stops, pad, seed)
-            except torch.OutOfMemoryError as error:
-                raise JudgeError(
-                    f"the judge {self.description} has no memory for a batch ({error}); lower engine.batch_tokens or "
-                    "judge.max_tokens"
-                ) from error
             for index, item in zip(rows, sampled, strict=True):
                 keep(index, Reply(renderer.text(item.token_ids), len(prompts[index]), len(item.token_ids)))
 

@@ -12,6 +12,7 @@ from mipo_exp.planning.memory import Need, need
 from mipo_exp.planning.work import Encode, Work, estimate_work, pieces
 from mipo_exp.records import Example
 from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES
+from mipo_exp.training.micro_batches import may_split
 
 Examples = tuple[Sequence[Example], Sequence[Example]]
 
@@ -46,6 +47,7 @@ def find_limits(
     on = device.partition(":")[0]
     engine, scoring, trainer = config.engine, config.scoring, config.trainer
     budget = getattr(trainer.batch_tokens, on) or 2**17
+    whole = not may_split(config.method, config.lora)
     changed: dict[str, int] = {}
     encode = cache(encode)  # each round plans for the same prompts
     while True:
@@ -55,11 +57,18 @@ def find_limits(
         if not tight:
             return "fits with " + " ".join(f"{key}={value}" for key, value in changed.items())
         before = dict(changed)
-        if any(works[name].trained for name in tight) and budget > SMALLEST:
+        trains = any(works[name].trained for name in tight)
+        if trains and whole and trainer.per_device_train_batch_size > (2 if config.method.across_batch else 1):
+            rows = trainer.per_device_train_batch_size // 2
+            changed["trainer.per_device_train_batch_size"] = rows
+            trainer = dataclasses.replace(trainer, per_device_train_batch_size=rows)
+            config = dataclasses.replace(config, trainer=trainer)
+        elif trains and not whole and budget > SMALLEST:
             budget //= 2
             changed[f"trainer.batch_tokens.{on}"] = budget
             tokens = dataclasses.replace(trainer.batch_tokens, **{on: budget})
-            config = dataclasses.replace(config, trainer=dataclasses.replace(trainer, batch_tokens=tokens))
+            trainer = dataclasses.replace(trainer, batch_tokens=tokens)
+            config = dataclasses.replace(config, trainer=trainer)
         if any(works[name].sampled and not works[name].trained for name in tight) and engine.batch_rows > 1:
             engine = dataclasses.replace(
                 engine, batch_rows=engine.batch_rows // 2, batch_tokens=max(1, engine.batch_tokens // 2)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from mipo_exp.config import ScoringConfig
 from mipo_exp.errors import ModelError
-from mipo_exp.runtime import free_memory
-from mipo_exp.scoring.log_probs import Scorable, can_share, out_of_memory, token_log_probs
+from mipo_exp.memory import free_memory, out_of_memory
+from mipo_exp.rotation import rotation_limit
+from mipo_exp.scoring.log_probs import Scorable, can_share, token_log_probs
 from mipo_exp.scoring.prefix_tree import MIN_SHARED_TOKENS, common_prefix
 
 if TYPE_CHECKING:
@@ -103,6 +104,15 @@ class Scorer:
         Raises:
             ModelError: there is no memory for a single item.
         """
+        limit = rotation_limit(self.model.config.get_text_config())
+        longer = [limit is not None and len(item.input_ids) > limit for item in items]
+        found: dict[int, float] = {}
+        for alike in (False, True):  # in passes of their own: a response's score must not depend on its neighbours
+            part = [i for i in range(len(items)) if longer[i] == alike]
+            found.update(zip(part, self._score([items[i] for i in part]), strict=True))
+        return [found[i] for i in range(len(items))]
+
+    def _score(self, items: Sequence[Scorable]) -> list[float]:
         share = self.share_prefix and bool(items) and can_share(self.model, items)
         found: dict[int, float] = {}
         waiting = plan_batches(items, self.budget, share)

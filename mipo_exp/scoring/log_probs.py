@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mipo_exp.memory import out_of_memory
 from mipo_exp.scoring.prefix_tree import build_tree
-from mipo_exp.scoring.tree_attention import NotComputedError, run_tree
+from mipo_exp.scoring.tree_attention import MASKED_ON, NotComputedError, run_tree
 
 if TYPE_CHECKING:
     import torch
@@ -25,14 +26,12 @@ log = logging.getLogger(__name__)
 # Logits are the largest tensor of a scoring pass: positions × vocabulary × 4 bytes stays below this. Each piece reads
 # the whole output head, so that a GPU, whose caches do not hold it, is given larger ones.
 MAX_LOGITS_BYTES = {"cpu": 24 * 2**20, "cuda": 2**30}
-# What torch says when memory is short and it raises no error of its own kind.
-NO_MEMORY = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 # How far the two ways may lie apart in one token's log-probability (nats), by precision, beyond which the architecture
 # counts as one that cannot share prefixes.
 AGREEMENT = {"torch.float32": 1e-3, "torch.float64": 1e-3}
 AGREEMENT_16_BITS = 0.5
 # Up to how many tokens of a sequence a model can share prefixes: 0 where it cannot, and no more than its window where
-# its layers do not say how far they see.
+# its layers do not say how far they see, or the device has no kernel for it.
 _longest_shared: "weakref.WeakKeyDictionary[torch.nn.Module, float]" = weakref.WeakKeyDictionary()
 
 
@@ -92,15 +91,6 @@ def can_share(model: "PreTrainedModel", items: Sequence[Scorable]) -> bool:
     return max(len(item.prompt_ids) + len(item.response_ids) for item in items) <= _longest_shared[model]
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error of torch says that a tensor found no place."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
-
-
 def _find_longest_shared(model: "PreTrainedModel") -> float:
     import torch
 
@@ -122,8 +112,11 @@ def _find_longest_shared(model: "PreTrainedModel") -> float:
     allowed = AGREEMENT.get(str(next(model.parameters()).dtype), AGREEMENT_16_BITS)
     if not (found - expected).abs().max() <= allowed:  # which is also so of what is not a number
         return 0
+    asked = [window for window in windows if window is not None]
+    if asked:  # the layers say how far they see
+        return float("inf") if model.device.type in MASKED_ON else min(asked)
     window = getattr(config, "attention_chunk_size", None) or getattr(config, "sliding_window", None)
-    return float("inf") if window is None or windows != {None} else window
+    return float("inf") if window is None else window
 
 
 def _plainly(model: "PreTrainedModel", item: Scorable) -> "torch.Tensor":

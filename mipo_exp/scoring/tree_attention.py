@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 NAME = "mipo_prefix_tree"
 # What other architectures hand to their attention and this one does not compute.
 NOT_COMPUTED = ("softcap", "s_aux", "position_bias")
+# Devices whose kernel takes a mask and says its log-sum-exp: there sequences may be longer than a sliding window.
+MASKED_ON = ("cpu",)
 
 
 class NotComputedError(Exception):
@@ -188,7 +190,7 @@ def _attend(
         if hidden is not None:  # the kernel says 0 of a query that sees no key
             normalizer = normalizer.masked_fill(hidden.all(1), torch.finfo(normalizer.dtype).min)
         return part, normalizer
-    if q.device.type != "cuda" or hidden is not None:
+    if q.device.type != "cuda" or hidden is not None:  # `log_probs.can_share` lets no sequence beyond a window here
         raise NotComputedError(
             f"no kernel on {q.device.type}" + (" for a sliding window" if hidden is not None else "")
         )

@@ -11,12 +11,14 @@ from mipo_exp.config import LoraConfig, PairsConfig, TrainerConfig
 from mipo_exp.config_methods import MethodConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.judging.stage import Judging
+from mipo_exp.memory import free_memory, memory_for
 from mipo_exp.processes import team
 from mipo_exp.progress import Progress
-from mipo_exp.runtime import Runtime, free_memory
+from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace, file_sha256, write_atomically
 from mipo_exp.training.job import Job, Rollout
 from mipo_exp.training.methods import METHODS
+from mipo_exp.training.micro_batches import token_budget
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -45,6 +47,7 @@ def train_adapter(
 
     Raises:
         ConfigError: nothing trainable, a TRL key that does not exist, or a first loss that is not what it must be.
+        ModelError: memory has run out; checkpoints are kept.
         JudgeError: the judge whose scores are the reward cannot be asked; its replies and the checkpoints are kept.
     """
     from transformers import set_seed
@@ -56,7 +59,7 @@ def train_adapter(
     resume = None if name is None else checkpoints / name
     runtime.release()
     set_seed(seed)
-    with _progress_callback(runtime) as callback:
+    with _progress_callback(runtime) as callback, memory_for("to train", _less_memory(method, lora, trainer, runtime)):
         job = Job(work, runtime, method, lora, trainer, seed, checkpoints, callback, pairs, rollout, judging)
         loop = METHODS[method.name](job)
         model: Any = loop.model
@@ -89,6 +92,14 @@ def train_adapter(
     del loop, model
     free_memory(runtime.device)
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _less_memory(method: MethodConfig, lora: LoraConfig, trainer: TrainerConfig, runtime: Runtime) -> str:
+    """The keys that make a training smaller."""
+    on = runtime.device.partition(":")[0]
+    if token_budget(trainer, method, lora, on) is not None:
+        return f"lower trainer.batch_tokens.{on}, or set trainer.activation_checkpointing=true"
+    return "lower trainer.per_device_train_batch_size, or set trainer.activation_checkpointing=true"
 
 
 def _check_finite(model: Any) -> None:

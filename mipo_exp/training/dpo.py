@@ -18,6 +18,7 @@ from mipo_exp.records import ScoredPair
 from mipo_exp.tables import Table
 from mipo_exp.training.job import (
     Job,
+    check_rotation,
     check_trainable,
     lora_config,
     restore_lora_dropout,
@@ -56,6 +57,7 @@ def build_mipo(job: Job) -> "DPOTrainer":
     _check_room_for_responses(pairs, job.trainer.max_length)
     dpo = make_trainer(job, method, pairs)
     check_trainable(dpo.model, job.lora)
+    check_rotation(job, pairs)
     if job.trainer.share_prompt:
         from mipo_exp.training.response_head import use_response_head
 
@@ -160,6 +162,22 @@ def first_loss(method: MipoConfig) -> float | None:
     return sum(weight * at_zero[loss] for loss, weight in zip(method.loss_type, weights, strict=True))
 
 
+def largest_change(method: MipoConfig, margin: float) -> float:
+    """How far a loss lies from `first_loss` at most where the log-ratios of the two sides differ by `margin` nats."""
+    beta, smooth = method.beta, method.label_smoothing
+    slopes = {
+        "ipo": 1 / beta + margin,
+        "sppo_hard": 2 * (1 / beta + margin),
+        "robust": beta / max(abs(1 - 2 * smooth), 1e-3),
+        "exo_pair": beta * (1 - math.log(smooth or 1.0)),
+        "discopop": beta * math.exp(beta * margin) * (1 + 1 / method.discopop_tau),
+    }
+    weights = method.loss_weights or [1.0] * len(method.loss_type)
+    steepest = sum(abs(weight) * slopes.get(loss, beta) for loss, weight in zip(method.loss_type, weights, strict=True))
+    divergence = 1.0 if method.f_divergence_type == "reverse_kl" else math.exp(margin)  # of a log-ratio's function
+    return steepest * margin * divergence
+
+
 def check_first_loss(dpo: "DPOTrainer", method: MipoConfig, reference: str) -> None:
     """Check the rewards and the loss of a few pairs, one by one, before the first step.
 
@@ -175,19 +193,21 @@ def check_first_loss(dpo: "DPOTrainer", method: MipoConfig, reference: str) -> N
     model = dpo.model
     model.eval()
     devices = [] if dpo.args.device.type == "cpu" else [dpo.args.device]
-    losses, gaps = [], []
+    losses, gaps, balance = [], [], list[float]()
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         for i in range(count):
             batch = dpo._prepare_inputs(dpo.data_collator([dpo.train_dataset[i]]))
             losses.append(float(dpo.compute_loss(model, batch)))
             seen = dpo._metrics["eval"]
+            balance += seen["aux_loss"][-1:]
             gaps += [abs(float(seen[f"rewards/{side}"][-1])) / method.beta for side in ("chosen", "rejected")]
     dpo._metrics["eval"].clear()
     dpo._total_train_tokens = 0
     model.train()
     rows = [dpo.train_dataset[i] for i in range(count)]
     longest = max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids"))
-    allowed = rounding(next(model.parameters()).dtype, longest)
+    dtype = next(model.parameters()).dtype
+    allowed = rounding(dtype, longest)
     gap, loss, expected = max(gaps), sum(losses) / count, first_loss(method)
     if not gap <= allowed:
         raise ConfigError(
@@ -195,8 +215,10 @@ def check_first_loss(dpo: "DPOTrainer", method: MipoConfig, reference: str) -> N
             f"reference instead of 0: what was scored is not what this model computes; use trainer.reference=live, and "
             "report it"
         )
-    slope = max(method.beta, 1.0, 1.0 / method.beta)
-    if expected is not None and not abs(loss - expected) <= allowed * slope + 1e-3 * expected:
+    if expected is not None and dpo.aux_loss_enabled:
+        expected += dpo.router_aux_loss_coef * sum(balance) / count
+    digits = 1e-3 if dtype == torch.float32 else 1e-2  # the loss itself may be in 16 bits
+    if expected is not None and not abs(loss - expected) <= largest_change(method, 2 * gap) + digits * expected:
         raise ConfigError(
             f"before the first step the loss is {loss:.6g} instead of {expected:.6g} (loss_type="
             f"{', '.join(method.loss_type)}, beta={method.beta})"

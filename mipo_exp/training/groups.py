@@ -124,10 +124,18 @@ def build_trainer(
 
         seen: dict[str, list[float]]
 
+        mean_count: float
+
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+            # The loss is a mean over what all batches of a step have on all processes; both, the Trainer and the
+            # processes, average over batches.
+            batches, items = super().get_batch_samples(*args, **kwargs)
+            own = sum(mean_over(batch["groups"]) for batch in batches) / max(len(batches), 1)
+            self.mean_count = mean_over_processes([own])[0]
+            return batches, items
+
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            # The gradients of several processes are averaged, and the loss is a mean over what all of them have.
-            count = float(mean_over(inputs["groups"]))
-            self.weight = count / mean_over_processes([count])[0]
+            self.weight = mean_over(inputs["groups"]) / self.mean_count
             try:
                 return super().training_step(model, inputs, *args, **kwargs)
             finally:

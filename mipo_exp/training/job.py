@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mipo_exp.config import EngineConfig, LoraConfig, PairsConfig, SamplingConfig, ScoringConfig, TrainerConfig
 from mipo_exp.config_methods import MethodConfig, MipoConfig, OnPolicyConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.judging.stage import Judging
+from mipo_exp.records import ScoredPair
+from mipo_exp.rotation import rotation_limit
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace
+from mipo_exp.tables import Table
 
 if TYPE_CHECKING:
     import peft
@@ -121,6 +126,7 @@ def _managed(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingCon
         "save_strategy": "steps",
         "save_total_limit": 2,
         "logging_strategy": "steps",
+        "logging_nan_inf_filter": False,  # it would log 0 in place of a loss that is not finite
         # The collator needs columns that are no arguments of the model's forward.
         "remove_unused_columns": False,
     }
@@ -197,6 +203,22 @@ def lora_config(lora: LoraConfig, trainer: TrainerConfig) -> "peft.LoraConfig":
 
         use_lora_linear(config)
     return config
+
+
+def check_rotation(job: Job, pairs: Table[ScoredPair]) -> None:
+    """Raise `ConfigError` where stored references cannot be what training computes: a batch with one sequence beyond
+    `rotation_limit` computes the others by other frequencies than they were scored with."""
+    limit = rotation_limit(job.runtime.text_config)
+    if limit is None or job.trainer.reference != "scored":
+        return
+    prompts = pairs.lengths("prompt_ids")
+    lengths = np.stack([prompts + pairs.lengths(side) for side in ("chosen_ids", "rejected_ids")]) - 1
+    beyond = int((lengths.max(0) > limit).sum())
+    if beyond and (lengths <= limit).any():
+        raise ConfigError(
+            f"{beyond} of {len(pairs)} pairs are longer than {limit} tokens and others are not: this model's rotary "
+            "embedding then depends on what is in a batch, and stored references do not; use trainer.reference=live"
+        )
 
 
 def check_trainable(model: Any, lora: LoraConfig) -> None:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mipo_exp.memory import out_of_memory
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -76,7 +78,8 @@ def lay_out(prompts: "Sequence[torch.Tensor]", responses: "Sequence[Sequence[tor
     # Where a position's own part begins; the prompt begins `lengths` before its end.
     begins = torch.tensor([width - 1, *starts], device=device)[segments.clamp(min=0)]
     from_begin = offsets - begins + lengths
-    positions = torch.where(segments > 0, from_begin, from_begin - 1).clamp(min=0)
+    # Padding is at position 0: one beyond the last token's may not exist, or change the rotary embedding (`rotation`).
+    positions = torch.where(segments > 0, from_begin, from_begin - 1).masked_fill(segments < 0, 0)
 
     rows, columns, places, targets = [], [], [], []
     for place, start in enumerate(starts):
@@ -249,7 +252,9 @@ def _computes_the_same(
         expected = sums_apart(model, model.forward, prompts, responses)
         try:
             tokens = run_layout(model, model.forward, layout).log_probs[0].float()
-        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+            if out_of_memory(error):
+                raise
             return False
     found = torch.zeros_like(expected).index_add_(0, layout.places * len(prompts) + layout.rows, tokens)
     allowed = rounding(next(model.parameters()).dtype, max(len(r) for options in responses for r in options))

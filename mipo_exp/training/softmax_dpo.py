@@ -7,7 +7,7 @@ from mipo_exp.config_methods import SoftmaxDpoConfig
 from mipo_exp.records import ScoredPair
 from mipo_exp.tables import Mapped
 from mipo_exp.training.groups import build_trainer
-from mipo_exp.training.job import Job
+from mipo_exp.training.job import Job, check_rotation
 from mipo_exp.training.losses import softmax_dpo_loss
 from mipo_exp.training.scored_groups import Group, Scored
 
@@ -31,6 +31,7 @@ def build_softmax_dpo(job: Job) -> "Trainer":
             "rewards/accuracies": float((best == 0).float().mean()),
         }
 
+    check_rotation(job, job.work.inputs["scored_pairs"].table("pairs", ScoredPair))
     return build_trainer(job, pair_groups(job), loss, reference=True)
 
 

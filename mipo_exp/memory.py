@@ -1,0 +1,44 @@
+"""Memory that runs short: how torch says it, how it is given back, and what the user is told."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mipo_exp.errors import ModelError, UserError
+
+# What torch says when memory is short and it raises no error of its own kind.
+NO_MEMORY = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def free_memory(device: str) -> None:
+    """Give back what nothing refers to any more; a model and its trainer refer to each other."""
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch says that a tensor found no place."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+@contextmanager
+def memory_for(purpose: str, way_out: str, kind: type[UserError] = ModelError) -> Iterator[None]:
+    """Say what memory was short for and what to do about it.
+
+    Raises:
+        UserError: of this `kind`, for what torch raises when memory has run out; other errors are passed on.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise kind(f"there is no memory {purpose} ({said}); {way_out}") from error

@@ -1,0 +1,63 @@
+"""Memory that runs short while sampling and training: one error that names the key to lower."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mipo_exp.errors import JudgeError, ModelError
+from mipo_exp.generation import transformers_engine
+from mipo_exp.memory import memory_for
+from mipo_exp.records import ScoredPair
+from mipo_exp.runtime import Runtime
+from mipo_exp.store import Store
+from mipo_exp.training import layout, shared_prompt
+from tests.conftest import Experiment, composed
+from tests.test_training import pairs as pairs  # the fixture
+from tests.test_training import train
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand so on")
+
+
+def test_only_a_lack_of_memory_is_renamed() -> None:
+    said = r"no memory to try \(can't allocate memory: 9 bytes\); use less"
+    with pytest.raises(JudgeError, match=said), memory_for("to try", "use less", JudgeError):
+        raise RuntimeError("can't allocate memory: 9 bytes")
+    with pytest.raises(RuntimeError, match="shapes"), memory_for("to try", "use less"):
+        raise RuntimeError("shapes do not agree")
+    with pytest.raises(ModelError, match=r"no memory to try \(MemoryError\)"), memory_for("to try", "use less"):
+        raise MemoryError
+
+
+def test_sampling_names_the_limit_of_a_batch(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers_engine, "sample_batch", fail)
+    with pytest.raises(ModelError, match=r"sample 8 responses .*2\.00 GiB\.\); lower engine\.batch_tokens"):
+        experiment(cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("module", "overrides", "way_out"),
+    [
+        (shared_prompt, (), r"lower trainer\.batch_tokens\.cpu"),
+        (shared_prompt, ("lora.lora_dropout=0.1",), r"lower trainer\.per_device_train_batch_size"),
+        (layout, (), r"lower trainer\.batch_tokens\.cpu"),  # while it is tried whether prompts can be shared
+    ],
+    ids=["a batch", "a batch that stays whole", "the first pair"],
+)
+def test_training_names_the_limit_of_a_batch(
+    module: Any,
+    overrides: tuple[str, ...],
+    way_out: str,
+    tiny: Runtime,
+    pairs: list[ScoredPair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "run_layout", fail)
+    with pytest.raises(ModelError, match=r"no memory to train .*" + way_out):
+        train(tiny, pairs, composed("+debug=quick", *overrides), Store(tmp_path))
