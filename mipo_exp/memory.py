@@ -1,6 +1,8 @@
 """Memory that runs short: how torch says it, how it is given back, and what the user is told."""
 
+import ctypes
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +15,11 @@ NO_MEMORY = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_
 def free_memory(device: str) -> None:
     """Give back what nothing refers to any more; a model and its trainer refer to each other."""
     gc.collect()
+    if sys.platform == "linux":
+        # glibc keeps what is freed; after a training that is as much as the model.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
     if device.startswith("cuda"):
         import torch
 

@@ -23,6 +23,8 @@ WAY_THROUGH_PYTHON = {"cpu": 12.0, "cuda": 2.0}
 CACHE_TRAFFIC = {"transformers": 9.0}
 LOGIT_TRAFFIC = {"transformers": 130.0}
 OTHER_CACHE_TRAFFIC, OTHER_LOGIT_TRAFFIC = 2.0, 20.0
+# How much longer transformers samples with an unmerged adapter: its products are small and many.
+ADAPTED_SAMPLING = 1.2
 # Seconds before the first pass: importing the libraries and loading, and TRL's trainer around the model.
 LOADING_SECONDS, TRAINER_SECONDS = 4.0, 8.0
 # Of a GGUF file.
@@ -131,6 +133,7 @@ def seconds(work: Work, shape: Shape, machine: Machine, engine: str = "transform
     if work.sampled:
         found += forward_seconds(shape, machine, work.prompts, 0, work.length)
         found += decoding_seconds(shape, machine, work.sampled / work.turns, work.length, work.turns, engine)
+        found *= ADAPTED_SAMPLING if work.adapted and engine == "transformers" else 1.0
     if work.trained:
         found += training_seconds(shape, machine, work.trained, work.heads, work.length, work.calls) + TRAINER_SECONDS
         found += forward_seconds(shape, machine, work.scored, 0, work.length) if work.scored else 0.0

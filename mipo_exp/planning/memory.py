@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from mipo_exp.planning.cost import Shape
 from mipo_exp.planning.work import Work
 
-# Resident memory of Python with torch, transformers, PEFT and TRL; on a GPU, what CUDA itself takes there.
-LIBRARIES_BYTES = {"cpu": 0.5 * 2**30, "cuda": 0.6 * 2**30}
+# Resident memory of Python with torch, transformers, PEFT and TRL, and kernels; on a GPU, what CUDA itself takes there.
+LIBRARIES_BYTES = {"cpu": 0.65 * 2**30, "cuda": 0.6 * 2**30}
 # What a layer keeps of a token for the backward pass: hidden states before and after its norms, queries, attention's
 # result and what goes in and out of the LoRA layers in widths, gate, up, their product and its input in inner widths.
 KEPT_WIDTHS, KEPT_INNERS, KEPT_KV = 12.0, 5.0, 4.0
@@ -17,7 +17,7 @@ SCORING_LOGITS, TRAINING_LOGITS = 2.0, 3.0
 TRL_HEAD_TILE = 4096 * 32768
 # Hidden states that live at once while a layer is computed without gradients.
 LIVING_WIDTHS, LIVING_INNERS = 8.0, 3.0
-CACHE_COPIES = 2.0
+CACHE_COPIES = 1.5
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,11 @@ class Work:
         heads: of `scored` or `trained`, those whose prediction is needed.
         length: tokens that a scored, trained or sampled token looks back at, at most, on average.
         calls: passes in which `scored` or `trained` is computed.
-        prompts: prompt tokens that are read before responses are sampled.
+        prompts: prompt tokens that are read before responses are sampled, with their padding.
         turns: decoding steps in which `sampled` is computed.
         widest: tokens of the largest pass, or of the largest cache while sampling.
         widest_heads: positions of the largest pass whose prediction is needed; rows while sampling.
+        adapted: whether the model has an adapter on it, unmerged.
     """
 
     sampled: int = 0
@@ -59,6 +60,7 @@ class Work:
     turns: int = 0
     widest: int = 0
     widest_heads: int = 0
+    adapted: bool = False
 
 
 def pieces(condition: Condition) -> list[int]:
@@ -92,9 +94,9 @@ def estimate_work(
         "before_responses": before,
         "before_scores_base": scores,
         "adapter": _training(config, len(train), true_prompts, device),
-        "after_responses": before,
+        "after_responses": replace(before, adapted=True),
         "after_scores_base": scores,
-        "after_scores_policy": scores,
+        "after_scores_policy": replace(scores, adapted=True),
         "before_option_scores": options,
         "after_option_scores": options,
         "chosen": _scaled(_sampling(true_prompts, config.engine, config.sampling), scale),
@@ -121,13 +123,15 @@ def _sampling(prompts: Sequence[Sequence[int]], engine: EngineConfig, sampling: 
     new = sampling.max_new_tokens
     batches = plan_sampling([len(prompt) for prompt in prompts], engine, new)
     read = sum(map(len, prompts))
+    widths = [len(batch) * max(len(prompts[i]) for i in batch) for batch in batches]
     # With continuous batching there are no fewer steps; with batches each waits for its longest response.
-    turns = math.ceil(len(prompts) / engine.batch_rows) if engine.name != "transformers" else len(batches)
-    caches = [len(batch) * (max(len(prompts[i]) for i in batch) + new) for batch in batches]
+    padded = engine.name == "transformers"
+    turns = len(batches) if padded else math.ceil(len(prompts) / engine.batch_rows)
+    caches = [width + len(batch) * new for width, batch in zip(widths, batches, strict=True)]
     return Work(
         sampled=len(prompts) * new,
         length=read / len(prompts) + new / 2,
-        prompts=read,
+        prompts=sum(widths) if padded else read,
         turns=turns * new,
         widest=max(caches),
         widest_heads=max(map(len, batches)),
