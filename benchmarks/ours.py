@@ -152,6 +152,8 @@ def train(ready: Prepared, sizes: Sizes, stage: str = "train") -> None:
     inner, times = Trainer.train, list[float]()
 
     def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.args.device.type == "cuda":  # what was scored before in this process is not the training's
+            sys.modules["torch"].cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         found = inner(self, *args, **kwargs)
         times.append(time.perf_counter() - started)

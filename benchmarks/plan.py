@@ -10,6 +10,7 @@ from benchmarks.ours import prepared
 from mipo_exp.planning.cost import seconds
 from mipo_exp.planning.fit import needs
 from mipo_exp.planning.machine import measure
+from mipo_exp.planning.memory import LIBRARIES_BYTES
 from mipo_exp.planning.shape import find_shape
 from mipo_exp.planning.work import Work, estimate_work
 from mipo_exp.records import Example
@@ -47,7 +48,8 @@ def main(args: argparse.Namespace) -> None:
             if work == Work():
                 continue
             times.append((seconds(work, shape, machine, config.engine.name), took))
-            peaks.append((needs(config, {name: work}, shape, runtime.device)[name].total / 2**30, peak / 2**30))
+            need = needs(config, {name: work}, shape, runtime.device)[name].total
+            peaks.append((need / 2**30, peak / 2**30))
             lines.append(_line(name, times[-1], peaks[-1]))
     whole = sum(one for one, _ in times), sum(one for _, one in times)
     largest = max(one for one, _ in peaks), max(one for _, one in peaks)
@@ -63,6 +65,7 @@ def _reset_peak(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
+        torch.cuda.empty_cache()  # of the stage before
         torch.cuda.reset_peak_memory_stats(device)
     else:
         RESET_PEAK.write_text("5")  # proc(5): VmHWM begins again at what is resident now
@@ -73,6 +76,6 @@ def _peak(device: str) -> int:
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.max_memory_reserved(device))
+        return int(torch.cuda.max_memory_reserved(device) + LIBRARIES_BYTES["cuda"])  # torch does not count CUDA's own
     (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024

@@ -16,7 +16,7 @@ from mipo_exp.config import ModelConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.rendering import Renderer
 from mipo_exp.errors import ConfigError, ModelError
-from mipo_exp.memory import free_memory
+from mipo_exp.memory import free_memory, memory_for
 from mipo_exp.models import ModelSource, load_model, load_tokenizer
 from mipo_exp.processes import team
 from mipo_exp.records import Condition
@@ -161,7 +161,8 @@ class Runtime:
         fill in whatever a `GenerationConfig` of ours leaves out, and π_ref is the plain distribution."""
         from transformers import GenerationConfig
 
-        model = load_model(self.model_folder, self.config, self.dtype, self.device)
+        with memory_for("for the model's weights", "use a smaller model, model.dtype or another device"):
+            model = load_model(self.model_folder, self.config, self.dtype, self.device)
         model.generation_config = GenerationConfig()
         return model
 

@@ -1,5 +1,7 @@
-"""The GPU benchmark: its table by hand, and a part of it on the CPU and the tiny model."""
+"""The benchmarks of the GPU and of the planner, on the CPU and the tiny model; the tables by hand."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +30,21 @@ def test_the_table_of_the_gpu_benchmark() -> None:
         "| peak GPU memory of training, MiB: this package, TRL | 100, 400 |",
         "| sampled tokens/s: this package, vLLM itself | 900, 1000 (90%) |",
     ]
+
+
+def test_the_plan_is_laid_beside_what_the_stages_take(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "plan", "+debug=quick"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in done.stdout.splitlines()}
+    assert {"chosen", "rejected", "scored_pairs", "adapter", "after_scores_policy", "all, at the peak"} <= set(lines)
+    cells = lines["adapter"].split(" | ")
+    predicted, measured = (float(value) for value in cells[1].split(" → "))
+    assert predicted > 0
+    assert measured > 0
+    least, most = (float(value) for value in cells[3].split(" → "))
+    assert 0.3 < least < 3
+    assert 0.3 < most < 3
 
 
 def test_a_step_is_timed_on_prompts_of_the_size_asked_for(tmp_path: Path) -> None:

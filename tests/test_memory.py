@@ -12,7 +12,7 @@ from mipo_exp.memory import memory_for
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store
-from mipo_exp.training import layout, shared_prompt
+from mipo_exp.training import layout, micro_batches
 from tests.conftest import Experiment, composed
 from tests.test_training import pairs as pairs  # the fixture
 from tests.test_training import train
@@ -26,6 +26,9 @@ def test_only_a_lack_of_memory_is_renamed() -> None:
     said = r"no memory to try \(can't allocate memory: 9 bytes\); use less"
     with pytest.raises(JudgeError, match=said), memory_for("to try", "use less", JudgeError):
         raise RuntimeError("can't allocate memory: 9 bytes")
+    for words in ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "std::bad_alloc"):
+        with pytest.raises(ModelError, match=words), memory_for("to try", "use less"):
+            raise RuntimeError(words)
     with pytest.raises(RuntimeError, match="shapes"), memory_for("to try", "use less"):
         raise RuntimeError("shapes do not agree")
     with pytest.raises(ModelError, match=r"no memory to try \(MemoryError\)"), memory_for("to try", "use less"):
@@ -41,23 +44,23 @@ def test_sampling_names_the_limit_of_a_batch(
 
 
 @pytest.mark.parametrize(
-    ("module", "overrides", "way_out"),
+    ("module", "overrides", "said"),
     [
-        (shared_prompt, (), r"lower trainer\.batch_tokens\.cpu"),
-        (shared_prompt, ("lora.lora_dropout=0.1",), r"lower trainer\.per_device_train_batch_size"),
-        (layout, (), r"lower trainer\.batch_tokens\.cpu"),  # while it is tried whether prompts can be shared
+        (micro_batches.MicroBatches, (), r"for a batch .*lower trainer\.batch_tokens\.cpu or set"),
+        (micro_batches.MicroBatches, ("lora.lora_dropout=0.1",), r"for a batch .*lower trainer\.per_device_train"),
+        (layout, (), r"to begin the training .*shorten the prompts"),  # while it is tried whether prompts can be shared
     ],
     ids=["a batch", "a batch that stays whole", "the first pair"],
 )
 def test_training_names_the_limit_of_a_batch(
     module: Any,
     overrides: tuple[str, ...],
-    way_out: str,
+    said: str,
     tiny: Runtime,
     pairs: list[ScoredPair],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "run_layout", fail)
-    with pytest.raises(ModelError, match=r"no memory to train .*" + way_out):
+    monkeypatch.setattr(module, "run_layout" if module is layout else "training_step", fail)
+    with pytest.raises(ModelError, match=r"no memory " + said):
         train(tiny, pairs, composed("+debug=quick", *overrides), Store(tmp_path))

@@ -110,18 +110,22 @@ def test_limits_are_found_that_fit() -> None:
     assert "does not fit with any limit" in find_limits(config, examples, LARGE, "cpu", 2**30, list(works))
 
 
+ROWS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+
 def test_a_batch_that_stays_whole_is_made_of_fewer_rows() -> None:
     """A smaller trainer.batch_tokens would change nothing there."""
     for method, fewest in (("infonce", 2), ("rlvr", 1)):
         task = "task=gsm8k" if method == "rlvr" else "task=personas"
-        config = composed(task, "model=qwen7b", f"method={method}", "trainer.per_device_train_batch_size=16")
+        config = composed(task, "model=qwen7b", f"method={method}", "trainer.per_device_train_batch_size=6")
         examples = users(300), users(300)
         most = needs(config, estimate_work(config, *examples), LARGE, "cpu")["adapter"]
-        found = find_limits(config, examples, LARGE, "cpu", most.fixed + most.batch / 5, ["adapter"])
-        (limit,) = found.removeprefix("fits with ").split()
-        name, rows = limit.split("=")
-        assert name == "trainer.per_device_train_batch_size"
-        assert fewest <= int(rows) < 16
+        found = find_limits(config, examples, LARGE, "cpu", most.fixed + most.batch / 2.9, ["adapter"])
+        limits = dict(limit.split("=") for limit in found.removeprefix("fits with ").split())
+        rows, batches = (int(limits.pop(f"trainer.{name}", 1)) for name in ROWS)
+        assert not limits
+        assert fewest <= rows <= 3
+        assert batches == (1 if method == "infonce" else 6 / rows), "as many rows in a step as before"
         assert "does not fit" in find_limits(config, examples, LARGE, "cpu", most.fixed, ["adapter"])
 
 

@@ -10,7 +10,9 @@ import transformers
 
 from mipo_exp.config import ScoringConfig
 from mipo_exp.errors import ConfigError
+from mipo_exp.records import ScoredPair
 from mipo_exp.rotation import rotation_limit
+from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.store import Store
@@ -59,12 +61,12 @@ def test_a_score_does_not_depend_on_a_long_neighbour(share: bool) -> None:
 
 def test_the_limit_is_found_wherever_the_config_has_it() -> None:
     assert rotation_limit(long_rope().config) == LIMIT
-    assert rotation_limit(transformers.LlamaConfig(**SIZES)) is None
-    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    assert rotation_limit(transformers.LlamaConfig(**SIZES, max_position_embeddings=64, rope_parameters=dynamic)) == 64
-    nested = {"full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 9}, "sliding": {}}
     plain = transformers.LlamaConfig(**SIZES)
-    plain.rope_parameters = nested
+    assert rotation_limit(plain) is None
+    plain.rope_parameters = {
+        "full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 9},
+        "sliding_attention": {"rope_type": "default"},
+    }
     assert rotation_limit(plain) == 9
 
 
@@ -75,12 +77,31 @@ def test_padding_takes_no_position_beyond_the_last_token() -> None:
     assert layout.position_ids.amax(1).tolist() == [3 + 6 - 1, 9 + 5 - 1]
 
 
-def test_stored_references_on_both_sides_of_the_limit_are_refused(tmp_path: Path) -> None:
-    rope = f"{{rope_type: dynamic, factor: 2.0, rope_theta: 100.0, original_max_position_embeddings: {LIMIT}}}"
-    config = composed("+debug=quick", f"+model.random.rope_parameters={rope}", "trainer.max_steps=1")
+@pytest.mark.parametrize("share", ["true", "false"])
+def test_stored_references_on_both_sides_of_the_limit_are_refused(share: str, tmp_path: Path) -> None:
+    factors = "short_factor: [1.0, 1.0, 1.0, 1.0], long_factor: [9.0, 9.0, 9.0, 9.0]"
+    rope = f"{{rope_type: longrope, rope_theta: 100.0, original_max_position_embeddings: {LIMIT}, {factors}}}"
+    config = composed(
+        *("+debug=quick", "model.random.model_type=phi3", f"+model.random.original_max_position_embeddings={LIMIT}"),
+        *(f"+model.random.rope_parameters={rope}", "trainer.max_steps=1", f"trainer.share_prompt={share}"),
+    )
     runtime = make_runtime(config, tmp_path / "model")
-    both = [pair(10, 4, 3), pair(12, 20, 2)]
-    with pytest.raises(ConfigError, match=r"1 of 2 pairs are longer than 24 tokens .* use trainer\.reference=live"):
-        train(runtime, both, config, Store(tmp_path / "scored"))
+    for number, last in enumerate((20, LIMIT - 12 + 1)):  # the second one by the token that is scored and not read
+        both = [pair(10, 4, 3), pair(12, last, 2)]
+        with pytest.raises(ConfigError, match=r"1 of 2 pairs are longer than 24 tokens .* trainer\.reference=live"):
+            train(runtime, both, config, Store(tmp_path / f"scored{number}"))
     live = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, reference="live"))
     train(runtime, both, live, Store(tmp_path / "live"))
+    short = scored(runtime, [pair(10, 4, 3), pair(12, LIMIT - 12, 2)])
+    train(runtime, short, config, Store(tmp_path / "short"))
+
+
+def scored(runtime: Runtime, pairs: list[ScoredPair]) -> list[ScoredPair]:
+    """The pairs with their true references."""
+    model, scoring = runtime.fresh_model(), ScoringConfig(batch_tokens=2000, share_prefix=True)
+    found = []
+    for one in pairs:
+        items = [Scorable(tuple(one.prompt_ids), tuple(ids)) for ids in (one.chosen_ids, one.rejected_ids)]
+        chosen, rejected = summed_log_probs(model, items, scoring)
+        found.append(dataclasses.replace(one, ref_chosen_log_prob=chosen, ref_rejected_log_prob=rejected))
+    return found

@@ -152,6 +152,20 @@ def test_a_loss_that_is_not_finite_stops_the_training_where_it_is(
     assert len(rows) == 2
 
 
+def test_the_first_loss_is_checked_in_16_bits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There log-probabilities are rounded; the loss of a model that is its own reference is not."""
+    config = composed("+debug=quick", "model.dtype.cpu=bfloat16", "trainer.reference=live", "trainer.max_steps=1")
+    runtime = make_runtime(config, tmp_path / "model")
+    rows = [
+        ScoredPair("e", 0, "no_context", False, [10, 11, 12], [10], [20, 21], [30], "c", "r", 0.0, 0.0, None),
+        ScoredPair("f", 0, "no_context", False, [13, 14], [13], [22], [31, 32, 33], "c", "r", 0.0, 0.0, None),
+    ]
+    train(runtime, rows, config, Store(tmp_path / "right"))
+    monkeypatch.setattr("mipo_exp.training.dpo.first_loss", lambda method: 1.05 * math.log(2))
+    with pytest.raises(ConfigError, match=r"the loss is 0\.69\d* instead of 0\.7278"):
+        train(runtime, rows, config, Store(tmp_path / "wrong"))
+
+
 def test_a_router_adds_its_balance_to_the_first_loss(tmp_path: Path) -> None:
     """TRL adds it to the loss of every model with experts; without it the check would refuse them."""
     experts = ("model.random.model_type=mixtral", "+model.random.num_local_experts=4")

@@ -41,7 +41,8 @@ class TransformersEngine:
         """See `Engine.sample`: the rows of a batch share a generator."""
         renderer = self.runtime.renderer
         model = self.runtime.model(self.adapter)
-        with memory_for(f"to sample {len(prompts)} responses at once", "lower engine.batch_tokens"):
+        way_out = "lower engine.batch_tokens" if len(prompts) > 1 else "shorten the prompts, or use a smaller model"
+        with memory_for(f"to sample {len(prompts)} responses at once", way_out):
             return sample_batch(model, prompts, sampling, renderer.stop_ids, renderer.pad_id, shard_seed, contrast)
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-from mipo_exp.config import Config
+from mipo_exp.config import Config, TrainerConfig
 from mipo_exp.errors import gib
 from mipo_exp.planning.cost import Shape
 from mipo_exp.planning.machine import free_bytes
@@ -59,9 +59,9 @@ def find_limits(
         before = dict(changed)
         trains = any(works[name].trained for name in tight)
         if trains and whole and trainer.per_device_train_batch_size > (2 if config.method.across_batch else 1):
-            rows = trainer.per_device_train_batch_size // 2
-            changed["trainer.per_device_train_batch_size"] = rows
-            trainer = dataclasses.replace(trainer, per_device_train_batch_size=rows)
+            smaller = _fewer_rows(trainer, config.method.across_batch)
+            changed |= {f"trainer.{name}": value for name, value in smaller.items()}
+            trainer = dataclasses.replace(trainer, **smaller)
             config = dataclasses.replace(config, trainer=trainer)
         elif trains and not whole and budget > SMALLEST:
             budget //= 2
@@ -84,6 +84,16 @@ def find_limits(
         if changed == before:
             name, most = max(tight.items(), key=lambda item: item[1].total)
             return f"does not fit with any limit: {name} needs about {gib(most.total)}; use a smaller model or device"
+
+
+def _fewer_rows(trainer: TrainerConfig, across_batch: bool) -> dict[str, int]:
+    """The next smaller batch, with as many rows in a step as before, unless the rows are each other's contrasts."""
+    rows = trainer.per_device_train_batch_size
+    if across_batch:
+        return {"per_device_train_batch_size": max(2, rows // 2)}
+    fewer = next(count for count in range(rows // 2, 0, -1) if rows % count == 0)
+    batches = trainer.gradient_accumulation_steps * rows // fewer
+    return {"per_device_train_batch_size": fewer, "gradient_accumulation_steps": batches}
 
 
 def too_large(config: Config, examples: Examples, shape: Shape, device: str, stages: Sequence[str]) -> str | None:

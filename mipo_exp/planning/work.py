@@ -43,11 +43,11 @@ class Work:
         heads: of `scored` or `trained`, those whose prediction is needed.
         length: tokens that a scored, trained or sampled token looks back at, at most, on average.
         calls: passes in which `scored` or `trained` is computed.
-        prompts: prompt tokens that are read before responses are sampled, with their padding.
+        prompts: prompt tokens that are read before responses are sampled, with their padding where it is known.
         turns: decoding steps in which `sampled` is computed.
         widest: tokens of the largest pass, or of the largest cache while sampling.
         widest_heads: positions of the largest pass whose prediction is needed; rows while sampling.
-        adapted: whether the model has an adapter on it, unmerged.
+        adapted: whether what samples has an adapter on it, unmerged.
     """
 
     sampled: int = 0
@@ -96,7 +96,7 @@ def estimate_work(
         "adapter": _training(config, len(train), true_prompts, device),
         "after_responses": replace(before, adapted=True),
         "after_scores_base": scores,
-        "after_scores_policy": replace(scores, adapted=True),
+        "after_scores_policy": scores,
         "before_option_scores": options,
         "after_option_scores": options,
         "chosen": _scaled(_sampling(true_prompts, config.engine, config.sampling), scale),
@@ -242,8 +242,9 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
         trained,
         sampled=math.ceil(sampled),
         scored=math.ceil(scored),
-        prompts=math.ceil(seen * mean),
+        prompts=math.ceil(seen * method.num_generations * mean),
         turns=math.ceil(seen / batch * config.sampling.max_new_tokens),
+        adapted=True,
     )
 
 

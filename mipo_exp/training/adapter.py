@@ -18,7 +18,7 @@ from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace, file_sha256, write_atomically
 from mipo_exp.training.job import Job, Rollout
 from mipo_exp.training.methods import METHODS
-from mipo_exp.training.micro_batches import token_budget
+from mipo_exp.training.micro_batches import MicroBatches
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -59,9 +59,10 @@ def train_adapter(
     resume = None if name is None else checkpoints / name
     runtime.release()
     set_seed(seed)
-    with _progress_callback(runtime) as callback, memory_for("to train", _less_memory(method, lora, trainer, runtime)):
+    with _progress_callback(runtime) as callback:
         job = Job(work, runtime, method, lora, trainer, seed, checkpoints, callback, pairs, rollout, judging)
-        loop = METHODS[method.name](job)
+        with memory_for("to begin the training", "shorten the prompts, or use a smaller model or another device"):
+            loop = METHODS[method.name](job)
         model: Any = loop.model
         trainable, total = model.get_nb_trainable_parameters()
         rows = len(loop.train_dataset)
@@ -72,7 +73,8 @@ def train_adapter(
             set_seed(seed + together.rank)  # or their dropouts would be the same
         if resume is not None:
             _restore_token_count(loop, resume)
-        loop.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+        with memory_for("for a batch of the training", _less_memory(loop, trainer, runtime)):
+            loop.train(resume_from_checkpoint=str(resume) if resume is not None else None)
     _check_finite(model)
     # Where weights are spread over processes, all of them put these together.
     weights = loop.accelerator.get_state_dict(loop.model_wrapped) if processes > 1 else None
@@ -94,12 +96,16 @@ def train_adapter(
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _less_memory(method: MethodConfig, lora: LoraConfig, trainer: TrainerConfig, runtime: Runtime) -> str:
-    """The keys that make a training smaller."""
-    on = runtime.device.partition(":")[0]
-    if token_budget(trainer, method, lora, on) is not None:
-        return f"lower trainer.batch_tokens.{on}, or set trainer.activation_checkpointing=true"
-    return "lower trainer.per_device_train_batch_size, or set trainer.activation_checkpointing=true"
+def _less_memory(loop: "Trainer", trainer: TrainerConfig, runtime: Runtime) -> str:
+    """What the user can do where a batch finds no memory."""
+    ways = []
+    if isinstance(loop, MicroBatches) and loop.splits:
+        ways.append(f"lower trainer.batch_tokens.{runtime.device.partition(':')[0]}")
+    elif trainer.per_device_train_batch_size > 1:
+        ways.append("lower trainer.per_device_train_batch_size")
+    if not trainer.activation_checkpointing:
+        ways.append("set trainer.activation_checkpointing=true")
+    return " or ".join([*ways, "shorten the prompts and responses"])
 
 
 def _check_finite(model: Any) -> None:

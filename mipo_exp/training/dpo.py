@@ -169,12 +169,14 @@ def largest_change(method: MipoConfig, margin: float) -> float:
         "ipo": 1 / beta + margin,
         "sppo_hard": 2 * (1 / beta + margin),
         "robust": beta / max(abs(1 - 2 * smooth), 1e-3),
-        "exo_pair": beta * (1 - math.log(smooth or 1.0)),
+        "exo_pair": beta * (1 + abs(math.log(smooth / (1 - smooth)))) if smooth else beta,
         "discopop": beta * math.exp(beta * margin) * (1 + 1 / method.discopop_tau),
     }
     weights = method.loss_weights or [1.0] * len(method.loss_type)
     steepest = sum(abs(weight) * slopes.get(loss, beta) for loss, weight in zip(method.loss_type, weights, strict=True))
-    divergence = 1.0 if method.f_divergence_type == "reverse_kl" else math.exp(margin)  # of a log-ratio's function
+    # Other divergences take a function of the log-ratios, of which this is the steepest slope.
+    power = max(1.0, abs(method.f_alpha_divergence_coef - 1))
+    divergence = 1.0 if method.f_divergence_type == "reverse_kl" else math.exp(power * margin)
     return steepest * margin * divergence
 
 
@@ -206,8 +208,7 @@ def check_first_loss(dpo: "DPOTrainer", method: MipoConfig, reference: str) -> N
     model.train()
     rows = [dpo.train_dataset[i] for i in range(count)]
     longest = max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids"))
-    dtype = next(model.parameters()).dtype
-    allowed = rounding(dtype, longest)
+    allowed = rounding(next(model.parameters()).dtype, longest)
     gap, loss, expected = max(gaps), sum(losses) / count, first_loss(method)
     if not gap <= allowed:
         raise ConfigError(
@@ -215,12 +216,12 @@ def check_first_loss(dpo: "DPOTrainer", method: MipoConfig, reference: str) -> N
             f"reference instead of 0: what was scored is not what this model computes; use trainer.reference=live, and "
             "report it"
         )
-    if expected is not None and dpo.aux_loss_enabled:
-        expected += dpo.router_aux_loss_coef * sum(balance) / count
-    digits = 1e-3 if dtype == torch.float32 else 1e-2  # the loss itself may be in 16 bits
-    if expected is not None and not abs(loss - expected) <= largest_change(method, 2 * gap) + digits * expected:
+    router = dpo.router_aux_loss_coef * sum(balance) / count if balance else 0.0
+    # The router's part may be in 16 bits; TRL computes the rest in float32.
+    change = largest_change(method, 2 * gap) + 1e-2 * router
+    if expected is not None and not abs(loss - router - expected) <= change + 1e-3 * expected:
         raise ConfigError(
-            f"before the first step the loss is {loss:.6g} instead of {expected:.6g} (loss_type="
+            f"before the first step the loss is {loss - router:.6g} instead of {expected:.6g} (loss_type="
             f"{', '.join(method.loss_type)}, beta={method.beta})"
         )
     described = (

@@ -212,9 +212,10 @@ def check_rotation(job: Job, pairs: Table[ScoredPair]) -> None:
     if limit is None or job.trainer.reference != "scored":
         return
     prompts = pairs.lengths("prompt_ids")
-    lengths = np.stack([prompts + pairs.lengths(side) for side in ("chosen_ids", "rejected_ids")]) - 1
+    lengths = np.stack([prompts + pairs.lengths(side) for side in ("chosen_ids", "rejected_ids")])
     beyond = int((lengths.max(0) > limit).sum())
-    if beyond and (lengths <= limit).any():
+    # The last token is scored without being read, and TRL reads it.
+    if beyond and (lengths - 1 <= limit).any():
         raise ConfigError(
             f"{beyond} of {len(pairs)} pairs are longer than {limit} tokens and others are not: this model's rotary "
             "embedding then depends on what is in a batch, and stored references do not; use trainer.reference=live"

@@ -187,8 +187,8 @@ def sums_apart(
     rows, columns = scored.nonzero(as_tuple=True)
     with only_positions(model, rows, columns):
         output = forward(
-            input_ids=ids,
-            attention_mask=mask,
+            input_ids=ids[:, :-1],  # the last token predicts nothing
+            attention_mask=mask[:, :-1],
             shift_labels=ids[:, 1:][scored][None],
             use_cache=False,
             fused_lm_head=True,

@@ -104,6 +104,11 @@ class MicroBatches:
     batch_tokens: int | None = None
     _share = 1.0
 
+    @property
+    def splits(self: Any) -> bool:
+        """Whether batches are computed in parts: DeepSpeed would take a step at every backward pass."""
+        return self.batch_tokens is not None and self.accelerator.distributed_type != "DEEPSPEED"
+
     def parts_of(self, inputs: Any, budget: int, agree: Agree | None) -> list[Part]:
         """The parts of a batch; `agree` as `split` takes it."""
         raise NotImplementedError
@@ -136,8 +141,7 @@ class MicroBatches:
 
     def _split_alike(self: Any, inputs: Any) -> list[Part]:
         """Parts of the same sizes on every process: they gather what TRL logs of each pair of a part."""
-        # DeepSpeed would take a step at every backward pass.
-        if self.batch_tokens is None or self.accelerator.distributed_type == "DEEPSPEED":
+        if not self.splits:
             return [Part(inputs, 1.0)]
         agree = self._smallest if self.accelerator.num_processes > 1 else None
         parts: list[Part] = self.parts_of(inputs, self.batch_tokens, agree)

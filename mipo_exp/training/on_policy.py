@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.responses import check_lengths
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
+from mipo_exp.memory import memory_for
 from mipo_exp.records import Example
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
@@ -158,7 +159,7 @@ def _trainer_class(job: Job, rollout: Rollout) -> Any:
             policy = self.accelerator.unwrap_model(self.model)
             found: dict[int, list[int]] = {}
             purpose = f"on-policy, step {self.state.global_step}"
-            with _evaluating(policy):
+            with _evaluating(policy), memory_for("to sample for the training", "lower engine.batch_tokens"):
                 batches = plan_batches(
                     [len(ids) for ids in prompt_ids], rollout.engine, rollout.sampling.max_new_tokens
                 )
