@@ -59,9 +59,13 @@ def find_limits(
         before = dict(changed)
         trains = any(works[name].trained for name in tight)
         if trains and whole and trainer.per_device_train_batch_size > (2 if config.method.across_batch else 1):
-            smaller = _fewer_rows(trainer, config.method.across_batch)
-            changed |= {f"trainer.{name}": value for name, value in smaller.items()}
-            trainer = dataclasses.replace(trainer, **smaller)
+            rows, batches = _fewer_rows(trainer, config.method.across_batch)
+            changed["trainer.per_device_train_batch_size"] = rows
+            if batches != trainer.gradient_accumulation_steps:
+                changed["trainer.gradient_accumulation_steps"] = batches
+            trainer = dataclasses.replace(
+                trainer, per_device_train_batch_size=rows, gradient_accumulation_steps=batches
+            )
             config = dataclasses.replace(config, trainer=trainer)
         elif trains and not whole and budget > SMALLEST:
             budget //= 2
@@ -86,14 +90,14 @@ def find_limits(
             return f"does not fit with any limit: {name} needs about {gib(most.total)}; use a smaller model or device"
 
 
-def _fewer_rows(trainer: TrainerConfig, across_batch: bool) -> dict[str, int]:
-    """The next smaller batch, with as many rows in a step as before, unless the rows are each other's contrasts."""
-    rows = trainer.per_device_train_batch_size
+def _fewer_rows(trainer: TrainerConfig, across_batch: bool) -> tuple[int, int]:
+    """Rows of the next smaller batch, and how many batches make a step; it keeps its rows, unless those of a batch are
+    each other's contrasts."""
+    rows, batches = trainer.per_device_train_batch_size, trainer.gradient_accumulation_steps
     if across_batch:
-        return {"per_device_train_batch_size": max(2, rows // 2)}
+        return max(2, rows // 2), batches
     fewer = next(count for count in range(rows // 2, 0, -1) if rows % count == 0)
-    batches = trainer.gradient_accumulation_steps * rows // fewer
-    return {"per_device_train_batch_size": fewer, "gradient_accumulation_steps": batches}
+    return fewer, batches * rows // fewer
 
 
 def too_large(config: Config, examples: Examples, shape: Shape, device: str, stages: Sequence[str]) -> str | None:
