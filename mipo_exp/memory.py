@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from mipo_exp.errors import ModelError, UserError
 
 # What torch says when memory is short and it raises no error of its own kind.
-NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc")
+NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "ALLOC_FAILED", "bad_alloc")
 
 
 def free_memory(device: str) -> None:

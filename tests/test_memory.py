@@ -1,5 +1,6 @@
 """Memory that runs short while sampling and training: one error that names the key to lower."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,13 @@ def test_only_a_lack_of_memory_is_renamed() -> None:
     said = r"no memory to try \(can't allocate memory: 9 bytes\); use less"
     with pytest.raises(JudgeError, match=said), memory_for("to try", "use less", JudgeError):
         raise RuntimeError("can't allocate memory: 9 bytes")
-    for words in ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "std::bad_alloc"):
-        with pytest.raises(ModelError, match=words), memory_for("to try", "use less"):
+    for words in (
+        "CUDA error: out of memory",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+        "Cannot allocate memory (12)",
+    ):
+        with pytest.raises(ModelError, match=re.escape(words)), memory_for("to try", "use less"):
             raise RuntimeError(words)
     with pytest.raises(RuntimeError, match="shapes"), memory_for("to try", "use less"):
         raise RuntimeError("shapes do not agree")
@@ -47,10 +53,15 @@ def test_sampling_names_the_limit_of_a_batch(
     ("module", "overrides", "said"),
     [
         (micro_batches.MicroBatches, (), r"for a batch .*lower trainer\.batch_tokens\.cpu or set"),
+        (
+            micro_batches.MicroBatches,
+            ("trainer.batch_tokens.cpu=null",),
+            r"for a batch .*set trainer\.batch_tokens\.cpu",
+        ),
         (micro_batches.MicroBatches, ("lora.lora_dropout=0.1",), r"for a batch .*lower trainer\.per_device_train"),
         (layout, (), r"to begin the training .*shorten the prompts"),  # while it is tried whether prompts can be shared
     ],
-    ids=["a batch", "a batch that stays whole", "the first pair"],
+    ids=["a batch", "a batch without a limit", "a batch that stays whole", "the first pair"],
 )
 def test_training_names_the_limit_of_a_batch(
     module: Any,

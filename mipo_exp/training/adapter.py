@@ -18,7 +18,7 @@ from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace, file_sha256, write_atomically
 from mipo_exp.training.job import Job, Rollout
 from mipo_exp.training.methods import METHODS
-from mipo_exp.training.micro_batches import MicroBatches
+from mipo_exp.training.micro_batches import MicroBatches, may_split
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -73,7 +73,7 @@ def train_adapter(
             set_seed(seed + together.rank)  # or their dropouts would be the same
         if resume is not None:
             _restore_token_count(loop, resume)
-        with memory_for("for a batch of the training", _less_memory(loop, trainer, runtime)):
+        with memory_for("for a batch of the training", _less_memory(loop, job)):
             loop.train(resume_from_checkpoint=str(resume) if resume is not None else None)
     _check_finite(model)
     # Where weights are spread over processes, all of them put these together.
@@ -96,11 +96,14 @@ def train_adapter(
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _less_memory(loop: "Trainer", trainer: TrainerConfig, runtime: Runtime) -> str:
+def _less_memory(loop: "Trainer", job: Job) -> str:
     """What the user can do where a batch finds no memory."""
+    trainer, on = job.trainer, job.runtime.device.partition(":")[0]
     ways = []
     if isinstance(loop, MicroBatches) and loop.splits:
-        ways.append(f"lower trainer.batch_tokens.{runtime.device.partition(':')[0]}")
+        ways.append(f"lower trainer.batch_tokens.{on}")
+    elif getattr(trainer.batch_tokens, on) is None and may_split(job.method, job.lora):
+        ways.append(f"set trainer.batch_tokens.{on}")
     elif trainer.per_device_train_batch_size > 1:
         ways.append("lower trainer.per_device_train_batch_size")
     if not trainer.activation_checkpointing:
