@@ -13,7 +13,6 @@ from mipo_exp.memory import memory_for
 from mipo_exp.records import ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Store
-from mipo_exp.training import layout, micro_batches
 from tests.conftest import Experiment, composed
 from tests.test_training import pairs as pairs  # the fixture
 from tests.test_training import train
@@ -49,22 +48,22 @@ def test_sampling_names_the_limit_of_a_batch(
         experiment(cache=tmp_path / "cache")
 
 
+STEP = "mipo_exp.training.micro_batches.MicroBatches.training_step"
+PROBE = "mipo_exp.training.layout.run_layout"  # where it is tried whether prompts can be shared
+
+
 @pytest.mark.parametrize(
-    ("module", "overrides", "said"),
+    ("place", "overrides", "said"),
     [
-        (micro_batches.MicroBatches, (), r"for a batch .*lower trainer\.batch_tokens\.cpu or set"),
-        (
-            micro_batches.MicroBatches,
-            ("trainer.batch_tokens.cpu=null",),
-            r"for a batch .*set trainer\.batch_tokens\.cpu",
-        ),
-        (micro_batches.MicroBatches, ("lora.lora_dropout=0.1",), r"for a batch .*lower trainer\.per_device_train"),
-        (layout, (), r"to begin the training .*shorten the prompts"),  # while it is tried whether prompts can be shared
+        (STEP, (), r"for a batch .*lower trainer\.batch_tokens\.cpu or set"),
+        (STEP, ("trainer.batch_tokens.cpu=null",), r"for a batch .*set trainer\.batch_tokens\.cpu"),
+        (STEP, ("lora.lora_dropout=0.1",), r"for a batch .*lower trainer\.per_device_train"),
+        (PROBE, (), r"to begin the training .*shorten the prompts"),
     ],
     ids=["a batch", "a batch without a limit", "a batch that stays whole", "the first pair"],
 )
 def test_training_names_the_limit_of_a_batch(
-    module: Any,
+    place: str,
     overrides: tuple[str, ...],
     said: str,
     tiny: Runtime,
@@ -72,6 +71,6 @@ def test_training_names_the_limit_of_a_batch(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "run_layout" if module is layout else "training_step", fail)
+    monkeypatch.setattr(place, fail)
     with pytest.raises(ModelError, match=r"no memory " + said):
         train(tiny, pairs, composed("+debug=quick", *overrides), Store(tmp_path))

@@ -3,11 +3,11 @@
 import itertools
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from mipo_exp.config import ScoringConfig
-from mipo_exp.errors import ModelError
-from mipo_exp.memory import free_memory, out_of_memory
+from mipo_exp.memory import free_memory, memory_for, out_of_memory
 from mipo_exp.rotation import rotation_limit
 from mipo_exp.scoring.log_probs import Scorable, can_share, token_log_probs
 from mipo_exp.scoring.prefix_tree import MIN_SHARED_TOKENS, common_prefix
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 # A CPU gains nothing from larger batches, and loses the caches' help and time in fetching memory from the system:
 # 8,192 tokens take a tenth longer than two times 4,096 with the default model.
 CPU_BATCH_TOKENS = 4096
+WAY_OUT = "shorten the prompts, or use a smaller model, model.dtype or another device"
 
 
 def pass_tokens(scoring: ScoringConfig, device: str) -> int:
@@ -134,18 +135,14 @@ class Scorer:
 
     def _try(self, items: Sequence[Scorable], share: bool) -> list[float] | None:
         """The sums of one batch, None where memory has run out."""
+        prompt, response = len(items[0].prompt_ids), len(items[0].response_ids)
+        single = f"to score a single response of {response} tokens behind its prompt of {prompt}"
         try:
-            return [float(row.double().sum()) for row in token_log_probs(self.model, items, share)]
+            with memory_for(single, WAY_OUT) if len(items) == 1 else nullcontext():
+                return [float(row.double().sum()) for row in token_log_probs(self.model, items, share)]
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            if len(items) == 1:
-                said = str(error).partition("\n")[0] or type(error).__name__
-                raise ModelError(
-                    f"there is no memory to score a single response of {len(items[0].response_ids)} tokens behind its "
-                    f"prompt of {len(items[0].prompt_ids)} ({said}); shorten the prompts, or use "
-                    "a smaller model, model.dtype or another device"
-                ) from error
         # Only here, behind the error, does nothing hold the batch's tensors any more.
         free_memory(self.model.device.type)
         return None

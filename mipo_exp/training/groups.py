@@ -123,8 +123,7 @@ def build_trainer(
         """Goes through a batch in parts, and logs what the loss gives beside it."""
 
         seen: dict[str, list[float]]
-
-        mean_count: float
+        mean_count: float  # of what the loss is a mean over, in a batch of this step
 
         def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
             # The loss is a mean over what all batches of a step have on all processes; both, the Trainer and the
