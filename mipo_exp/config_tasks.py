@@ -57,6 +57,7 @@ class TaskConfig:
     eval_examples: int | None = bounded(at_least=1)
     seed: int = bounded(at_least=0, at_most=MAX_SEED)
     overlap: str = bounded(choices=("refuse", "split", "allow"))
+    validation: int | None = bounded(at_least=0, at_most=MAX_SEED)
     context_role: str = bounded(choices=("system", "user"))
     instruction: str | None
     max_new_tokens: int = bounded(at_least=1)

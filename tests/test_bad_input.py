@@ -84,7 +84,7 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["task=custom"], r"task=custom has neither task\.path nor task\.hub_id; set task\.path=DIR"),
         (["task=custom", "task.family=math"], r"task\.family=math needs task\.columns\.reference"),
         (["model.path=nowhere"], r"model\.path=nowhere does not exist"),
-        (["task.eval_users=60"], r"task\.eval_users=60 leaves fewer than 2"),
+        (["task.eval_users=99"], r"task\.eval_users=60 leaves fewer than 2"),
         (["model=qwen1.5b"], r"Qwen/Qwen2\.5-1\.5B-Instruct is neither .* nor reachable .* model\.path=DIR"),
         (["task=gsm8k"], r"openai/gsm8k.*task\.path"),
         (["seed=[1"], r"cannot read the override 'seed=\[1'"),

@@ -18,6 +18,10 @@ from mipo_exp.records import Example
 from mipo_exp.store import digest, remembered_sha256
 
 
+# Of the training users (and questions), how many a validation set gets.
+VALIDATION_SHARE = 1 / 3
+
+
 @dataclass(frozen=True)
 class Examples:
     """Both sides of a task, and the counts worth reporting: users, rows left out and why, overlap found."""
@@ -124,7 +128,7 @@ class Task(ABC):
         return f"{prompt}\n\n{instruction}"
 
     def select(self, train: Sequence[Example], evaluation: Sequence[Example], notes: Mapping[str, int]) -> Examples:
-        """Apply `task.overlap`, then draw `train_examples` and `eval_examples`, and count.
+        """Apply `task.overlap` and `task.validation`, then draw `train_examples` and `eval_examples`, and count.
 
         Raises:
             DataError: a side is empty, ids are used twice, or overlap is refused.
@@ -139,6 +143,12 @@ class Task(ABC):
                 raise DataError(f"task={config.name}: the id {row.id!r} is used by two examples; make ids unique")
             seen.add(row.id)
         kept_train, kept_eval, overlap = separate(train, evaluation, config.overlap, config.seed, config.name)
+        if config.validation is not None:
+            apart = config.overlap != "allow"
+            # The test rows are left out: what is tuned on a validation set has never seen them.
+            kept_train, kept_eval, _ = split_rows(
+                kept_train, VALIDATION_SHARE, config.validation, apart, f"{config.name}/validation"
+            )
         drawn_train = self.draw(kept_train, config.train_examples)
         drawn_eval = self.draw(kept_eval, config.eval_examples)
         counts = {
