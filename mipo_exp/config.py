@@ -135,6 +135,7 @@ class EvaluationConfig:
     k: int = bounded(at_least=2)
     seed: int = bounded(at_least=0, at_most=MAX_SEED)
     policy_scoring: bool
+    prompt_scoring: bool
     overlap_words: int = bounded(at_least=2)
     self_bleu_size: int = bounded(at_least=3)
     bootstrap_samples: int = bounded(at_least=100)

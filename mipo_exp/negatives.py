@@ -264,6 +264,26 @@ def contrast_conditions(
     return rows
 
 
+def contrast_prompts(examples: Sequence[Example], k: int, seed: int) -> list[list[Condition]]:
+    """Whether a response still answers its prompt: for each example with a context, its true condition and then the
+    same context with K − 1 other prompts of the examples, drawn without repetition.
+
+    K is `k`, or how many different prompts there are where these are fewer. Empty rows where an example has no context
+    (`contrast_conditions` has other prompts then) or all have one and the same prompt.
+    """
+    rng = np.random.default_rng([seed, 1])  # apart from the draws of `contrast_conditions`
+    prompts = list(dict.fromkeys(example.prompt for example in examples))
+    if len(prompts) < 2 or any(example.context is None for example in examples):
+        return [[] for _ in examples]
+    indices = {prompt: i for i, prompt in enumerate(prompts)}
+    rows: list[list[Condition]] = []
+    for example in examples:
+        drawn = rng.choice(len(prompts) - 1, size=min(k, len(prompts)) - 1, replace=False)
+        others = (prompts[_place_among_all(int(index), [indices[example.prompt]])] for index in drawn)
+        rows.append([example.condition, *(Condition(example.context, prompt) for prompt in others)])
+    return rows
+
+
 def _spread(own: Iterable[Sequence[str]], count: int) -> list[str]:
     """`count` different texts: the first of each, then the second of each, and so on; no more are looked at."""
     found: dict[str, None] = {}

@@ -67,7 +67,7 @@ VERSIONS = {
     "scored_pairs": 3,
     "adapter": 4,
     "responses": 1,
-    "scores": 3,
+    "scores": 4,
     "option_scores": 4,
     "harness": 1,
     "judgements": 1,
@@ -211,7 +211,9 @@ def declare(
 
     def scores(of: Stage, by: Mapping[str, Stage]) -> Stage:
         inputs = {"examples": examples, "responses": of, **by}
-        return stage("scores", score_conditions, inputs, scoring=scoring, k=held_out.k, seed=held_out.seed)
+        # Whether a response still answers its prompt is for the base model to say.
+        asked = {"k": held_out.k, "seed": held_out.seed, "prompts": held_out.prompt_scoring and not by}
+        return stage("scores", score_conditions, inputs, scoring=scoring, **asked)
 
     def option_scores(by: Mapping[str, Stage]) -> Stage:
         rendering = held_out.option_scoring

@@ -103,12 +103,17 @@ class ScoredPair(Pair):
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Log-probabilities (nats, summed over tokens) of one response: under K conditions, the true one first, and
-    under its own marginal (the prompt without context; the empty prompt where the task has no context)."""
+    under its own marginal (the prompt without context; the empty prompt where the task has no context).
+
+    `prompt_log_probs` are those under K prompts with the same context, the true one first; null where they were not
+    asked for: `log_probs` has them already where there are no contexts, and the policy is not asked.
+    """
 
     id: str
     tokens: int
     log_probs: list[float]
     marginal_log_prob: float
+    prompt_log_probs: list[float] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from mipo_exp.evaluation.diversity import diversity, set_facts
 from mipo_exp.evaluation.options import option_accuracy
 from mipo_exp.evaluation.responses import context_overlap, repetition
 from mipo_exp.evaluation.statistics import Estimate, Values, draws, measured, resamples, summarize
+from mipo_exp.negatives import contrast_prompts
 from mipo_exp.records import Example, OptionScores, Response, Scores
 from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
 from mipo_exp.store import digest
@@ -36,7 +37,11 @@ def metric_names(
     some = examples[:1]
     options = [OptionScores(example.id, [0.0, 0.0], [1, 1] if option_form == "text" else None) for example in some]
     response = [Response(example.id, [0], "", True) for example in some]
-    scores = [Scores(example.id, 1, [0.0] * config.k, 0.0) for example in some]
+    prompts = contrast_prompts(examples, config.k, config.seed)[:1] if config.prompt_scoring else []
+    scores = [
+        Scores(example.id, 1, [0.0] * config.k, 0.0, [0.0] * len(row) or None)
+        for example, row in zip(some, prompts or [[]], strict=True)
+    ]
     models = ("base", "policy") if config.policy_scoring else ("base",)
     evaluated = Evaluated(response, dict.fromkeys(models, scores), None if option_form is None else options)
     return sorted(measures(evaluated, some, scorer, config))
@@ -50,14 +55,19 @@ def measures(
     found = measure(scorer, [example.reference for example in examples], texts)
     if evaluated.options is not None:
         found.update(option_accuracy(evaluated.options, examples))
+    contexts = [example.context for example in examples]
+    contrasted = "prompt" if None in contexts else "context"
     for name, scores in evaluated.scores.items():
-        found.update({f"mi/{name}/{key}": value for key, value in _mutual_information(scores).items()})
+        information = _mutual_information(scores, contrasted)
+        found.update({f"mi/{name}/{key}": value for key, value in information.items()})
+    if "base" in evaluated.scores:
+        found.update(_prompt_relevance(evaluated.scores["base"]))
+        found.update(_fluency(evaluated.scores["base"]))
     responses = evaluated.responses
     found["response/tokens"] = _mean([len(response.token_ids) for response in responses])
-    found["response/truncated_rate"] = _mean([not response.finished for response in responses])
+    found["response/finished_rate"] = _mean([response.finished for response in responses])
     found["response/repetition"] = _mean([repetition(text) for text in texts])
-    contexts = [example.context for example in examples]
-    if all(context is not None for context in contexts):
+    if contrasted == "context":
         overlaps = [
             context_overlap(text, c or "", config.overlap_words) for text, c in zip(texts, contexts, strict=True)
         ]
@@ -129,7 +139,8 @@ def compare(
     return Comparison(estimates, drawn, resampling)
 
 
-def _mutual_information(scores: Sequence[Scores]) -> dict[str, Measure]:
+def _mutual_information(scores: Sequence[Scores], contrasted: str) -> dict[str, Measure]:
+    """`contrasted` is what the K conditions differ in: `context` or, where there are none, `prompt`."""
     log_probs = np.array([row.log_probs for row in scores], dtype=np.float64)
     tokens = np.array([row.tokens for row in scores], dtype=np.float64)
     infonce = infonce_pmi(log_probs)
@@ -139,7 +150,29 @@ def _mutual_information(scores: Sequence[Scores]) -> dict[str, Measure]:
         "nats_per_token": Measure(np.stack([infonce, tokens], axis=1), _ratio_of_sums),
         "own_marginal_nats": _mean(marginal),
         "own_marginal_nats_per_token": Measure(np.stack([marginal, tokens], axis=1), _ratio_of_sums),
-        "context_accuracy": _mean(identified(log_probs)),
+        f"{contrasted}_accuracy": _mean(identified(log_probs)),
+    }
+
+
+def _prompt_relevance(scores: Sequence[Scores]) -> dict[str, Measure]:
+    """Whether a response still answers its prompt: the information about the prompt where the context is given,
+    I(Y; X | C), by the estimator that `mi/base/nats` has for I(Y; C | X)."""
+    rows = [row.prompt_log_probs for row in scores if row.prompt_log_probs is not None]
+    if not rows:
+        return {}
+    log_probs = np.array(rows, dtype=np.float64)
+    return {"mi/prompt/nats": _mean(infonce_pmi(log_probs)), "mi/prompt/accuracy": _mean(identified(log_probs))}
+
+
+def _fluency(scores: Sequence[Scores]) -> dict[str, Measure]:
+    """−log p of the responses under the base model, per token: given the true condition, and given the own marginal's."""
+    tokens = np.array([row.tokens for row in scores], dtype=np.float64)
+    given = {
+        "fluency/nats_per_token": [row.log_probs[0] for row in scores],
+        "fluency/marginal_nats_per_token": [row.marginal_log_prob for row in scores],
+    }
+    return {
+        name: Measure(np.stack([-np.array(values), tokens], axis=1), _ratio_of_sums) for name, values in given.items()
     }
 
 

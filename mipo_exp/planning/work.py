@@ -15,12 +15,12 @@ from mipo_exp.config import Config, EngineConfig, SamplingConfig
 from mipo_exp.config_methods import MiRlConfig, OnPolicyConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
-from mipo_exp.negatives import contrast_conditions, sample_negatives
+from mipo_exp.negatives import sample_negatives
 from mipo_exp.records import Condition, Example
 from mipo_exp.scoring.batches import pass_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.prefix_tree import build_tree
-from mipo_exp.scoring.score import own_marginal
+from mipo_exp.scoring.score import scored_conditions
 from mipo_exp.similarity import in_order
 from mipo_exp.training.micro_batches import token_budget
 
@@ -88,15 +88,18 @@ def estimate_work(
     true_prompts = [encode(example.condition) for example in counted_train]
     held_out = [encode(example.condition) for example in counted_evaluation]
     before = _scaled(_sampling(held_out, config.engine, limit), held_out_scale)
-    scores = _scaled(_scoring(config, _contrasts(config, evaluation, encode), device), held_out_scale)
+    by_base, by_policy = (
+        _scaled(_scoring(config, _contrasts(config, evaluation, encode, prompts), device), held_out_scale)
+        for prompts in (config.evaluation.prompt_scoring, False)
+    )
     options = _scaled(_scoring(config, _options(counted_evaluation, held_out), device), held_out_scale)
     found = {
         "before_responses": before,
-        "before_scores_base": scores,
+        "before_scores_base": by_base,
         "adapter": _training(config, len(train), true_prompts, device),
         "after_responses": replace(before, adapted=True),
-        "after_scores_base": scores,
-        "after_scores_policy": scores,
+        "after_scores_base": by_base,
+        "after_scores_policy": by_policy,
         "before_option_scores": options,
         "after_option_scores": options,
         "chosen": _scaled(_sampling(true_prompts, config.engine, config.sampling), scale),
@@ -161,20 +164,20 @@ def _scoring(config: Config, items: Sequence[Scorable], device: str) -> Work:
     )
 
 
-def _contrasts(config: Config, examples: Sequence[Example], encode: Encode) -> list[Scorable]:
-    """The first responses, each under K conditions and its own marginal."""
+def _contrasts(config: Config, examples: Sequence[Example], encode: Encode, prompts: bool) -> list[Scorable]:
+    """The first responses, each under the conditions that it is scored under."""
     if not examples:
         return []
     k, seed = config.evaluation.k, config.evaluation.seed
     try:  # among themselves they share as much as all of them do
-        contrasts = contrast_conditions(examples[:COUNTED], k, seed)
+        rows = scored_conditions(examples[:COUNTED], k, seed, prompts)
     except ConfigError:  # the first ones are of too few users
-        contrasts = contrast_conditions(examples, k, seed)[:COUNTED]
+        rows = scored_conditions(examples, k, seed, prompts)[:COUNTED]
     responses = _responses(config.evaluation.sampling.max_new_tokens)
     items = []
-    for example, conditions in zip(examples, contrasts, strict=False):
+    for conditions in rows:
         response = responses()
-        items += [Scorable(tuple(encode(one)), response) for one in (*conditions, own_marginal(example))]
+        items += [Scorable(tuple(encode(one)), response) for one in dict.fromkeys(conditions)]
     return items
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mipo_exp.config import ScoringConfig
 from mipo_exp.errors import DataError
-from mipo_exp.negatives import contrast_conditions
+from mipo_exp.negatives import contrast_conditions, contrast_prompts
 from mipo_exp.progress import Progress
 from mipo_exp.records import Condition, Example, Pair, Response, ScoredPair, Scores
 from mipo_exp.runtime import Runtime
@@ -74,29 +74,43 @@ def score_pairs(work: Workspace, runtime: Runtime, scoring: ScoringConfig, min_p
     work.write_json("counts", {"dropped_pmi_margin": len(pairs) - trained, "trained_pairs": trained})
 
 
-def score_conditions(work: Workspace, runtime: Runtime, scoring: ScoringConfig, k: int, seed: int) -> None:
-    """Every evaluation response under K conditions and its own marginal.
+def score_conditions(
+    work: Workspace, runtime: Runtime, scoring: ScoringConfig, k: int, seed: int, prompts: bool
+) -> None:
+    """Every evaluation response under K conditions and its own marginal; with `prompts` and contexts, under K prompts
+    with its own context, too.
 
     The scoring model is the base model, or the policy where there is a `scorer` input.
     """
     examples = list(work.inputs["examples"].table("eval", Example))
     responses = work.inputs["responses"].table("responses", Response)
-    contrasts = contrast_conditions(examples, k, seed)
+    rows = scored_conditions(examples, k, seed, prompts)
+    each = len(rows[0])  # as many for every example
 
     def item(number: int) -> Scorable:
-        of, which = divmod(number, k + 1)
-        condition = contrasts[of][which] if which < k else own_marginal(examples[of])
-        return Scorable(tuple(runtime.prompt_ids(condition)), tuple(responses[of].token_ids))
+        of, which = divmod(number, each)
+        return Scorable(tuple(runtime.prompt_ids(rows[of][which])), tuple(responses[of].token_ids))
 
-    items = Mapped(item, range((k + 1) * len(examples)))
+    items = Mapped(item, range(each * len(examples)))
     scores = score_items(work, runtime, scoring, items, "scoring responses under K conditions")
 
     def scored() -> Iterator[Scores]:
         for number, response in enumerate(responses):
-            *under_conditions, marginal = scores[number * (k + 1) : (number + 1) * (k + 1)]
-            yield Scores(response.id, len(response.token_ids), under_conditions, marginal)
+            found = list(scores[number * each : (number + 1) * each])
+            under_prompts = found[k + 1 :] or None
+            yield Scores(response.id, len(response.token_ids), found[:k], found[k], under_prompts)
 
     work.write_table("scores", scored(), Scores)
+
+
+def scored_conditions(examples: Sequence[Example], k: int, seed: int, prompts: bool) -> list[list[Condition]]:
+    """What the response to each example is scored under: K conditions, its own marginal, and with `prompts` its
+    context with K prompts. The first of the conditions and the first of the prompts are equal, and scored once."""
+    contrasts = contrast_conditions(examples, k, seed)
+    others = contrast_prompts(examples, k, seed) if prompts else [[] for _ in examples]
+    return [
+        [*row, own_marginal(example), *more] for example, row, more in zip(examples, contrasts, others, strict=True)
+    ]
 
 
 def own_marginal(example: Example) -> Condition:
