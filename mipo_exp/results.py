@@ -18,7 +18,15 @@ from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.accuracy import Measure
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_draws
-from mipo_exp.evaluation.measure import PHASES, Comparison, Evaluated, compare, diversity_facts, measures
+from mipo_exp.evaluation.measure import (
+    PHASES,
+    Comparison,
+    Evaluated,
+    compare,
+    contrasted_in,
+    diversity_facts,
+    measures,
+)
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.judging.run import judge
@@ -26,13 +34,15 @@ from mipo_exp.pipeline import Run
 from mipo_exp.preparation import Prepared
 from mipo_exp.processes import team
 from mipo_exp.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
+from mipo_exp.reporting.costs import costs, headline, main_information
+from mipo_exp.reporting.metrics import COSTS
 from mipo_exp.reporting.multirun import DRAWS, write_draws
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.store import git_commit, package_versions, write_atomically
 
 log = logging.getLogger(__name__)
 
-SUMMARY_SCHEMA = 1
+SUMMARY_SCHEMA = 2
 SAMPLES_SHOWN = 24
 JUDGED = ("judge/score", "judge/accuracy")
 
@@ -92,7 +102,7 @@ def write_results(
     write_draws(output / DRAWS, compared.draws)
     write_summary(output / "summary.json", summary)
     tracker.finish(summary, samples, adapter, output / "report.html")
-    _say_result(estimates, output)
+    _say_result(summary)
     reasons = {part: str(facts["why"]) for part, facts in summary["missing"].items()}
     return Outcome(_objective(config.objective, estimates), reasons)
 
@@ -100,11 +110,12 @@ def write_results(
 def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> dict[str, Any]:
     """What `summary.json` says of the metrics and of where they come from."""
     config, run, output = prepared.config, prepared.run, prepared.output
+    metrics = {phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()}
     return {
-        "metrics": {
-            phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()
-        },
-        "mi": {"k": config.evaluation.k, "log_k": math.log(config.evaluation.k)},
+        "metrics": metrics,
+        "costs": costs(metrics),
+        "headline": headline(metrics),
+        "mi": _conditions(run, config.evaluation.k),
         "resampling": compared.resampling,
         "diversity": diversity_facts(run.finished["examples"].artefact.table("eval", Example), config.evaluation),
         "reward_judge": None if prepared.rewarding is None else prepared.rewarding.judge.backend.description,
@@ -122,6 +133,17 @@ def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> 
             "metrics": str(output / "metrics.jsonl"),
         },
     }
+
+
+def _conditions(run: Run, k: int) -> dict[str, Any]:
+    """How many conditions the mutual information compares, what they differ in, and of the prompt relevance its own K;
+    no estimate can exceed its log K."""
+    examples = run.finished["examples"].artefact.table("eval", Example)
+    found: dict[str, Any] = {"k": k, "log_k": math.log(k), "contrasted": contrasted_in(examples)}
+    scored = run.finished["before_scores_base"].artefact.table("scores", Scores)
+    if scored and (prompts := scored[0].prompt_log_probs) is not None:
+        found.update(prompt_k=len(prompts), prompt_log_k=math.log(len(prompts)))
+    return found
 
 
 def _transitions(scorer: str, examples: Sequence[Example], before: Evaluated, after: Evaluated) -> dict[str, Any]:
@@ -247,21 +269,32 @@ def _samples(
     ]
 
 
-def _say_result(estimates: Mapping[str, Mapping[str, Estimate]], output: Path) -> None:
-    shown = ("mi/base/nats", "mi/base/context_accuracy", "accuracy", "options/accuracy", "response/tokens", *JUDGED)
-    for name in shown:
-        if name in estimates["delta"]:
-            before, after, delta = (estimates[phase][name] for phase in PHASES)
-            log.info(
-                "%s: %.3f → %.3f (difference %+.3f, 95%% interval %+.3f to %+.3f, n = %d)",
-                *(name, before.mean, after.mean, delta.mean, delta.low, delta.high, delta.n),
-            )
-    if (rate := estimates["after"].get("judge/win_rate")) is not None:
-        log.info(
-            "judge/win_rate of after against before: %.3f (95%% interval %.3f to %.3f, n = %d)",
-            *(rate.mean, rate.low, rate.high, rate.n),
-        )
-    log.info("report: %s", output / "report.html")
+def _say_result(summary: Mapping[str, Any]) -> None:
+    """The closing lines: first what the gain costs in words, then gains, and costs below them."""
+    if summary["headline"]:
+        log.info("%s", summary["headline"])
+    of_both = ("response/kl_to_base", "response/tokens")
+    gains = (*main_information(summary), "accuracy", "options/accuracy", *JUDGED)
+    for name in (*gains, *COSTS, *of_both):
+        if name in summary["metrics"]["delta"]:
+            log.info("%s: %s", name, _said(summary["metrics"], name))
+    if (rate := summary["metrics"]["after"].get("judge/win_rate")) is not None:
+        log.info("judge/win_rate of after against before: %s", _with_interval(rate))
+    log.info("report: %s", summary["paths"]["report"])
+
+
+def _said(metrics: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    before, after, delta = (metrics[phase][name] for phase in PHASES)
+    return f"{_number(before['mean'])} → {_number(after['mean'])} (difference {_with_interval(delta, '+')})"
+
+
+def _with_interval(entry: Mapping[str, Any], sign: str = "") -> str:
+    low, high = (_number(bound, sign) for bound in entry["ci95"])
+    return f"{_number(entry['mean'], sign)}, 95% interval {low} to {high}, n = {entry['n']}"
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.3f}"
 
 
 def _objective(objective: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> float | None:

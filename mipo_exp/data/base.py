@@ -17,7 +17,6 @@ from mipo_exp.errors import DataError
 from mipo_exp.records import Example
 from mipo_exp.store import digest, remembered_sha256
 
-
 # Of the training users (and questions), how many a validation set gets.
 VALIDATION_SHARE = 1 / 3
 

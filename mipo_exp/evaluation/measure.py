@@ -55,8 +55,8 @@ def measures(
     found = measure(scorer, [example.reference for example in examples], texts)
     if evaluated.options is not None:
         found.update(option_accuracy(evaluated.options, examples))
+    contrasted = contrasted_in(examples)
     contexts = [example.context for example in examples]
-    contrasted = "prompt" if None in contexts else "context"
     for name, scores in evaluated.scores.items():
         information = _mutual_information(scores, contrasted)
         found.update({f"mi/{name}/{key}": value for key, value in information.items()})
@@ -76,6 +76,11 @@ def measures(
         found.update(_kl_to_base(evaluated.scores["policy"], evaluated.scores["base"]))
     found.update(diversity(texts, clusters(examples), config.self_bleu_size, config.seed))
     return found
+
+
+def contrasted_in(examples: Sequence[Example]) -> str:
+    """What the K conditions of the mutual information differ in: `context`, or `prompt` where there are no contexts."""
+    return "prompt" if any(example.context is None for example in examples) else "context"
 
 
 def clusters(examples: Sequence[Example]) -> list[str]:
@@ -165,7 +170,7 @@ def _prompt_relevance(scores: Sequence[Scores]) -> dict[str, Measure]:
 
 
 def _fluency(scores: Sequence[Scores]) -> dict[str, Measure]:
-    """−log p of the responses under the base model, per token: given the true condition, and given the own marginal's."""
+    """−log p of the responses under the base model, per token: given the true condition, and given the marginal."""
     tokens = np.array([row.tokens for row in scores], dtype=np.float64)
     given = {
         "fluency/nats_per_token": [row.log_probs[0] for row in scores],

@@ -29,23 +29,25 @@ class Metric:
     neutral: float | None = None
 
 
-def _mutual_information(scorer: str, words: str) -> list[Metric]:
-    group = f"Mutual information, scored by the {words}"
-    own = "log p(y | context, prompt) − log p(y | prompt), the marginal being the prompt without its context"
+def _mutual_information(scorer: str, words: str, of: str) -> list[Metric]:
+    """The metrics of what the K conditions differ in: `of` is "context", or "prompt" where there are no contexts."""
+    group = f"Mutual information with the {of}, scored by the {words}"
+    given, left = ("context, prompt", "prompt") if of == "context" else ("prompt", "empty prompt")
+    own = f"log p(y | {given}) − log p(y | {left}), the marginal being the {of} left out"
     return [
         Metric(
             f"mi/{scorer}/nats",
-            "Mutual information",
+            f"Mutual information with the {of}",
             group,
             "nats",
             1,
-            f"Mean of log p(y | true context) − log of the mean of p(y | context) over K contexts, the true one and "
+            f"Mean of log p(y | true {of}) − log of the mean of p(y | {of}) over K {of}s, the true one and "
             f"K − 1 of other examples, under the {words} and summed over the response's tokens. A lower bound that "
             "cannot exceed log K.",
         ),
         Metric(
             f"mi/{scorer}/nats_per_token",
-            "Mutual information per token",
+            "The same per token",
             group,
             "nats per token",
             1,
@@ -53,17 +55,17 @@ def _mutual_information(scorer: str, words: str) -> list[Metric]:
             "length alone.",
         ),
         Metric(
-            f"mi/{scorer}/context_accuracy",
-            "Context identified",
+            f"mi/{scorer}/{of}_accuracy",
+            f"{of.capitalize()} identified",
             group,
             "proportion",
             1,
-            f"Share of responses for which the {words} gives the true context the highest likelihood of all K. Chance "
+            f"Share of responses for which the {words} gives the true {of} the highest likelihood of all K. Chance "
             "is 1/K.",
         ),
         Metric(
             f"mi/{scorer}/own_marginal_nats",
-            "Pointwise MI, own marginal",
+            "Own-marginal information",
             group,
             "nats",
             1,
@@ -71,7 +73,7 @@ def _mutual_information(scorer: str, words: str) -> list[Metric]:
         ),
         Metric(
             f"mi/{scorer}/own_marginal_nats_per_token",
-            "Pointwise MI per token",
+            "Own-marginal information per token",
             group,
             "nats per token",
             1,
@@ -86,12 +88,51 @@ HARNESS_HIGHER = ("f1", "mcc", "bleu", "chrf", "likelihood", "rouge1", "rouge2",
 HARNESS_LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
 
 _QUALITY, _JUDGE, _RESPONSES, _DIVERSITY = "Task quality", "LLM judge", "Responses", "Diversity"
+_RELEVANCE, _FLUENCY = "Prompt relevance, scored by the base model", "Fluency, scored by the base model"
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        *_mutual_information("base", "base model"),
-        *_mutual_information("policy", "trained model"),
+        *_mutual_information("base", "base model", "context"),
+        Metric(
+            "mi/prompt/nats",
+            "Mutual information with the prompt",
+            _RELEVANCE,
+            "nats",
+            1,
+            "Whether the response still answers its prompt: mean of log p(y | context, true prompt) − log of the mean "
+            "of p(y | context, prompt) over K prompts with the same context, the true one and K − 1 of other examples. "
+            "A lower bound that cannot exceed log K. A rise of the information about the context is a gain only where "
+            "this does not fall.",
+        ),
+        Metric(
+            "mi/prompt/accuracy",
+            "Prompt identified",
+            _RELEVANCE,
+            "proportion",
+            1,
+            "Share of responses for which the base model gives the true prompt the highest likelihood of all K. Chance "
+            "is 1/K.",
+        ),
+        Metric(
+            "fluency/nats_per_token",
+            "Negative log-likelihood per token",
+            _FLUENCY,
+            "nats per token",
+            -1,
+            "−log p(y | context, prompt) of all responses divided by their tokens: one that the base model finds "
+            "unlikely reads less like its own. The logarithm of its perplexity.",
+        ),
+        Metric(
+            "fluency/marginal_nats_per_token",
+            "The same, own marginal",
+            _FLUENCY,
+            "nats per token",
+            0,
+            "The same with the context left out (the prompt, where there is no context). It rises with the information "
+            "that the response carries about what is left out.",
+        ),
+        *_mutual_information("policy", "trained model", "context"),
         Metric(
             "accuracy",
             "Accuracy",
@@ -222,12 +263,12 @@ METRICS: dict[str, Metric] = {
         Metric("judge/characters", "Length judged", _JUDGE, "characters", 0, "Mean characters of a response."),
         Metric("response/tokens", "Response length", _RESPONSES, "tokens", 0, "Mean number of tokens of a response."),
         Metric(
-            "response/truncated_rate",
-            "Cut off",
-            _RESPONSES,
+            "response/finished_rate",
+            "Ended by themselves",
+            _FLUENCY,
             "proportion",
-            -1,
-            "Share of responses that the token limit ended.",
+            1,
+            "Share of responses that ended before the token limit.",
         ),
         Metric(
             "response/context_overlap",
@@ -293,11 +334,31 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def describe(name: str) -> Metric:
-    """The metric of that name, or a plain one for a name that is not listed."""
+# What the same metrics, and one that only they have, say of a task without user contexts.
+_WITHOUT_CONTEXT: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        *_mutual_information("base", "base model", "prompt"),
+        *_mutual_information("policy", "trained model", "prompt"),
+    )
+}
+
+# A significant change of one of these for the worse is what a gain costs.
+COSTS = ("mi/prompt/nats", "mi/prompt/accuracy", "fluency/nats_per_token", "response/finished_rate")
+
+
+def describe(name: str, contrasted: str = "context") -> Metric:
+    """The metric of that name, or a plain one for a name that is not listed.
+
+    Args:
+        name: as in summary.json.
+        contrasted: what the K conditions of the mutual information differ in, `mi.contrasted` of summary.json.
+    """
     if name.startswith(HARNESS):
         return _of_harness(name)
-    return METRICS.get(name) or Metric(name, name, "Other", "score", 0, "")
+    if contrasted == "prompt" and name in _WITHOUT_CONTEXT:
+        return _WITHOUT_CONTEXT[name]
+    return METRICS.get(name) or _WITHOUT_CONTEXT.get(name) or Metric(name, name, "Other", "score", 0, "")
 
 
 def _of_harness(name: str) -> Metric:
