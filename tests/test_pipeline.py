@@ -72,7 +72,7 @@ def yaml_names(group: str) -> list[str]:
 
 def test_the_contract_of_the_summary(experiment: Experiment) -> None:
     summary, output = experiment()
-    assert summary["schema"] == 1
+    assert summary["schema"] == 2
     assert (summary["status"], summary["error"]) == ("ok", None)
     assert set(summary["stages"]) == STAGES
     for phase in ("before", "after", "delta"):

@@ -63,10 +63,10 @@ def interval(mean: float, reach: float = 0.1) -> dict[str, Any]:
 def summary(**changes: Any) -> dict[str, Any]:
     values = {name: (0.2, 0.6) for name in METRICS} | {
         "something/new": (1.0, 2.0),
-        "response/truncated_rate": (0.5, 0.1),
+        "answer/unparsed_rate": (0.5, 0.1),
     }
     return {
-        "schema": 1,
+        "schema": 2,
         "run_id": "p3k9",
         "git": "e0585fe-dirty",
         "command": "python -m mipo_exp task=personas",
@@ -84,7 +84,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "counts": {"dropped_identical": 4},
         "versions": {"torch": "2.13.0"},
         "paths": {"adapter": "adapter"},
-        "mi": {"k": 8, "log_k": math.log(8)},
+        "mi": {"k": 8, "log_k": math.log(8), "contrasted": "context", "prompt_k": 6, "prompt_log_k": math.log(6)},
         "status": "ok",
         "error": None,
     } | changes
@@ -159,8 +159,8 @@ def test_page_has_every_figure(tmp_path: Path) -> None:
     html, page = render(tmp_path, summary())
     titles = re.findall(r"<figure>\s*<h3>(.*?)</h3>", html)
     assert titles == [
-        "Mutual information between context and response",
-        "Accuracy and context identification",
+        "Mutual information between context or prompt and response",
+        "Accuracy and identification",
         "Response length",
         "Loss",
         "Reward margin",

@@ -16,11 +16,17 @@ from markupsafe import Markup
 
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.reporting import changes, plots
+from mipo_exp.reporting.costs import contrasted, main_information
 from mipo_exp.reporting.facts import items, judge_facts, missing_parts, number, run_facts, stages
-from mipo_exp.reporting.metrics import METRICS, PERCENT, Metric, describe, written
+from mipo_exp.reporting.metrics import COSTS, METRICS, PERCENT, Metric, describe, written
 
 # Longer texts are cut in the page; the tables in the cache have them whole.
 MAX_TEXT_CHARACTERS = 12_000
+# Rates whose chance is 1/K.
+IDENTIFIED = (
+    *(f"mi/{scorer}/{of}_accuracy" for scorer in ("base", "policy") for of in ("context", "prompt")),
+    "mi/prompt/accuracy",
+)
 # The first of these that a run has is a headline.
 JUDGE_CARDS = ("judge/win_rate", "judge/score", "judge/accuracy")
 
@@ -76,7 +82,9 @@ def write_report(
         missing=missing_parts(summary),
         facts=run_facts(summary),
         command=summary.get("command"),
-        cards=_cards(summary),
+        headline=summary.get("headline"),
+        costly=bool(summary.get("costs")),
+        cards=[{"title": title, "cards": found} for title, of in _headlines(summary) if (found := _cards(summary, of))],
         groups=groups,
         set_facts=_set_facts(summary),
         transitions=changes.transitions(summary.get("transitions")),
@@ -114,9 +122,9 @@ def _names(summary: Mapping[str, Any]) -> list[str]:
     return [name for name in METRICS if name in found] + sorted(name for name in found if name not in METRICS)
 
 
-def _ceiling(summary: Mapping[str, Any]) -> tuple[int, float] | None:
-    """K and log K (nats)."""
-    k = number((summary.get("mi") or {}).get("k"))
+def _ceiling(summary: Mapping[str, Any], name: str = "mi/base/nats") -> tuple[int, float] | None:
+    """K and log K (nats) of a metric."""
+    k = number((summary.get("mi") or {}).get("prompt_k" if name.startswith("mi/prompt/") else "k"))
     return (int(k), math.log(k)) if k is not None and k >= 2 else None
 
 
@@ -130,15 +138,17 @@ def _cell(metric: Metric, value: plots.Interval | None, *, signed: bool = False)
     return {"mean": written(metric, value.mean, signed=signed), "interval": interval}
 
 
-def _verdict(metric: Metric, delta: plots.Interval | None) -> tuple[str, str]:
-    """A class and the words for a change: a direction only where its interval excludes zero."""
+def _verdict(metric: Metric, delta: plots.Interval | None, summary: Mapping[str, Any]) -> tuple[str, str]:
+    """A class and the words for a change: a direction only where its interval excludes zero. Nothing is called better
+    in a run whose prompt relevance or fluency fell significantly."""
     if delta is None or delta.low is None or delta.high is None:
         return "none", ""
     if delta.low <= 0 <= delta.high:
         return "none", "no clear change"
-    if metric.direction == 0:
+    for_the_better = delta.mean * metric.direction > 0
+    if metric.direction == 0 or (for_the_better and summary.get("costs")):
         return "none", "higher" if delta.mean > 0 else "lower"
-    return ("good", "better") if delta.mean * metric.direction > 0 else ("bad", "worse")
+    return ("good", "better") if for_the_better else ("bad", "worse")
 
 
 def _change(metric: Metric, after: plots.Interval | None, delta: plots.Interval | None) -> plots.Interval | None:
@@ -152,7 +162,7 @@ def _change(metric: Metric, after: plots.Interval | None, delta: plots.Interval 
 def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for name in _names(summary):
-        metric = describe(name)
+        metric = describe(name, contrasted(summary))
         before, after, delta = (_interval(summary, phase, name) for phase in PHASES)
         metrics = summary.get("metrics") or {}
         entry: Mapping[str, Any] = next(
@@ -166,7 +176,7 @@ def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "before": _cell(metric, before),
                 "after": _cell(metric, after),
                 "delta": _cell(metric, delta, signed=True),
-                "verdict": _verdict(metric, _change(metric, after, delta)),
+                "verdict": _verdict(metric, _change(metric, after, delta), summary),
                 "n": entry.get("n"),
             }
         )
@@ -186,18 +196,24 @@ def _set_facts(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _cards(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The headline numbers, each with a sentence that a reader can quote."""
+def _headlines(summary: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """The names of the headline numbers: what training is for, and what it may cost."""
     quality = next(
         (name for name in METRICS if describe(name).group == "Task quality" and _interval(summary, "after", name)), None
     )
-    cards = []
     judged = next((name for name in JUDGE_CARDS if _interval(summary, "after", name)), None)
-    for name in ("mi/base/nats", "mi/base/context_accuracy", quality, judged):
-        after = _interval(summary, "after", name) if name else None
-        if name is None or after is None:
+    gains = [*main_information(summary), *(name for name in (quality, judged) if name is not None)]
+    return [("Gain", gains), ("Cost", [*COSTS, "response/kl_to_base", "response/tokens"])]
+
+
+def _cards(summary: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Headline numbers, each with a sentence that a reader can quote."""
+    cards = []
+    for name in names:
+        after = _interval(summary, "after", name)
+        if after is None:
             continue
-        metric = describe(name)
+        metric = describe(name, contrasted(summary))
         before, delta = _interval(summary, "before", name), _interval(summary, "delta", name)
         unit = "" if metric.unit in ("proportion", "score") else f" {metric.unit}"
         sentence = f"{_span(metric, after)}{unit} after training"
@@ -211,7 +227,7 @@ def _cards(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "label": metric.label,
                 "value": written(metric, after.mean),
                 "unit": unit.strip(),
-                "verdict": _verdict(metric, _change(metric, after, delta)),
+                "verdict": _verdict(metric, _change(metric, after, delta), summary),
                 "sentence": f"{sentence}.{_against(metric, summary)}",
             }
         )
@@ -227,13 +243,13 @@ def _against(metric: Metric, summary: Mapping[str, Any]) -> str:
     """What a headline number is to be compared with."""
     if metric.neutral is not None:
         return f" {written(metric, metric.neutral)} is no difference to before."
-    ceiling = _ceiling(summary)
+    ceiling = _ceiling(summary, metric.name)
     if ceiling is None:
         return ""
     k, log_k = ceiling
-    if metric.name == "mi/base/nats":
+    if metric.name in ("mi/base/nats", "mi/prompt/nats"):
         return f" The estimate cannot exceed log {k} = {log_k:.2f} nats."
-    return f" Chance is 1/{k} = {written(metric, 1 / k)}." if metric.name == "mi/base/context_accuracy" else ""
+    return f" Chance is 1/{k} = {written(metric, 1 / k)}." if metric.name in IDENTIFIED else ""
 
 
 def _figure(title: str, svg: str, words: str) -> dict[str, Any]:
@@ -244,14 +260,21 @@ def _figure(title: str, svg: str, words: str) -> dict[str, Any]:
 def _result_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     ceiling = _ceiling(summary)
     figures = []
-    nats = {"mi/base/nats": "base model\nscores", "mi/policy/nats": "trained\nmodel scores"}
+    of = contrasted(summary)
+    nats = {
+        "mi/base/nats": f"with the {of}\n(base model)",
+        "mi/policy/nats": f"with the {of}\n(trained model)",
+        "mi/prompt/nats": "with the prompt\n(base model)",
+    }
     if rows := _rows(summary, nats):
         guides = {f"ceiling log {ceiling[0]} = {ceiling[1]:.2f}": ceiling[1]} if ceiling else {}
         svg = plots.before_after(rows, "mutual information (nats)", guides)
-        figures.append(_figure("Mutual information between context and response", svg, _in_words(summary, nats)))
+        both = "context or prompt" if _interval(summary, "after", "mi/prompt/nats") else of
+        figures.append(_figure(f"Mutual information between {both} and response", svg, _in_words(summary, nats)))
     shares = {
-        "mi/base/context_accuracy": "context found\n(base model)",
-        "mi/policy/context_accuracy": "context found\n(trained model)",
+        f"mi/base/{of}_accuracy": f"{of} identified\n(base model)",
+        f"mi/policy/{of}_accuracy": f"{of} identified\n(trained model)",
+        "mi/prompt/accuracy": "prompt identified\n(base model)",
         "accuracy": "task accuracy",
         "accuracy/strict": "task accuracy,\nstrict",
         "options/accuracy": "likeliest option",
@@ -259,7 +282,7 @@ def _result_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     if rows := _rows(summary, shares, chance=1 / ceiling[0] if ceiling else None):
         label = f"chance 1/{ceiling[0]}" if ceiling else None
         svg = plots.before_after(rows, "share of responses (%)", {}, row_guide_label=label, percent=True)
-        figures.append(_figure("Accuracy and context identification", svg, _in_words(summary, shares)))
+        figures.append(_figure("Accuracy and identification", svg, _in_words(summary, shares)))
     return figures
 
 
@@ -268,14 +291,14 @@ def _rows(summary: Mapping[str, Any], labels: Mapping[str, str], chance: float |
     for name, label in labels.items():
         before, after = _interval(summary, "before", name), _interval(summary, "after", name)
         if before is not None or after is not None:
-            rows.append(plots.Row(label, before, after, chance if name.endswith("context_accuracy") else None))
+            rows.append(plots.Row(label, before, after, chance if name in IDENTIFIED else None))
     return rows
 
 
 def _in_words(summary: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     parts = []
     for name, label in labels.items():
-        metric = describe(name)
+        metric = describe(name, contrasted(summary))
         values = [(phase, _interval(summary, phase, name)) for phase in ("before", "after")]
         spans = [f"{_span(metric, value)} {phase}" for phase, value in values if value is not None]
         if spans:

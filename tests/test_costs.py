@@ -1,0 +1,153 @@
+"""Prompt relevance and fluency: what they measure, and that their fall is said before any gain."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mipo_exp.evaluation.measure import Evaluated, measures, metric_names
+from mipo_exp.negatives import contrast_conditions, contrast_prompts
+from mipo_exp.records import Example, Response, Scores
+from mipo_exp.reporting.costs import costs, headline
+from mipo_exp.reporting.metrics import describe
+from mipo_exp.reporting.report import write_report
+from mipo_exp.scoring.batches import summed_log_probs
+from mipo_exp.scoring.log_probs import Scorable
+from mipo_exp.scoring.score import scored_conditions
+from tests.conftest import Experiment, composed
+from tests.test_negatives import grid, questions
+from tests.test_pipeline import artefact
+from tests.test_report import HISTORY, LENGTHS, SAMPLE, summary
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_the_other_prompts_are_of_other_examples_and_the_context_stays(k: int) -> None:
+    examples = grid(5, 6)
+    for example, row in zip(examples, contrast_prompts(examples, k, 0), strict=True):
+        assert row[0] == example.condition
+        assert {condition.context for condition in row} == {example.context}
+        assert len({condition.prompt for condition in row}) == len(row) == min(k, 6), "a prompt came twice"
+        assert {condition.prompt for condition in row} <= {f"prompt {i}" for i in range(6)}
+
+
+def test_every_other_prompt_is_drawn_equally_often() -> None:
+    examples = grid(200, 5)
+    drawn = [row[1].prompt for row in contrast_prompts(examples, 2, 0) if row[0].prompt == "prompt 0"]
+    counts = [drawn.count(f"prompt {i}") for i in range(5)]
+    assert counts[0] == 0
+    assert min(counts[1:]) > 30, "50 of each are expected"
+
+
+def test_without_contexts_or_with_one_prompt_there_are_no_other_prompts() -> None:
+    assert contrast_prompts(questions(4), 3, 0) == [[]] * 4
+    assert contrast_prompts(grid(4, 1), 3, 0) == [[]] * 4
+
+
+def test_the_other_contexts_are_those_that_they_were() -> None:
+    """The prompts are drawn apart: the estimate of the information about the context does not move with them."""
+    examples = grid(6, 5)
+    with_prompts, without = (scored_conditions(examples, 4, 0, prompts) for prompts in (True, False))
+    contrasts = contrast_conditions(examples, 4, 0)
+    for row, plain, contrast in zip(with_prompts, without, contrasts, strict=True):
+        assert row[:5] == plain
+        assert row[:4] == contrast
+        assert row[5] == row[0], "equal items are scored once"
+
+
+def evaluated(prompt_log_probs: list[float] | None) -> tuple[Evaluated, list[Example]]:
+    examples = grid(2, 1)
+    responses = [Response(example.id, [5, 6, 7, 8], "a b", example.user == "u0") for example in examples]
+    scores = [Scores(example.id, 4, [-8.0, -10.0], -12.0, prompt_log_probs) for example in examples]
+    return Evaluated(responses, {"base": scores}), examples
+
+
+def measured(*arguments: Any) -> dict[str, float]:
+    config = dataclasses.replace(composed().evaluation, k=2)
+    return {name: m.result() for name, m in measures(*arguments, "none", config).items() if "diversity" not in name}
+
+
+def test_prompt_relevance_by_hand() -> None:
+    """p(y | c, x₀) = ½, the others ⅛: log(½ / mean(½, ⅛, ⅛)) = log 2; a response that ignores its prompt has 0."""
+    found = measured(*evaluated(np.log([0.5, 0.125, 0.125]).tolist()))
+    assert found["mi/prompt/nats"] == pytest.approx(math.log(0.5 / 0.25))
+    assert found["mi/prompt/accuracy"] == 1
+    assert measured(*evaluated([-7.0] * 4))["mi/prompt/nats"] == pytest.approx(0, abs=1e-12)
+    wrong = measured(*evaluated(np.log([0.1, 0.5, 0.6]).tolist()))
+    assert wrong["mi/prompt/nats"] < 0
+    assert wrong["mi/prompt/accuracy"] == 0
+    assert "mi/prompt/nats" not in measured(*evaluated(None))
+
+
+def test_fluency_by_hand() -> None:
+    """−8 nats over 4 tokens given context and prompt, −12 given the prompt alone; one of two ended by itself."""
+    found = measured(*evaluated(None))
+    assert found["fluency/nats_per_token"] == 2
+    assert found["fluency/marginal_nats_per_token"] == 3
+    assert found["response/finished_rate"] == 0.5
+
+
+def test_names_say_what_is_contrasted() -> None:
+    config = composed().evaluation
+    with_contexts = metric_names("none", grid(9, 9), config)
+    without = metric_names("none", questions(9), config)
+    assert {"mi/base/context_accuracy", "mi/prompt/nats", "mi/prompt/accuracy"} <= set(with_contexts)
+    assert "mi/base/prompt_accuracy" in without
+    assert not {"mi/base/context_accuracy", "mi/prompt/nats"} & set(without)
+    assert "prompt" in describe("mi/base/nats", "prompt").label
+    assert "context" in describe("mi/base/nats", "context").label
+    config = dataclasses.replace(config, prompt_scoring=False)
+    assert "mi/prompt/nats" not in metric_names("none", grid(9, 9), config)
+
+
+def test_the_stage_scores_other_prompts_as_a_plain_pass_does(experiment: Experiment, tiny: Any) -> None:
+    found, _ = experiment()
+    rows = artefact(found, "before_scores_base").table("scores", Scores)
+    examples = list(artefact(found, "examples").table("eval", Example))
+    responses = artefact(found, "before_responses").table("responses", Response)
+    conditions = contrast_prompts(examples, 3, 0)
+    assert found["mi"]["prompt_k"] == len(conditions[0]) == 3
+    for row, response, others in zip(rows, responses, conditions, strict=True):
+        items = [Scorable(tuple(tiny.prompt_ids(one)), tuple(response.token_ids)) for one in others]
+        plain = summed_log_probs(tiny.model(), items, dataclasses.replace(composed().scoring, share_prefix=False))
+        assert row.prompt_log_probs == pytest.approx(plain, abs=1e-4)
+        assert (row.prompt_log_probs or [])[0] == row.log_probs[0]
+    assert artefact(found, "after_scores_policy").table("scores", Scores)[0].prompt_log_probs is None
+
+
+def entries(**deltas: tuple[float, float]) -> dict[str, dict[str, Any]]:
+    """A summary's metrics with these intervals of the paired differences."""
+    named = {name.replace("__", "/"): bounds for name, bounds in deltas.items()}
+    delta = {name: {"mean": sum(b) / 2, "ci95": list(b), "n": 9} for name, b in named.items()}
+    return {"before": delta, "after": delta, "delta": delta}
+
+
+def test_a_significant_fall_is_a_cost_and_is_said_in_words() -> None:
+    found = entries(mi__base__nats=(0.5, 0.9), mi__prompt__accuracy=(-0.8, -0.4), fluency__nats_per_token=(0.1, 0.3))
+    assert costs(found) == ["mi/prompt/accuracy", "fluency/nats_per_token"]
+    assert headline(found).startswith("The training has a cost: Prompt identified fell from")
+    assert "[−80.0, −40.0]" in headline(found)
+    assert "rose from" in headline(found), "fewer nats are better"
+
+
+def test_what_is_not_significant_is_no_cost() -> None:
+    found = entries(mi__base__nats=(0.5, 0.9), mi__prompt__accuracy=(-0.1, 0.1), fluency__nats_per_token=(-0.3, -0.1))
+    assert costs(found) == []
+    assert headline(found) == "No significant cost: prompt relevance and fluency did not fall significantly."
+    assert headline(entries(accuracy=(0.1, 0.2))) == "", "nothing of it was measured"
+
+
+@pytest.mark.parametrize("fell", [True, False])
+def test_a_report_with_costs_says_so_first_and_calls_nothing_better(tmp_path: Path, fell: bool) -> None:
+    content = summary()
+    if fell:
+        content["metrics"]["delta"]["mi/prompt/accuracy"] = {"mean": -0.6, "ci95": [-0.8, -0.4], "n": 48}
+    content |= {"costs": costs(content["metrics"]), "headline": headline(content["metrics"])}
+    content["costs"] = content["costs"] if fell else []
+    write_report(tmp_path / "report.html", content, HISTORY, LENGTHS, [SAMPLE])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('class="verdict good"') == (0 if fell else page.count('class="verdict good"'))
+    assert ('class="verdict good"' in page) != fell
+    assert page.index(content["headline"].split(":")[0]) < page.index("Gain</h3>") < page.index("Cost</h3>")
