@@ -40,8 +40,8 @@ def test_no_request_of_personas_meets_a_users_preference_by_itself() -> None:
     from mipo_exp.data.files import resource
 
     content = json.loads(resource("personas.json").read_text(encoding="utf-8"))
-    assert len(content["users"]) >= 48
-    assert len(content["requests"]) == 40
+    assert len(content["users"]) == 100
+    assert len(content["requests"]) == 60
     for request in content["requests"]:
         met = [user["id"] for user in content["users"] if has_keyword(request, user["keywords"])]
         assert not met, request
@@ -53,5 +53,5 @@ def test_the_default_experiment_evaluates_on_other_users_and_requests() -> None:
     examples = make_task(composed().task, Path("unused")).load(None)
     assert not {e.user for e in examples.train} & {e.user for e in examples.eval}
     assert not {e.prompt for e in examples.train} & {e.prompt for e in examples.eval}
-    assert len({e.user for e in examples.train}) == 40
-    assert len({e.user for e in examples.eval}) == 20
+    assert len({e.user for e in examples.train}) == 60
+    assert len({e.user for e in examples.eval}) == 40

@@ -90,7 +90,7 @@ RESPONSES = [Response(str(i), [1] * (i + 1), f"word {i} of a text", True) for i 
 
 def scores(first: list[float]) -> list[Scores]:
     """Under the true condition the given log-probabilities, under the other one something else."""
-    return [Scores(str(i), i + 1, [value, -50.0], -40.0) for i, value in enumerate(first)]
+    return [Scores(str(i), i + 1, [value, -50.0], -40.0, None) for i, value in enumerate(first)]
 
 
 def test_kl_to_the_base_is_of_the_true_condition_and_zero_before() -> None:

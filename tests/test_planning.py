@@ -52,8 +52,10 @@ def test_scoring_counts_a_shared_context_once() -> None:
     apart = estimate_work(
         composed("evaluation.k=4", "scoring.batch_tokens=100000", "scoring.share_prefix=false"), users(8), users(8)
     )
-    assert shared["before_scores_base"].heads == apart["before_scores_base"].heads == 8 * 5 * 32
-    assert apart["before_scores_base"].scored == 8 * 5 * (25 + 100 + 10 + 31)
+    # Four contexts, the marginal, and three more prompts with the true context; the policy scores no other prompts.
+    assert shared["before_scores_base"].heads == apart["before_scores_base"].heads == 8 * 8 * 32
+    assert apart["before_scores_base"].scored == 8 * 8 * (25 + 100 + 10 + 31)
+    assert apart["after_scores_policy"].scored == 8 * 5 * (25 + 100 + 10 + 31)
     assert shared["before_scores_base"].scored < 0.6 * apart["before_scores_base"].scored
 
 

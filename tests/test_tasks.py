@@ -84,15 +84,36 @@ def test_loading_is_deterministic_and_a_smaller_draw_is_a_beginning_of_a_larger_
 
 def test_personas_take_turns() -> None:
     found = task("personas").load(None)
-    assert (len(found.train), len(found.eval)) == (160, 80)
-    for rows, users, requests in ((found.train, 40, 30), (found.eval, 20, 10)):
+    assert (len(found.train), len(found.eval)) == (160, 120)
+    for rows, users, requests in ((found.train, 60, 40), (found.eval, 40, 20)):
         for field, count in (("user", users), ("question", requests)):
             seen = Counter(getattr(row, field) for row in rows)
             assert len(seen) == count
             assert max(seen.values()) - min(seen.values()) <= 1
         assert len({(row.user, row.question) for row in rows}) == len(rows)
     everything = task("personas", train_examples=None).load(None).train
-    assert len({(row.user, row.question) for row in everything}) == len(everything) == 40 * 30
+    assert len({(row.user, row.question) for row in everything}) == len(everything) == 60 * 40
+
+
+def test_validation_sees_neither_users_nor_requests_of_the_test_side() -> None:
+    """What is tuned on a validation set must know nothing of what the tables report."""
+    test = task("personas", train_examples=None, eval_examples=None).load(None)
+    sets = [task("personas", train_examples=None, eval_examples=None, validation=n).load(None) for n in (0, 0, 1)]
+    for found in sets:
+        for field in ("user", "question"):
+            names = [{getattr(row, field) for row in rows} for rows in (found.train, found.eval, test.eval)]
+            assert not names[0] & names[1]
+            assert not (names[0] | names[1]) & names[2]
+        assert len({row.user for row in found.eval}) == 20, "a third of the 60 training users"
+    assert sets[0] == sets[1] != sets[2]
+
+
+def test_a_task_without_users_is_validated_on_training_questions() -> None:
+    test = task("quiz", train_examples=None, eval_examples=None).load(None)
+    found = task("quiz", train_examples=None, eval_examples=None, validation=3).load(None)
+    questions = {row.question for row in test.eval}
+    assert {row.question for row in (*found.train, *found.eval)} == {row.question for row in test.train}
+    assert not {row.question for row in found.eval} & ({row.question for row in found.train} | questions)
 
 
 def test_persona_requests_give_no_keyword_away() -> None:
@@ -103,7 +124,7 @@ def test_persona_requests_give_no_keyword_away() -> None:
     assert len(hits) / len(rows) < 0.02, hits
 
 
-@pytest.mark.parametrize(("key", "value"), [("eval_users", 59), ("eval_requests", 39)])
+@pytest.mark.parametrize(("key", "value"), [("eval_users", 99), ("eval_requests", 59)])
 def test_personas_keep_something_for_training(key: str, value: int) -> None:
     with pytest.raises(ConfigError, match=rf"task\.{key}={value} leaves fewer than 2 of \d+ for training"):
         task("personas", **{key: value}).load(None)
