@@ -138,7 +138,6 @@ class EvaluationConfig:
     prompt_scoring: bool
     overlap_words: int = bounded(at_least=2)
     self_bleu_size: int = bounded(at_least=3)
-    bootstrap_samples: int = bounded(at_least=100)
     option_scoring: str = bounded(choices=("chat", "harness", "none"))
     sampling: SamplingConfig
 

@@ -17,7 +17,7 @@ from mipo_exp.config import Config
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.accuracy import Measure
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
-from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_draws
+from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
 from mipo_exp.evaluation.measure import (
     PHASES,
     Comparison,
@@ -35,9 +35,9 @@ from mipo_exp.preparation import Prepared
 from mipo_exp.processes import team
 from mipo_exp.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
 from mipo_exp.reporting.costs import costs, headline, main_information
-from mipo_exp.reporting.metrics import COSTS
-from mipo_exp.reporting.multirun import DRAWS, write_draws
+from mipo_exp.reporting.metrics import COSTS, describe
 from mipo_exp.reporting.report import Sample, write_report
+from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store import git_commit, package_versions, write_atomically
 
 log = logging.getLogger(__name__)
@@ -80,15 +80,12 @@ def write_results(
         texts = {name: [row.text for row in of.responses] for name, of in (("before", before), ("after", after))}
         for phase, judged in judge(run, prepared.judging, prepared.judgements, examples, texts, summary).items():
             measured[phase].update(judged)
-    compared = compare(measured["before"], measured["after"], examples, config.evaluation)
+    shares = {name for of in measured.values() for name in of if describe(name).unit == "proportion"}
+    compared = compare(measured["before"], measured["after"], examples, shares)
     estimates = compared.estimates
     outcomes = {phase: _outcome(run, phase) for phase in ("before", "after")}
     for phase, found in compare_outcomes(outcomes["before"], outcomes["after"]).items():
         estimates[phase].update(found)
-    for phase, outcome in outcomes.items():
-        if outcome is not None:
-            held_out = config.evaluation
-            compared.draws[phase].update(document_draws(outcome, held_out.bootstrap_samples, held_out.seed))
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
     summary.update(_summary(prepared, compared, adapter), status="incomplete" if summary["missing"] else "ok")
     if prepared.task.scorer in READERS:
@@ -99,7 +96,8 @@ def write_results(
         for phase, evaluated in (("before", before), ("after", after))
     }
     write_report(output / "report.html", summary, history, lengths, samples)
-    write_draws(output / DRAWS, compared.draws)
+    documents = {phase: {} if of is None else document_values(of) for phase, of in outcomes.items()}
+    write_values(output / VALUES, examples, compared.values, documents)
     write_summary(output / "summary.json", summary)
     tracker.finish(summary, samples, adapter, output / "report.html")
     _say_result(summary)
@@ -116,7 +114,7 @@ def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> 
         "costs": costs(metrics),
         "headline": headline(metrics),
         "mi": _conditions(run, config.evaluation.k),
-        "resampling": compared.resampling,
+        "evaluated": compared.evaluated,
         "diversity": diversity_facts(run.finished["examples"].artefact.table("eval", Example), config.evaluation),
         "reward_judge": None if prepared.rewarding is None else prepared.rewarding.judge.backend.description,
         "counts": _counts(run),

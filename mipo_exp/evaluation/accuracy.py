@@ -1,7 +1,7 @@
 """The scorers: from references and responses to one row of values a response, and from those to metrics.
 
-A scorer returns, for every metric, the values by response and how to reduce them. So a metric of any resampled
-subset, which the bootstrap needs, is computed by the same function as the metric itself.
+A scorer returns, for every metric, the values by response and how to reduce them. So a metric without one of the
+responses, which its interval needs, is computed by the same function as the metric itself.
 """
 
 import json

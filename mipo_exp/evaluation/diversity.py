@@ -1,9 +1,8 @@
 """How different the responses of one model are from each other: Self-BLEU and distinct n-grams of a fixed set.
 
 Both depend on how many texts are compared, so the set is fixed: the same examples before and after training. They are
-functions of a whole set and no means over responses, and a resample with repetitions would hold texts twice, each with
-a copy of itself to match. So their intervals come from leaving out: the delete-one-user jackknife gives every user a
-pseudo-value (Miller 1974, eq. 1.2), and it is these that the bootstrap of all other metrics resamples.
+functions of a whole set and no means over responses. So their intervals come from leaving out whole users: the
+delete-one-user jackknife gives every user a pseudo-value (Miller 1974, eq. 1.2), which its responses share.
 """
 
 import math
@@ -77,11 +76,11 @@ def diversity(texts: Sequence[str], clusters: Sequence[str], size: int, seed: in
 
 
 def set_measure(statistic: Callable[[Rows], float], rows: Rows, clusters: Sequence[str]) -> Measure:
-    """A statistic of a set as a measure whose rows can be resampled, by the jackknife's pseudo-values.
+    """A statistic of a set as a measure with values by response, from the jackknife's pseudo-values.
 
     Of g clusters, cluster c has the pseudo-value θ + (g − 1)(mean of θ₋ − θ₋c), where θ is the statistic of the whole
     set and θ₋c that of the set without c. Their mean is θ; for a statistic that is itself a mean over clusters they are
-    the clusters' own values, and the interval is the ordinary bootstrap's. For any other the jackknife overstates the
+    the clusters' own values, and so is the interval. For any other the jackknife overstates the
     variance on average (Efron and Stein 1981) and does not understate it.
 
     Args:

@@ -1,6 +1,6 @@
 """From responses and their scores to metrics with intervals, before and after training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,16 @@ from mipo_exp.evaluation.accuracy import Measure, mean, measure
 from mipo_exp.evaluation.diversity import diversity, set_facts
 from mipo_exp.evaluation.options import option_accuracy
 from mipo_exp.evaluation.responses import context_overlap, repetition
-from mipo_exp.evaluation.statistics import Estimate, Values, draws, measured, resamples, summarize
+from mipo_exp.evaluation.statistics import (
+    Estimate,
+    Rows,
+    Values,
+    measured,
+    paired_variance,
+    pseudo_values,
+    share_interval,
+    t_interval,
+)
 from mipo_exp.negatives import contrast_prompts
 from mipo_exp.records import Example, OptionScores, Response, Scores
 from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
@@ -84,7 +93,7 @@ def contrasted_in(examples: Sequence[Example]) -> str:
 
 
 def clusters(examples: Sequence[Example]) -> list[str]:
-    """What is resampled as a whole: the user of each example, its question where there are no users."""
+    """What varies as a whole: the user of each example, its question where there are no users."""
     return [example.user if example.user is not None else example.question for example in examples]
 
 
@@ -99,49 +108,66 @@ class Comparison:
 
     Attributes:
         estimates: before, after and their paired difference.
-        draws: the bootstrap draws of every metric, shape (resamples,), before and after. Draws of one index are over
-            the same examples in all metrics, and in all runs with equal `resampling`.
-        resampling: what fixes the resamples.
+        values: of every metric before and after, one an example (`pseudo_values`), shape (n,).
+        evaluated: how many examples, clusters and crossed questions there are, and a digest of which they are: runs in
+            which it is equal answered the same ones.
     """
 
     estimates: dict[str, dict[str, Estimate]]
-    draws: dict[str, dict[str, Values]]
-    resampling: dict[str, Any]
+    values: dict[str, dict[str, Values]]
+    evaluated: dict[str, Any]
 
 
 def compare(
     before: Mapping[str, Measure],
     after: Mapping[str, Measure],
     examples: Sequence[Example],
-    config: EvaluationConfig,
+    shares: Collection[str] = (),
 ) -> Comparison:
-    """Estimates `before`, `after` and their paired `delta`, resampled by user (by question where there are none)."""
-    grouped = clusters(examples)
-    rows = resamples(grouped, config.bootstrap_samples, config.seed)
+    """Estimates `before`, `after` and their paired `delta`, by user (by question where there are none).
+
+    Args:
+        shares: the metrics that lie between 0 and 1, whose intervals before and after do so too.
+    """
+    rows = example_rows(examples)
     phases = {"before": before, "after": after}
-    metrics = {(phase, name): (m.values, m.reduce) for phase, of in phases.items() for name, m in of.items()}
-    found = draws(metrics, rows)
-    drawn = {phase: {name: found[phase, name] for name in of} for phase, of in phases.items()}
+    values = {
+        phase: {name: pseudo_values(m.values, m.reduce) for name, m in of.items()} for phase, of in phases.items()
+    }
     estimates = {
-        phase: {name: summarize(m.result(), drawn[phase][name], measured(m.values)) for name, m in of.items()}
+        phase: {name: _estimate(m, values[phase][name], rows, name in shares) for name, m in of.items()}
         for phase, of in phases.items()
     }
     estimates["delta"] = {
-        name: summarize(
-            m.result() - before[name].result(), drawn["after"][name] - drawn["before"][name], measured(m.values)
+        name: t_interval(
+            m.result() - before[name].result(),
+            paired_variance(values["after"][name], values["before"][name], rows),
+            estimates["after"][name].n,
         )
         for name, m in after.items()
         if name in before
     }
-    ids = [[example.id, cluster] for example, cluster in zip(examples, grouped, strict=True)]
-    resampling = {
-        "samples": config.bootstrap_samples,
-        "seed": config.seed,
+    names = [[example.id, cluster] for example, cluster in zip(examples, clusters(examples), strict=True)]
+    evaluated = {
         "examples": len(examples),
-        "clusters": len(set(grouped)),
-        "digest": digest(ids),
+        "clusters": len(set(clusters(examples))),
+        "questions": None if rows.questions is None else len(set(rows.questions.tolist())),
+        "digest": digest(names),
     }
-    return Comparison(estimates, drawn, resampling)
+    return Comparison(estimates, values, evaluated)
+
+
+def example_rows(examples: Sequence[Example]) -> Rows:
+    """The examples' clusters, and their questions where they are crossed with users."""
+    return Rows.of(clusters(examples), [example.question for example in examples])
+
+
+def _estimate(measure: Measure, values: Values, rows: Rows, share: bool) -> Estimate:
+    count, point = int(np.count_nonzero(measured(measure.values))), measure.result()
+    variance = paired_variance(values, None, rows)
+    if share and 0 <= point <= 1:
+        return share_interval(point, variance, count)
+    return t_interval(point, variance, count)
 
 
 def _mutual_information(scores: Sequence[Scores], contrasted: str) -> dict[str, Measure]:

@@ -1,33 +1,44 @@
 """The runs of a multirun, side by side: what `table.md` and `table.json` say.
 
 An *arm* is what was run with several seeds. It is compared with the model before training and with the first arm. Both
-comparisons are paired: bootstrap draws of one index are over the same examples in every run, so that an arm's
-difference is, draw by draw, the mean of its runs' differences. p-values are adjusted by Holm's method over all cells of
-one comparison. Arms on other examples, models, judges or `before` responses stand in a *panel* of their own.
+comparisons are paired by example; intervals and p-values count seeds and examples as random (`statistics.two_way`), and
+those of different arms' seeds as independent. An arm that trains nothing has no seeds to vary. p-values are adjusted by
+Holm's method over all cells of one comparison. Arms on other examples, models, judges or `before` responses stand in a
+*panel* of their own.
 """
 
-import io
 import json
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mipo_exp.evaluation.error_kinds import KINDS
-from mipo_exp.evaluation.statistics import Estimate, Values, bootstrap_p_value, holm, summarize
+from mipo_exp.evaluation.statistics import (
+    FEWEST_SEEDS,
+    Estimate,
+    Values,
+    contributions,
+    holm,
+    interaction,
+    p_value,
+    sampling_variance,
+    seed_variance,
+    t_interval,
+    two_way,
+)
 from mipo_exp.reporting.metrics import HARNESS
-from mipo_exp.store import write_atomically
+from mipo_exp.reporting.values import VALUES, MetricValues, read_values
 
 log = logging.getLogger(__name__)
 
-DRAWS = "bootstrap.npz"
 ALPHA = 0.05
 HARNESS_COLUMNS = 12  # more of them, all of MMLU perhaps, are in table.json only
-ROUNDING = 1e-6  # of a draw, relative
+ROUNDING = 1e-9  # of a difference, relative to its sides
 
 # Columns of the table, in this order, as far as the runs have them, and behind them those of lm-evaluation-harness.
 # table.json has every metric.
@@ -46,12 +57,11 @@ NO_DIFFERENCE = {"judge/win_rate": 0.5, "judge/length_controlled_win_rate": 0.5}
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder in that of the multirun, its summary, and its bootstrap draws by phase and metric,
-    shape (resamples,)."""
+    """A finished run: its folder in that of the multirun, its summary, and its values by phase and metric."""
 
     job: str
     summary: Mapping[str, Any]
-    draws: Mapping[str, Mapping[str, Values]]
+    values: Mapping[str, Mapping[str, MetricValues]]
 
     @property
     def overrides(self) -> list[str]:
@@ -63,9 +73,14 @@ class Run:
     def panel(self) -> str:
         """What runs must share to be compared: mutual information depends on K, diversity on the set's size, a verdict
         on the judge."""
-        same = [self.summary[key] for key in ("task", "model", "resampling", "mi", "diversity")]
+        same = [self.summary[key] for key in ("task", "model", "evaluated", "mi", "diversity")]
         same += [(self.summary.get("judge") or {}).get(key) for key in ("kind", "model")]
         return json.dumps([self.summary["stages"]["before_responses"]["key"], *same], sort_keys=True)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it trained anything that a seed could change."""
+        return "adapter" in self.summary["stages"]
 
     def mean(self, phase: str, name: str) -> float:
         """A metric of all examples; NaN where the run has none."""
@@ -84,14 +99,20 @@ class Arm:
         """A metric after training, one value a run."""
         return np.array([run.mean("after", name) for run in self.runs])
 
-    def draws(self, phase: str, name: str) -> Values:
-        """The mean over the runs, draw by draw."""
-        return np.mean([run.draws[phase][name] for run in self.runs], axis=0)
+    @property
+    def enough(self) -> bool:
+        """Whether its differences can have stars."""
+        return len(self.runs) >= FEWEST_SEEDS or not any(run.trained for run in self.runs)
+
+    def parts(self, phase: str, name: str) -> Values:
+        """What each example adds to the error of a metric, by run, shape (runs, n); 0 where it is left out."""
+        return np.stack([np.nan_to_num(contributions(run.values[phase][name].values)) for run in self.runs])
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference, its two-sided p-value, and that adjusted for all cells of the comparison (None: not one)."""
+    """A paired difference, its two-sided p-value (NaN where there are too few seeds for one), and that adjusted for all
+    cells of the comparison (None: not one)."""
 
     estimate: Estimate
     p_value: float
@@ -106,27 +127,17 @@ class Difference:
 Cells = dict[tuple[int, str], Difference]  # by arm and metric
 
 
-def write_draws(path: Path, draws: Mapping[str, Mapping[str, Values]]) -> None:
-    """Write the draws of a run, which a table over several runs needs."""
-    content = io.BytesIO()
-    arrays: dict[str, Any] = {
-        f"{phase}/{name}": values.astype(np.float32) for phase, of in draws.items() for name, values in of.items()
-    }
-    np.savez_compressed(content, **arrays)
-    write_atomically(path, content.getvalue())
-
-
-def read_run(folder: Path, job: str, summary: Mapping[str, Any]) -> Run | None:
-    """The finished run in a folder with this summary; None where it has no results."""
-    # One that failed after it was measured may lie beside the draws of an earlier run in its folder.
-    if summary["status"] == "failed" or not (folder / DRAWS).exists():
-        return None
-    draws: dict[str, dict[str, Values]] = {"before": {}, "after": {}}
-    with np.load(folder / DRAWS) as arrays:
-        for name, values in arrays.items():
-            phase, _, metric = name.partition("/")
-            draws[phase][metric] = values.astype(np.float64)
-    return Run(job, summary, draws)
+def read_run(folder: Path, job: str, summary: Mapping[str, Any]) -> Run | str:
+    """The finished run in a folder with this summary; else why it has nothing to compare."""
+    # One that failed after it was measured may lie beside the values of an earlier run in its folder.
+    if summary["status"] == "failed":
+        return str(summary["error"])
+    if not (folder / VALUES).exists() or "evaluated" not in summary:
+        return (
+            f"its folder has no {VALUES}, which a table needs, because it did not finish or an older version wrote it; "
+            "type its command again: finished stages come from the cache"
+        )
+    return Run(job, summary, read_values(folder / VALUES))
 
 
 def group(runs: Sequence[Run]) -> list[list[Arm]]:
@@ -163,7 +174,9 @@ class Panel:
                 (index, name): self._difference(arm, name, arm, "before")
                 for index, arm in enumerate(arms)
                 for name in self.metrics
-                if (name in NO_DIFFERENCE or _drawn(arm, "before", name)) and _drawn(arm, "after", name)
+                if _paired(
+                    [*_sides(arm, "after", name), *([] if name in NO_DIFFERENCE else _sides(arm, "before", name))]
+                )
             }
         )
         self.against_first = self._adjusted(
@@ -171,22 +184,36 @@ class Panel:
                 (index, name): self._difference(arm, name, arms[0], "after")
                 for index, arm in enumerate(arms[1:], start=1)
                 for name in self.metrics
-                if _drawn(arm, "after", name) and _drawn(arms[0], "after", name)
+                if _paired([*_sides(arm, "after", name), *_sides(arms[0], "after", name)])
             }
         )
         self.comparisons = (self.against_before, self.against_first)
 
     def _difference(self, arm: Arm, name: str, other: Arm, phase: str) -> Difference:
-        after = arm.draws("after", name)
-        if phase == "before" and name in NO_DIFFERENCE:
-            before, middle = np.full_like(after, NO_DIFFERENCE[name]), NO_DIFFERENCE[name]
+        """Of an arm after training from another, or from `before`, which has one set of responses for all seeds."""
+        parts, effects = arm.parts("after", name), arm.values(name)
+        sampled, seeds, both = parts.mean(axis=0), [], 0.0
+        if phase == "after":
+            sampled = sampled - other.parts(phase, name).mean(axis=0)
+            middle = float(other.values(name).mean())
+        elif name in NO_DIFFERENCE:
+            middle = NO_DIFFERENCE[name]
         else:
-            before, middle = other.draws(phase, name), float(np.mean([run.mean(phase, name) for run in other.runs]))
-        # Draws are stored as float32: equal means of several runs would differ, and a tie count on one side only.
-        drawn = np.where(np.isclose(after, before, rtol=ROUNDING, atol=0), 0.0, after - before)
-        point = arm.values(name).mean() - middle
+            sampled = sampled - other.parts(phase, name)[0]
+            middle = other.runs[0].mean(phase, name)
+        sides = arm.runs[0].values["after"][name]
+        for side in [arm, other] if phase == "after" else [arm]:
+            if len(side.runs) > 1:
+                seeds.append(seed_variance(side.values(name)))
+                both += float(interaction(side.parts("after", name), sides.rows))
+        variance = two_way(seeds, sampling_variance(sampled, sides.rows), both)
+        point = float(effects.mean()) - middle
+        if abs(point) <= ROUNDING * max(abs(middle), abs(float(effects.mean()))):
+            point = 0.0  # equal runs: their mean is a last bit off
         count = int(arm.runs[0].summary["metrics"]["after"][name]["n"])
-        return Difference(summarize(float(point), drawn, count), bootstrap_p_value(drawn))
+        enough = arm.enough and (phase == "before" or other.enough)
+        chance = float(p_value(point, variance)) if enough else float("nan")
+        return Difference(t_interval(point, variance, count), chance)
 
     def _adjusted(self, cells: Cells) -> Cells:
         tested = [
@@ -198,13 +225,13 @@ class Panel:
         for harness in (False, True):
             family = [key for key in tested if key[1].startswith(HARNESS) == harness]
             for key, value in zip(family, holm([cells[key].p_value for key in family]), strict=True):
-                cells[key] = Difference(cells[key].estimate, cells[key].p_value, value)
+                cells[key] = replace(cells[key], adjusted=value)
         return cells
 
     def as_json(self) -> dict[str, Any]:
         """Everything that the table says, and every metric that it leaves out."""
         return {
-            **{key: self.summary[key] for key in ("task", "model", "data", "resampling", "mi")},
+            **{key: self.summary[key] for key in ("task", "model", "data", "evaluated", "mi")},
             "columns": self.columns,
             "before": self.before,
             "arms": [self._arm_json(index, arm) for index, arm in enumerate(self.arms)],
@@ -247,8 +274,14 @@ def kind_shares(arm: Arm, phase: str) -> dict[str, float] | None:
     return {kind: count / sum(counts.values()) for kind, count in counts.items()}
 
 
-def _drawn(arm: Arm, phase: str, name: str) -> bool:
-    return all(name in run.draws[phase] for run in arm.runs)
+def _sides(arm: Arm, phase: str, name: str) -> list[MetricValues | None]:
+    found = [run.values[phase].get(name) for run in arm.runs]
+    return [None if side is None or np.isnan(side.values).all() else side for side in found]
+
+
+def _paired(sides: Sequence[MetricValues | None]) -> bool:
+    """Whether all have the metric and its values, of the same examples or documents."""
+    return None not in sides and len({side.names for side in sides if side is not None}) == 1
 
 
 def spread(values: Values) -> float:

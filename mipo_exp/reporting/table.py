@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.evaluation.error_kinds import KINDS
+from mipo_exp.evaluation.statistics import FEWEST_SEEDS
 from mipo_exp.reporting.metrics import PERCENT, Metric, describe, written
 from mipo_exp.reporting.multirun import ALPHA, WITHOUT_TEST, Difference, Panel, group, kind_shares, read_run, spread
 from mipo_exp.store import write_atomically
@@ -41,13 +42,15 @@ def write_table(folder: Path, since: float = 0.0, failed: Sequence[Mapping[str, 
             continue
         summary = json.loads(path.read_text(encoding="utf-8"))
         run = read_run(path.parent, job, summary)
-        if run is None:
-            missing.append({"job": job, "command": summary["command"], "error": summary["error"]})
+        if isinstance(run, str):
+            missing.append({"job": job, "command": summary["command"], "error": run})
         else:
             runs.append(run)
             for part, facts in summary["missing"].items():
                 missing.append({"job": job, "command": summary["command"], "error": f"{part}: {facts['why']}"})
     if len(runs) < 2:
+        for item in missing:
+            log.warning("no table: job %s (%s): %s", item["job"], item["command"], item["error"])
         return None
     named = {job["job"] for job in missing}
     missing += [dict(job) for job in failed if job["job"] not in named]
@@ -61,8 +64,10 @@ def write_table(folder: Path, since: float = 0.0, failed: Sequence[Mapping[str, 
 
 def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     for panel in panels:
-        facts, k = panel.summary["resampling"], panel.summary["mi"]["k"]
+        facts, k = panel.summary["evaluated"], panel.summary["mi"]["k"]
         count = f"{facts['examples']} held-out examples in {facts['clusters']} clusters"
+        if facts["questions"]:
+            count += f", crossed with {facts['questions']} questions"
         yield f"## {panel.summary['task']}, {panel.summary['model']} ({count}, K = {k})"
         yield ""
         yield from _results(panel)
@@ -70,7 +75,6 @@ def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> 
             yield f"Difference from `{panel.arms[0].label}` [95% interval]:"
             yield ""
             yield from _against_first(panel)
-        yield from _no_stars(panel)
         if any(kind_shares(arm, "after") for arm in panel.arms):
             yield "Kinds of response, % (docs/metrics.md says what each is):"
             yield ""
@@ -78,9 +82,11 @@ def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> 
     yield (
         "Runs: different seeds that are in the mean; ± is the standard deviation over them. In brackets: the paired "
         "difference from `before` (the model before training, with the context in its prompt) and its 95% interval, "
-        f"from resampled users (questions where there are none). {CLEAR}: below {ALPHA} after Holm's adjustment over "
-        "all differences of that table. A win rate is against `before` itself: its difference is from 50%. "
-        "Intervals are of these runs: they do not cover the spread over seeds."
+        "which covers other seeds, other users and, where several users were asked the same, other questions. "
+        f"{CLEAR}: p, from the same variance, below {ALPHA} after Holm's adjustment over all differences of a table. "
+        f"With fewer than {FEWEST_SEEDS} runs what was trained has no star, and with one its interval does not cover "
+        "other seeds; what trains nothing has no seeds to cover. A win rate is against `before` itself: its difference "
+        "is from 50%."
     )
     yield ""
     if missing:
@@ -121,15 +127,6 @@ def _against_first(panel: Panel) -> Iterable[str]:
         cells = [_written(metric, cell) if cell else "–" for metric, cell in zip(metrics, found, strict=True)]
         yield _row([f"`{arm.label}`", *cells])
     yield ""
-
-
-def _no_stars(panel: Panel) -> Iterable[str]:
-    """Where the smallest p-value that the draws can give does not survive the adjustment."""
-    samples = panel.summary["resampling"]["samples"]
-    cells = max(sum(cell.adjusted is not None for cell in of.values()) for of in panel.comparisons)
-    if cells * 2 / (samples + 1) >= ALPHA:
-        yield f"With {samples} resamples none of {cells} differences can be starred: raise evaluation.bootstrap_samples"
-        yield ""
 
 
 def _kinds(panel: Panel) -> Iterable[str]:
