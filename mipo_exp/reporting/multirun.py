@@ -31,7 +31,7 @@ from mipo_exp.evaluation.statistics import (
     t_interval,
     two_way,
 )
-from mipo_exp.reporting.metrics import HARNESS
+from mipo_exp.reporting.metrics import COSTS, HARNESS
 from mipo_exp.reporting.values import VALUES, MetricValues, read_values
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ ROUNDING = 1e-9  # of a difference, relative to its sides
 # Columns of the table, in this order, as far as the runs have them, and behind them those of lm-evaluation-harness.
 # table.json has every metric.
 COLUMNS = (
-    *("mi/base/nats", "mi/base/context_accuracy"),
+    *("mi/base/nats", "mi/base/context_accuracy", "mi/base/prompt_accuracy", *COSTS),
     *("accuracy", "accuracy/strict", "macro_f1", "mae", "rmse", "rouge1", "rougeL", "answer/unparsed_rate"),
     *("options/accuracy", "options/accuracy_norm"),
     *("judge/win_rate", "judge/length_controlled_win_rate", "judge/score", "judge/accuracy"),

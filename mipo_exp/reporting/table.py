@@ -13,7 +13,8 @@ import numpy as np
 
 from mipo_exp.evaluation.error_kinds import KINDS
 from mipo_exp.evaluation.statistics import FEWEST_SEEDS
-from mipo_exp.reporting.metrics import PERCENT, Metric, describe, written
+from mipo_exp.reporting.costs import contrasted, direction
+from mipo_exp.reporting.metrics import COSTS, PERCENT, Metric, describe, written
 from mipo_exp.reporting.multirun import ALPHA, WITHOUT_TEST, Difference, Panel, group, kind_shares, read_run, spread
 from mipo_exp.store import write_atomically
 
@@ -70,6 +71,7 @@ def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> 
             count += f", crossed with {facts['questions']} questions"
         yield f"## {panel.summary['task']}, {panel.summary['model']} ({count}, K = {k})"
         yield ""
+        yield from _costs(panel)
         yield from _results(panel)
         if panel.against_first:
             yield f"Difference from `{panel.arms[0].label}` [95% interval]:"
@@ -97,8 +99,26 @@ def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> 
         yield ""
 
 
+def _costs(panel: Panel) -> Iterable[str]:
+    """What stands before any gain: the arms whose prompt relevance or fluency became significantly worse."""
+    measured = [name for name in COSTS if name in panel.columns]
+    costly = False
+    for index, arm in enumerate(panel.arms):
+        worse = []
+        for name in measured:
+            cell, metric = panel.against_before.get((index, name)), describe(name)
+            if cell is not None and direction(metric, cell.estimate.as_json()) < 0:
+                worse.append(f"{_heading(metric)} {_written(metric, cell)}")
+        if worse:
+            costly = True
+            yield f"- **`{arm.label}` has a cost**: {'; '.join(worse)}."
+    if measured and not costly:
+        yield "No arm has a significant cost in prompt relevance or fluency."
+    yield ""
+
+
 def _results(panel: Panel) -> Iterable[str]:
-    metrics = [describe(name) for name in panel.columns]
+    metrics = _metrics(panel)
     yield _row(["", "runs", *(_heading(metric) for metric in metrics)])
     yield _row(["---"] * (len(metrics) + 2))
     before = panel.before
@@ -118,8 +138,12 @@ def _results(panel: Panel) -> Iterable[str]:
     yield ""
 
 
+def _metrics(panel: Panel) -> list[Metric]:
+    return [describe(name, contrasted(panel.summary)) for name in panel.columns]
+
+
 def _against_first(panel: Panel) -> Iterable[str]:
-    metrics = [describe(name) for name in panel.columns]
+    metrics = _metrics(panel)
     yield _row(["", *(_heading(metric) for metric in metrics)])
     yield _row(["---"] * (len(metrics) + 1))
     for index, arm in enumerate(panel.arms[1:], start=1):
