@@ -81,6 +81,7 @@ def parse(raw: DictConfig) -> Config:
             )
         raise unknown_key(unknown[0], list(values))
     config = _with_named_targets(Config(**values))
+    _check_default_negatives(config.task)  # before negatives.strategy, which takes it
     for key, value, bounds in _walk(config):
         check_bounds(key, value, bounds)
     check_together(config)
@@ -325,7 +326,6 @@ def _check_default_negatives(task: TaskConfig) -> None:
 
 
 def _check_negatives(negatives: NegativesConfig, task: TaskConfig) -> None:
-    _check_default_negatives(task)
     strategy, weights = negatives.strategy, negatives.weights
     names = [strategy]
     if strategy == "mixture":
@@ -373,8 +373,10 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     """A value as its schema's type has it."""
     if dataclasses.is_dataclass(kind):
         return _build(cast(type, kind), value, key)
-    if isinstance(value, str | int | float) and any(get_origin(one) is list for one in (kind, *get_args(kind))):
-        value = [value]  # method.loss_type=ipo
+    if any(get_origin(one) is list for one in (kind, *get_args(kind))):
+        value = [value] if isinstance(value, str | int | float) else value  # method.loss_type=ipo
+        if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):  # OmegaConf takes it
+            raise ConfigError(f"{key}={shown(value)} has a list or group in it; write the values one after another")
     try:
         holder = OmegaConf.structured(dataclasses.make_dataclass("Holder", [("value", kind)]))
         return OmegaConf.to_object(OmegaConf.merge(holder, {"value": value})).value  # type: ignore[union-attr]
