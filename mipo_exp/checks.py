@@ -3,9 +3,12 @@
 import dataclasses
 import difflib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
 
 from mipo_exp.config import Config
 from mipo_exp.config_methods import MiRlConfig, OnPolicyConfig, RlvrConfig
@@ -24,19 +27,14 @@ from mipo_exp.scoring.options import check_options
 from mipo_exp.similarity import in_order
 from mipo_exp.training.mi_rl import reward_conditions
 
+log = logging.getLogger(__name__)
+
 
 def check_examples(config: Config, task: Task, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
     """Raise `ConfigError` for fewer examples than are asked for, too few contexts or prompts, examples that the judge
     cannot be asked about, an objective that this run does not have, and a reward that its examples cannot give."""
-    for key, asked, found in (
-        ("task.train_examples", config.task.train_examples, len(train)),
-        ("task.eval_examples", config.task.eval_examples, len(evaluation)),
-    ):
-        if asked is not None and asked > found:
-            raise ConfigError(
-                f"{key}={asked}, and task={config.task.name} has only {found} here (docs/tasks.md says what is left "
-                f"out); set {key}={found}, or {key}=null for all"
-            )
+    _check_amount("task.train_examples", config.task.train_examples, len(train))
+    _check_amount("task.eval_examples", config.task.eval_examples, len(evaluation))
     if config.method.trains_on == "pairs":
         sample_negatives(train, config.negatives, config.seed, in_order)
     if isinstance(config.method, OnPolicyConfig):
@@ -72,6 +70,18 @@ def check_examples(config: Config, task: Task, train: Sequence[Example], evaluat
             f"objective={config.objective}: {name} compares after with before and is in {phases[name][0]} only; "
             f"use objective={phases[name][0]}/{name}"
         )
+
+
+def _check_amount(key: str, asked: int | None, found: int) -> None:
+    """Fewer examples than asked for: refused where the command line asks. In a file the number is a limit for data of
+    any size (`+debug=quick`, the defaults of the tasks), and a warning says what there is."""
+    if asked is None or asked <= found:
+        return
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    said = f"{key}={asked}, and there are only {found} (docs/tasks.md says what a task leaves out)"
+    if any(item.lstrip("+").startswith(f"{key}=") for item in overrides):
+        raise ConfigError(f"{said}; set {key}={found}, or {key}=null for all")
+    log.warning("%s: all %d are used", said, found)
 
 
 def check_harness(harness: Harness | None, statuses: Sequence[str], load: bool) -> None:

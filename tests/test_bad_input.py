@@ -121,8 +121,8 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["model.hub_id=a/b/c", "model.package=null"], r"model\.hub_id='a/b/c' is not of the form OWNER/NAME"),
         (["task=gsm8k", "task.hub_id=a/b/c"], r"task\.hub_id='a/b/c' is not of the form OWNER/NAME"),
         (["model.chat_template=nowhere.jinja"], r"model\.chat_template=nowhere\.jinja is not a file"),
-        (["task.train_examples=100000"], r"task=personas has only \d+ here .* set task\.train_examples=\d+, or .*null"),
-        (["task=quiz", "task.eval_examples=41"], r"has only 40 here .* set task\.eval_examples=40"),
+        (["task.train_examples=100000"], r"there are only \d+ .* set task\.train_examples=\d+, or .*null"),
+        (["task=quiz", "task.eval_examples=41"], r"there are only 40 .* set task\.eval_examples=40"),
         (
             ["+trainer.extra.adam_beta1=5"],
             r"refuses the trainer group \(Invalid beta parameter .* correct trainer\.extra",
