@@ -3,9 +3,12 @@
 import dataclasses
 import difflib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
 
 from mipo_exp.config import Config
 from mipo_exp.config_methods import MiRlConfig, OnPolicyConfig, RlvrConfig
@@ -19,14 +22,19 @@ from mipo_exp.judging.stage import kind_of, metric_phases
 from mipo_exp.negatives import contrast_conditions, sample_negatives
 from mipo_exp.processes import team
 from mipo_exp.records import Example
+from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.options import check_options
 from mipo_exp.similarity import in_order
 from mipo_exp.training.mi_rl import reward_conditions
 
+log = logging.getLogger(__name__)
+
 
 def check_examples(config: Config, task: Task, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
-    """Raise `ConfigError` for too few contexts or prompts, examples that the judge cannot be asked about, an objective
-    that this run does not have, and a reward that its examples cannot give."""
+    """Raise `ConfigError` for fewer examples than are asked for, too few contexts or prompts, examples that the judge
+    cannot be asked about, an objective that this run does not have, and a reward that its examples cannot give."""
+    _check_amount("task.train_examples", config.task.train_examples, len(train))
+    _check_amount("task.eval_examples", config.task.eval_examples, len(evaluation))
     if config.method.trains_on == "pairs":
         sample_negatives(train, config.negatives, config.seed, in_order)
     if isinstance(config.method, OnPolicyConfig):
@@ -62,6 +70,18 @@ def check_examples(config: Config, task: Task, train: Sequence[Example], evaluat
             f"objective={config.objective}: {name} compares after with before and is in {phases[name][0]} only; "
             f"use objective={phases[name][0]}/{name}"
         )
+
+
+def _check_amount(key: str, asked: int | None, found: int) -> None:
+    """Fewer examples than asked for: refused where the command line asks. In a file the number is a limit for data of
+    any size (`+debug=quick`, the defaults of the tasks), and a warning says what there is."""
+    if asked is None or asked <= found:
+        return
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    said = f"{key}={asked}, and there are only {found} (docs/tasks.md says what a task leaves out)"
+    if any(item.lstrip("+").startswith(f"{key}=") for item in overrides):
+        raise ConfigError(f"{said}; set {key}={found}, or {key}=null for all")
+    log.warning("%s: all %d are used", said, found)
 
 
 def check_harness(harness: Harness | None, statuses: Sequence[str], load: bool) -> None:
@@ -124,15 +144,31 @@ def _zero_stage() -> int | None:
     return int(stage) if str(stage).isdigit() else None
 
 
+def check_layers(config: Config, runtime: Runtime, status: str) -> None:
+    """Raise `ConfigError` for `lora.target_modules` that the model does not have, where its folder is here.
+
+    Args:
+        config: the experiment.
+        runtime: of its model; `all-linear` fits every one, and takes no import.
+        status: of the adapter's stage.
+    """
+    named = config.lora.target_modules != "all-linear" and config.method.trains_on is not None
+    if named and status != "cached" and runtime.folder is not None:
+        from mipo_exp.training.job import check_targets
+
+        check_targets(config.lora, config.trainer, runtime)
+
+
 def check_extra(config: Config) -> None:
     """Raise `ConfigError` for a wrong `trainer.extra`. Only then is TRL asked, which takes seconds to import."""
     if not config.trainer.extra:
         return
-    from mipo_exp.training.job import check_extra_names, training_arguments
+    from mipo_exp.training.job import check_extra_names, check_optimizer, training_arguments
 
     if team().size > 1:  # to make the arguments is to wait for the other processes
         check_extra_names(config.method, config.trainer, config.sampling)
     else:
-        training_arguments(
+        arguments = training_arguments(
             config.method, config.trainer, config.seed, Path("unused"), "cpu", "float32", config.sampling
         )
+        check_optimizer(arguments)

@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -27,6 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mipo_exp.config_files import unreadable
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.processes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, AllEnd, quiet_follower, team
 
@@ -115,6 +117,8 @@ def _main() -> None:
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
     except Exception as error:
+        if _composing(error):
+            _exit(unreadable(error, _config_folders(), sys.argv[1:]), EXIT_BAD_INPUT)
         if not _is_known(error):
             raise
     ended = _all_ended()
@@ -195,6 +199,7 @@ def _write_table(failures: Sequence[Ended]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 def _hydra_main(raw: DictConfig) -> float | None:
+    from mipo_exp.mixture_weights import settle
     from mipo_exp.parsing import parse, resolve
 
     register_resolvers()  # a launcher may have started this process
@@ -207,6 +212,8 @@ def _hydra_main(raw: DictConfig) -> float | None:
             groups = [group for group in ("sweeps", "experiment") if group in settings.runtime.choices]
             names = " ".join(f"+{group}={settings.runtime.choices[group]}" for group in groups)
             raise ConfigError(f"{names} is a set of runs; start it with -m: python -m mipo_exp -m {names}")
+        if settle(raw, overrides) and settings.output_subdir is not None:
+            OmegaConf.save(raw, output / settings.output_subdir / "config.yaml")  # what is in effect
         config = parse(raw)
         output = Path(config.paths.output).expanduser()
         if settings.mode == RunMode.MULTIRUN and config.tracker.group is None:
@@ -272,6 +279,17 @@ def _exit_unwritable(error: OSError) -> NoReturn:
 def _exit(message: str, code: int) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
     raise SystemExit(code)
+
+
+def _composing(error: Exception) -> bool:
+    """Whether Hydra raised it while it read the overrides and the config files: then it is about what they say."""
+    return any(frame.name == "load_configuration" for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _config_folders() -> list[Path]:
+    """Where Hydra reads configs from: ours, and what `--config-dir` or `hydra.searchpath` names."""
+    named = re.findall(r"(?:--config-dir|-cd)[= ](\S+)|file://([^\s,\]'\"]+)", " ".join(sys.argv[1:]))
+    return [CONFIG_DIR, PROJECT_ROOT / "sweeps", *(Path(one or other) for one, other in named)]
 
 
 def _unknown_option(error: MissingConfigException) -> str:

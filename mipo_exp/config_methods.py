@@ -1,9 +1,9 @@
 """The schemas of the methods: what every method has, and the keys of each."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from mipo_exp.config_fields import bounded
+from mipo_exp.config_fields import MAX_CONDITIONS, bounded, positive
 
 LOSS_TYPES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
@@ -19,6 +19,12 @@ F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"
 
 # Losses that are functions of the chosen-minus-rejected reward alone, the only ones with an f-divergence form (TRL).
 F_DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+
+
+def tie_to_reference() -> Any:
+    """A field for β, the tie to the base model: 0.01 to 0.5 in DPO, up to 10 where log-probabilities are averaged over
+    tokens (SimPO, sigmoid_norm). At 1000 nothing moves, and the exponentials overflow."""
+    return positive(1e-5, 100)
 
 
 # What a training method learns from, by its stage; None where it trains nothing.
@@ -37,20 +43,20 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class MipoConfig(MethodConfig):
-    beta: float = bounded(above=0)
+    beta: float = tie_to_reference()
     loss_type: list[str]
-    loss_weights: list[float] | None
-    label_smoothing: float = bounded(at_least=0, below=1)
+    loss_weights: list[float] | None = bounded(at_most=1e6)  # noqa: RUF009 (a field)
+    label_smoothing: float = bounded(at_least=0, zero_or_at_least=1e-6, below=1)
     f_divergence_type: str = bounded(choices=F_DIVERGENCES)
-    f_alpha_divergence_coef: float
-    discopop_tau: float = bounded(above=0)
-    ld_alpha: float | None = bounded(at_least=0, at_most=1)
+    f_alpha_divergence_coef: float = bounded(at_least=-10, at_most=10)  # its paper has 0 to 1; 1 is reverse_kl
+    discopop_tau: float = positive(1e-4, 100)
+    ld_alpha: float | None = bounded(at_least=0, zero_or_at_least=1e-6, at_most=1)
     use_weighting: bool
 
 
 @dataclass(frozen=True)
 class SoftmaxDpoConfig(MethodConfig):
-    beta: float = bounded(above=0)
+    beta: float = tie_to_reference()
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,8 @@ class SftConfig(MethodConfig):
 class InfonceConfig(MethodConfig):
     trains_on: ClassVar[TrainsOn] = "chosen"
     across_batch: ClassVar[bool] = True
-    beta: float = bounded(above=0)
-    temperature: float = bounded(above=0)
+    beta: float = tie_to_reference()
+    temperature: float = positive(0.001, 1000)  # the authors' code has 100
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,13 @@ class OnPolicyConfig(MethodConfig):
     """Arguments of TRL's GRPOConfig under its own names. A method with a reward of its own extends it."""
 
     trains_on: ClassVar[TrainsOn] = "examples"
-    num_generations: int = bounded(at_least=2)
-    beta: float = bounded(at_least=0)
+    num_generations: int = bounded(at_least=2, at_most=1024)
+    beta: float = bounded(at_least=0, zero_or_at_least=1e-6, at_most=100)
     loss_type: str = bounded(choices=GRPO_LOSSES)
-    epsilon: float = bounded(above=0)
-    epsilon_high: float | None = bounded(above=0)
+    epsilon: float = positive(1e-6, 100)  # GSPO has 3e-4; CISPO switches a side off by a large one
+    epsilon_high: float | None = positive(1e-6, 100)
     importance_sampling_level: str = bounded(choices=("token", "sequence"))
-    num_iterations: int = bounded(at_least=1)
+    num_iterations: int = bounded(at_least=1, at_most=1000)
     scale_rewards: str = bounded(choices=("group", "batch", "none"))
     mask_truncated_completions: bool
 
@@ -101,7 +107,7 @@ class RlaifConfig(OnPolicyConfig):
 @dataclass(frozen=True)
 class MiRlConfig(OnPolicyConfig):
     estimator: str = bounded(choices=("infonce", "own_marginal", "identification"))
-    k: int = bounded(at_least=2)
+    k: int = bounded(at_least=2, at_most=MAX_CONDITIONS)
     per_token: bool
 
 
@@ -116,7 +122,7 @@ class PromptedConfig(MethodConfig):
 @dataclass(frozen=True)
 class CadConfig(MethodConfig):
     trains_on: ClassVar[TrainsOn] = None
-    alpha: float = bounded(above=0)
+    alpha: float = positive(0.001, 10)  # published: 0.5 to 3
 
 
 # The schema of each method.

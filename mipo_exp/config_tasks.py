@@ -1,8 +1,16 @@
 """The schemas of the tasks: what every task has, and the keys of those that have more."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from mipo_exp.config_fields import MAX_SEED, STRATEGIES, bounded
+from mipo_exp.config_fields import (
+    MAX_EXAMPLES,
+    MAX_RESPONSE_TOKENS,
+    MAX_SEED,
+    MAX_SEQUENCE_TOKENS,
+    bounded,
+    positive,
+)
 
 # `open` has no right answers: mutual information alone is measured.
 FAMILIES = ("personalization", "math", "mcq", "open")
@@ -46,28 +54,28 @@ class TaskConfig:
 
     name: str
     family: str = bounded(choices=FAMILIES)
-    version: int
+    version: int = bounded(at_least=1, at_most=10**6)
     source: str
     license: str
     higher_is_better: bool
     path: str | None
     hub_id: str | None
     revision: str
-    train_examples: int | None = bounded(at_least=1)
-    eval_examples: int | None = bounded(at_least=1)
+    train_examples: int | None = bounded(at_least=1, at_most=MAX_EXAMPLES)  # and what there is: checks.py
+    eval_examples: int | None = bounded(at_least=1, at_most=MAX_EXAMPLES)
     seed: int = bounded(at_least=0, at_most=MAX_SEED)
     overlap: str = bounded(choices=("refuse", "split", "allow"))
     validation: int | None = bounded(at_least=0, at_most=MAX_SEED)
     context_role: str = bounded(choices=("system", "user"))
     instruction: str | None
-    max_new_tokens: int = bounded(at_least=1)
-    default_negatives: str = bounded(choices=STRATEGIES)
+    max_new_tokens: int = bounded(at_least=1, at_most=MAX_RESPONSE_TOKENS)
+    default_negatives: Any  # a strategy, or the weights of a mixture
 
 
 @dataclass(frozen=True)
 class PersonasConfig(TaskConfig):
-    eval_users: int = bounded(at_least=2)
-    eval_requests: int = bounded(at_least=1)
+    eval_users: int = bounded(at_least=2, at_most=MAX_EXAMPLES)
+    eval_requests: int = bounded(at_least=1, at_most=MAX_EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,8 @@ class LampConfig(TaskConfig):
     number: int = bounded(at_least=1, at_most=7)
     split: str = bounded(choices=("user", "time"))
     retrieval: str = bounded(choices=("bm25", "recency", "random"))
-    items: int = bounded(at_least=1)
-    max_prompt_tokens: int = bounded(at_least=32)
+    items: int = bounded(at_least=1, at_most=MAX_EXAMPLES)
+    max_prompt_tokens: int = bounded(at_least=32, at_most=MAX_SEQUENCE_TOKENS)
     base_url: str
 
 
@@ -107,17 +115,17 @@ class ColumnsConfig:
 @dataclass(frozen=True)
 class CustomConfig(TaskConfig):
     columns: ColumnsConfig
-    eval_share: float = bounded(above=0, below=1)
+    eval_share: float = positive(0.001, 0.999)
 
 
 @dataclass(frozen=True)
 class HistoryConfig(TaskConfig):
     """A task whose user contexts are made of what users did before."""
 
-    history: int = bounded(at_least=0)
-    min_history: int = bounded(at_least=0)
-    text_chars: int = bounded(at_least=20)
-    eval_share: float = bounded(above=0, below=1)
+    history: int = bounded(at_least=0, at_most=1000)
+    min_history: int = bounded(at_least=0, at_most=1000)
+    text_chars: int = bounded(at_least=20, at_most=10**6)
+    eval_share: float = positive(0.001, 0.999)
 
 
 @dataclass(frozen=True)
@@ -128,21 +136,21 @@ class PrismConfig(HistoryConfig):
 
 @dataclass(frozen=True)
 class CommunityAlignmentConfig(HistoryConfig):
-    history: int = bounded(at_least=1)
-    min_history: int = bounded(at_least=1)
+    history: int = bounded(at_least=1, at_most=1000)
+    min_history: int = bounded(at_least=1, at_most=1000)
     others: int = bounded(at_least=0, at_most=3)
     languages: list[str] | None
 
 
 @dataclass(frozen=True)
 class MultiBenchConfig(TaskConfig):
-    eval_share: float = bounded(above=0, below=1)
+    eval_share: float = positive(0.001, 0.999)
 
 
 @dataclass(frozen=True)
 class AskedConfig:
     instruction: str | None
-    max_new_tokens: int = bounded(at_least=1)
+    max_new_tokens: int = bounded(at_least=1, at_most=MAX_RESPONSE_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ class PrefevalConfig(TaskConfig):
     answering: str = bounded(choices=("generation", "mcq"))
     answers: AnswersConfig
     split: str = bounded(choices=("topic", "question"))
-    eval_share: float = bounded(above=0, below=1)
+    eval_share: float = positive(0.001, 0.999)
 
 
 # The schema of each task: a task whose YAML has keys of its own names its dataclass here.

@@ -11,13 +11,13 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mipo_exp.config import ENGINE_CONFIGS, JUDGE_CONFIGS, WORKERS_CONFIGS, AskedJudgeConfig, Config, NegativesConfig
-from mipo_exp.config_fields import CONTEXT_STRATEGIES, STRATEGIES
+from mipo_exp.config_fields import CONTEXT_STRATEGIES, MAX_EXAMPLES, STRATEGIES
 from mipo_exp.config_methods import (
     F_DIVERGENCE_LOSSES,
     LOSS_TYPES,
@@ -29,13 +29,19 @@ from mipo_exp.config_methods import (
 )
 from mipo_exp.config_tasks import PRISM_PROFILE, PRISM_TYPES, TASK_CONFIGS, PrismConfig, TaskConfig
 from mipo_exp.errors import ConfigError
+from mipo_exp.mixture_weights import settled
 
 COMPARISONS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "above": (operator.gt, "greater than"),
     "at_least": (operator.ge, "at least"),
+    "zero_or_at_least": (lambda value, bound: value == 0 or value >= bound, "0 or at least"),
     "below": (operator.lt, "less than"),
     "at_most": (operator.le, "at most"),
 }
+
+# Groups whose files set keys of the whole config.
+FILE_GROUPS = ("experiment", "debug", "sweeps")
+SHOWN_CHARACTERS = 60  # of a value in a message
 
 T = TypeVar("T")
 
@@ -69,12 +75,25 @@ def parse(raw: DictConfig) -> Config:
         values[item.name] = _convert(schemas.get(item.name, item.type), plain[item.name], item.name)
     unknown = sorted(set(plain) - set(values))
     if unknown:
+        if unknown[0] in FILE_GROUPS:
+            raise ConfigError(
+                f"the file of +{unknown[0]}=… must begin with the line '# @package _global_' and set keys of the config"
+            )
         raise unknown_key(unknown[0], list(values))
-    config = Config(**values)
+    config = _with_named_targets(Config(**values))
+    _check_default_negatives(config.task)  # before negatives.strategy, which takes it
     for key, value, bounds in _walk(config):
         check_bounds(key, value, bounds)
     check_together(config)
     return _with_local_data(config)
+
+
+def _with_named_targets(config: Config) -> Config:
+    """One layer name of `lora.target_modules` as a list of one: PEFT takes text for a pattern of the whole path."""
+    targets = config.lora.target_modules
+    if not isinstance(targets, str) or targets == "all-linear" or not re.fullmatch(r"[\w.]+", targets):
+        return config
+    return dataclasses.replace(config, lora=dataclasses.replace(config.lora, target_modules=[targets]))
 
 
 def _with_local_data(config: Config) -> Config:
@@ -93,9 +112,10 @@ def _with_local_data(config: Config) -> Config:
 
 
 def resolve(raw: DictConfig) -> dict[str, Any]:
-    """The composed config as plain Python, interpolations resolved."""
+    """The composed config as plain Python, interpolations resolved, with the weights of negatives in effect."""
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
+        plain = cast(dict[str, Any], OmegaConf.to_container(raw, resolve=True, throw_on_missing=True))
+        return {name: settled(group) if name == "negatives" else group for name, group in plain.items()}
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value; set it on the command line: {error.full_key}=…") from error
     except OmegaConfBaseException as error:
@@ -121,15 +141,39 @@ def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
         for item in value:
             check_bounds(key, item, bounds)
         return
+    if isinstance(value, dict):
+        for name, item in value.items():
+            check_bounds(f"{key}.{name}", item, bounds)
+        return
     if "choices" in bounds and value not in bounds["choices"]:
         near = difflib.get_close_matches(str(value), bounds["choices"], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? It takes one of " if near else "it takes one of "
-        raise ConfigError(f"{key}={value!r} is not an option; {hint}{', '.join(bounds['choices'])}")
+        raise ConfigError(f"{key}={shown(value)} is not an option; {hint}{', '.join(bounds['choices'])}")
+    if isinstance(value, str):
+        _check_text(key, value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}={value} is out of range; it must be a finite number")
     for name, (holds, words) in COMPARISONS.items():
         if name in bounds and not holds(value, bounds[name]):
-            raise ConfigError(f"{key}={value} is out of range; it must be {words} {bounds[name]:g}")
+            bound = bounds[name]
+            written = f"{bound:,}" if isinstance(bound, int) and bound < MAX_EXAMPLES else f"{bound:g}"
+            raise ConfigError(f"{key}={shown(value)} is out of range; it must be {words} {written}")
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+
+
+def _check_text(key: str, text: str) -> None:
+    """Raise `ConfigError` for characters that no file name, file or server takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{key}={shown(text)} is not valid UTF-8; write it in UTF-8") from error
+    if "\0" in text:
+        raise ConfigError(f"{key}={shown(text)} contains a NUL character; remove it")
 
 
 def check_together(config: Config) -> None:
@@ -162,6 +206,14 @@ def check_together(config: Config) -> None:
         raise ConfigError(
             f"lora.target_modules={targets!r} is neither all-linear (or a pattern) nor a list of layer names"
         )
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise ConfigError(
+                f"lora.target_modules={targets!r} is not a regular expression ({error}); use all-linear, a list of "
+                "layer names, or a valid expression"
+            ) from error
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         raise ConfigError(f"device={config.device!r} is not an option; it takes auto, cpu or cuda")
 
@@ -267,6 +319,12 @@ def _check_prism(task: PrismConfig) -> None:
         )
 
 
+def _check_default_negatives(task: TaskConfig) -> None:
+    default = task.default_negatives
+    for name in default if isinstance(default, dict) else (default,):
+        check_bounds("task.default_negatives", name, {"choices": STRATEGIES})
+
+
 def _check_negatives(negatives: NegativesConfig, task: TaskConfig) -> None:
     strategy, weights = negatives.strategy, negatives.weights
     names = [strategy]
@@ -315,6 +373,10 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     """A value as its schema's type has it."""
     if dataclasses.is_dataclass(kind):
         return _build(cast(type, kind), value, key)
+    if any(get_origin(one) is list for one in (kind, *get_args(kind))):
+        value = [value] if isinstance(value, str | int | float) else value  # method.loss_type=ipo
+        if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):  # OmegaConf takes it
+            raise ConfigError(f"{key}={shown(value)} has a list or group in it; write the values one after another")
     try:
         holder = OmegaConf.structured(dataclasses.make_dataclass("Holder", [("value", kind)]))
         return OmegaConf.to_object(OmegaConf.merge(holder, {"value": value})).value  # type: ignore[union-attr]

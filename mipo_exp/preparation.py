@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.checks import check_examples, check_extra, check_harness, check_processes
+from mipo_exp.checks import check_examples, check_extra, check_harness, check_layers, check_processes
 from mipo_exp.config import Config
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
@@ -82,6 +82,9 @@ def prepare(config: Config, output: Path) -> Prepared:
         _fetch_examples(run, examples, config, task)
     stages = declare(config, runtime, examples, encoder, harness, rewarding)
     check_harness(harness, [store.status(stage) for name, stage in stages.items() if stage.name == "harness"], True)
+    if config.lora.target_modules != "all-linear":
+        run.fetch_model(runtime)
+    check_layers(config, runtime, store.status(stages["adapter"]) if "adapter" in stages else "cached")
     judgements = None if judging is None else declare_judgements(judging, examples, stages)
     return Prepared(config, output, store, run, task, runtime, examples, stages, judging, rewarding, judgements, data)
 

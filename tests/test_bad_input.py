@@ -1,18 +1,31 @@
 """Bad input, as a user meets it: one message with the key or the file and the way out, exit code 2, in seconds."""
 
+import dataclasses
+import functools
 import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 
+from mipo_exp.cli import CONFIG_DIR
+from mipo_exp.config import ENGINE_CONFIGS, JUDGE_CONFIGS, WORKERS_CONFIGS, Config, NegativesConfig
+from mipo_exp.config_methods import METHOD_CONFIGS, MipoConfig
+from mipo_exp.config_tasks import TASK_CONFIGS
+from mipo_exp.errors import ConfigError
+from mipo_exp.parsing import parse
 from mipo_exp.runtime import Runtime
 from tests.command_line import run
 from tests.conftest import compose_raw
 
 # Of the processor, without what Python takes to import; `test_cli` measures a command from its start.
 SECONDS = 3.0
+GROUPS: tuple[Any, ...] = (ENGINE_CONFIGS, JUDGE_CONFIGS, WORKERS_CONFIGS, METHOD_CONFIGS, TASK_CONFIGS)
 
 
 def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> None:
@@ -108,11 +121,190 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["model.hub_id=a/b/c", "model.package=null"], r"model\.hub_id='a/b/c' is not of the form OWNER/NAME"),
         (["task=gsm8k", "task.hub_id=a/b/c"], r"task\.hub_id='a/b/c' is not of the form OWNER/NAME"),
         (["model.chat_template=nowhere.jinja"], r"model\.chat_template=nowhere\.jinja is not a file"),
+        (["task.train_examples=100000"], r"there are only \d+ .* set task\.train_examples=\d+, or .*null"),
+        (["task=quiz", "task.eval_examples=41"], r"there are only 40 .* set task\.eval_examples=40"),
+        (
+            ["+trainer.extra.adam_beta1=5"],
+            r"refuses the trainer group \(Invalid beta parameter .* correct trainer\.extra",
+        ),
+        (["+trainer.extra.adam_epsilon=abc"], r"trainer\.extra\.adam_epsilon='abc' has the wrong type"),
+        (["+trainer.extra.lr_scheduler_kwargs={foo: 1}"], r"refuses the trainer group .*foo"),
+        (["@foo=1"], r"the override '@foo=1' has no key; write KEY=VALUE"),
+        (["negatives=5"], r"negatives=5: negatives is a config group, which takes the name of an option"),
+        (["seed=" + "1" * 6000], r"cannot read the override seed=1+… .* write a shorter number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_value_is_named_with_the_way_out(arguments: list[str], pattern: str, tmp_path: Path) -> None:
     refused(pattern, *arguments, cwd=tmp_path)
+
+
+def parsed(*overrides: str) -> Config:
+    """The config with values put in place, as `parse` checks them: without what Hydra takes to compose each."""
+    raw = _composed(tuple(item for item in overrides if "." not in item.partition("=")[0])).copy()
+    for key, _, value in (item.partition("=") for item in overrides if "." in item.partition("=")[0]):
+        OmegaConf.update(raw, key, yaml.load(value, get_yaml_loader()), merge=True, force_add=True)
+    return parse(raw)
+
+
+@functools.cache
+def _composed(groups: tuple[str, ...]) -> DictConfig:
+    return compose_raw("+debug=quick", "paths.output=unused", *groups)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pattern"),
+    [
+        (["sampling.temperature=1e300"], r"sampling\.temperature=1e\+300 is out of range; it must be at most 5"),
+        (
+            ["evaluation.sampling.temperature=1e-300"],
+            r"temperature=1e-300 is out of range; it must be 0 or at least 0\.01",
+        ),
+        (["sampling.top_p=1e-300"], r"top_p=1e-300 is out of range; it must be at least 0\.001"),
+        (["sampling.max_new_tokens=1000000000"], r"must be at most 131,072"),
+        (["method.beta=1000"], r"method\.beta=1000\.0 is out of range; it must be at most 100"),
+        (["method.beta=1e9"], r"method\.beta=1000000000\.0 is out of range"),
+        (["trainer.learning_rate=1e-300"], r"learning_rate=1e-300 is out of range; it must be at least 1e-09"),
+        (["trainer.num_train_epochs=1e300"], r"must be at most 1,000"),
+        (["trainer.max_steps=1000000000000"], r"must be at most 10,000,000"),
+        (["negatives.k=1000000000"], r"must be at most 1,000"),
+        (["evaluation.k=1000000000"], r"must be at most 1,024"),
+        (["method=mi_rl", "method.k=1000000000"], r"method\.k=1000000000 is out of range; it must be at most 1,024"),
+        (["evaluation.self_bleu_size=1000000000"], r"must be at most 2,000"),
+        (["lora.r=1000000000"], r"must be at most 4,096"),
+        (["engine.batch_rows=1000000000000"], r"must be at most 65,536"),
+        (["judge=endpoint", "judge.model=m", "judge.retries=1000000000"], r"must be at most 100"),
+        (["judge=endpoint", "judge.model=m", "judge.timeout_s=1e300"], r"must be at most 86,400"),
+        (["method=rlvr", "method.epsilon=nan"], r"must be a finite number"),
+        (["trainer.extra.adam_epsilon=.inf"], r"must be a finite number"),
+        (
+            ["negatives=mixture", "negatives.weights.no_context=1e300"],
+            r"negatives\.weights\.no_context=1e\+300 is out of",
+        ),
+        (["lora.target_modules='('"], r"lora\.target_modules='\(' is not a regular expression"),
+        (["lora.target_modules=[a, [b]]"], r"is neither"),
+        (["method.loss_type=[[]]"], r"method\.loss_type=\[\[\]\] has a list or group in it"),
+        (["method.loss_type=ipoo"], r"did you mean 'ipo'"),
+        (["lora.r=[1, 2]"], r"lora\.r: .*Integer"),
+        (["lora.r={a: 1}"], r"lora\.r: .*Integer"),
+        (["lora.r=null"], r"lora\.r"),
+        (['model.name="a\\0b"'], r"model\.name='a\\x00b' contains a NUL character"),
+        (['model.name="a\\ud800b"'], r"model\.name='a\\ud800b' is not valid UTF-8"),
+        (["task.default_negatives=no_contxt"], r"task\.default_negatives='no_contxt' .* did you mean 'no_context'"),
+        (["task.default_negatives={no_contxt: 1}"], r"did you mean 'no_context'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_value_that_makes_no_sense_is_refused_with_its_bound(overrides: list[str], pattern: str) -> None:
+    with pytest.raises(ConfigError, match=pattern):
+        parsed(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.learning_rate=5e-7", "method.beta=0.01"],  # the paper's
+        ["method.loss_type=sigmoid_norm", "method.beta=10"],  # SimPO's
+        ["sampling.temperature=0", "sampling.top_p=0.001", "sampling.top_k=1"],  # Qwen2-VL's
+        ["sampling.temperature=0.1", "sampling.max_new_tokens=81920"],  # the authors'; Qwen3's
+        ["method=rlvr", "method.epsilon=3e-4", "method.epsilon_high=4e-4", "method.beta=0"],  # GSPO's
+        ["method=infonce", "method.temperature=100"],  # the authors' code
+        ["lora.r=512", "lora.lora_alpha=1024", "evaluation.k=1024", "trainer.num_train_epochs=100"],
+    ],
+    ids=" ".join,
+)
+def test_values_of_published_experiments_pass(overrides: list[str]) -> None:
+    parsed(*overrides)
+
+
+def test_every_number_of_the_schema_has_bounds_on_both_sides() -> None:
+    bare = []
+    schemas = [Config, *(s for group in GROUPS for s in group.values())]
+    while schemas:
+        schema: Any = schemas.pop()
+        for item in dataclasses.fields(schema):
+            kinds = {item.type, *get_args(item.type)}
+            schemas += [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+            numbers = kinds & {int, float} or any(float in get_args(kind) for kind in kinds)
+            low, high = {"above", "at_least", "zero_or_at_least"}, {"below", "at_most"}
+            if numbers and not (low & set(item.metadata) and high & set(item.metadata)):
+                bare.append(f"{schema.__name__}.{item.name}")
+    # Lists and dicts of weights have their lower bound, and that one must be above it, in `check_together`.
+    assert sorted(set(bare)) == ["MipoConfig.loss_weights", "NegativesConfig.weights"]
+
+
+def test_one_value_is_a_list_of_one() -> None:
+    config = parsed("method.loss_type=ipo", "harness.tasks=arc_easy", "tracker.tags=mine", "lora.target_modules=q_proj")
+    assert isinstance(config.method, MipoConfig)
+    assert (config.method.loss_type, config.harness.tasks, config.tracker.tags) == (["ipo"], ["arc_easy"], ["mine"])
+    assert config.lora.target_modules == ["q_proj"], "as text it would be a pattern of the whole path"
+    for kept in ("all-linear", r".*\.q_proj"):
+        assert parsed(f"lora.target_modules='{kept}'").lora.target_modules == kept
+
+
+def test_layers_that_the_model_does_not_have_are_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    done = run("+debug=quick", "lora.target_modules=[q_projj]", "paths.cache=cache", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"error: lora\.target_modules=\['q_projj'\] does not fit this model", done.stderr)
+    assert not (tmp_path / "cache" / "chosen").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        (b"seed: [1,\ntask: 2\n", r"mine\.yaml, line 3: not valid YAML"),
+        (b"seed: 1\n\ttask: 2\n", r"mine\.yaml, line 2: not valid YAML"),
+        (b"seed: 1\nseed: 2\n", r"mine\.yaml, line 2: not valid YAML \(found duplicate key seed\)"),
+        (b"seed: 1\nname: caf\xe9\n", r"mine\.yaml, line 2: not valid UTF-8 \(byte 0xe9\); save the file as UTF-8"),
+        (b"seed: 1\nname: a\x00b\n", r"mine\.yaml, line 2: the character 0 is not allowed in YAML"),
+        (b"seed: " + b"1" * 6000 + b"\n", r"mine\.yaml cannot be read \(Exceeds the limit"),
+        (b"seed: 3\n", r"the file of \+experiment=… must begin with the line '# @package _global_'"),
+    ],
+    ids=["open list", "tab", "twice", "latin-1", "NUL", "digits", "package"],
+)
+def test_a_config_file_that_cannot_be_read_is_named_with_its_line(content: bytes, pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_bytes(content)
+    refused(pattern, f"--config-dir={tmp_path}", "+experiment=mine", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "weights"),
+    [
+        (["negatives.weights={no_context: 1, random_prompt: 1}"], {"no_context": 1, "random_prompt": 1}),
+        (["negatives.weights.hard_context=2"], {"random_context": 3, "hard_context": 2}),
+        (
+            ["negatives.weights.hard_context=2", "negatives.weights.random_context=1"],
+            {"random_context": 1, "hard_context": 2},
+        ),
+    ],
+    ids=["a dict replaces", "one changes", "each changes"],
+)
+def test_weights_on_the_command_line_mean_what_they_say(
+    overrides: list[str], weights: dict[str, float], tmp_path: Path
+) -> None:
+    """Over those of an experiment's YAML, which has replaced those of conf/negatives/mixture.yaml."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /negatives: mixture\n"
+        "negatives:\n  weights: {random_context: 3, hard_context: 1}\n"
+    )
+    quick = ("+experiment=mine", "model=qwen1.5b", "tracker=none", "plan=true", "hydra.run.dir=out")
+    done = run(f"--config-dir={tmp_path}", *quick, *overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout.partition("\ncache:")[0])["negatives"]
+    saved = yaml.safe_load((tmp_path / "out" / ".hydra" / "config.yaml").read_text())["negatives"]
+    assert shown["weights"] == saved["weights"] == weights
+
+
+def test_the_weights_of_a_mixture_are_those_of_the_task_where_nobody_names_any() -> None:
+    """A task's `default_negatives` may hold weights; `conf/negatives/mixture.yaml` has its own."""
+    asked = "task.default_negatives={no_context: 0.5, random_prompt: 0.5}"
+    assert parsed(asked).negatives == NegativesConfig("mixture", 1, {"no_context": 0.5, "random_prompt": 0.5}, None)
+    own = parsed(asked, "negatives.weights={random_context: 1, no_context: 1}").negatives
+    assert own.weights == {"random_context": 1, "no_context": 1}
+    default = yaml.safe_load((CONFIG_DIR / "negatives" / "mixture.yaml").read_text())["default_weights"]
+    assert parsed("negatives=mixture").negatives.weights == default
 
 
 @pytest.mark.parametrize(

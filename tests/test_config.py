@@ -55,3 +55,18 @@ def test_the_default_experiment_evaluates_on_other_users_and_requests() -> None:
     assert not {e.prompt for e in examples.train} & {e.prompt for e in examples.eval}
     assert len({e.user for e in examples.train}) == 60
     assert len({e.user for e in examples.eval}) == 40
+
+
+def test_a_file_that_asks_for_more_examples_than_there_are_gets_all_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`+debug=quick` and the tasks' defaults are for data of any size; the command line is refused (test_bad_input)."""
+    from mipo_exp.checks import _check_amount
+
+    for asked in (None, 5, 6):
+        _check_amount("task.eval_examples", asked, 6)
+    assert not caplog.messages
+    _check_amount("task.eval_examples", 7, 6)
+    assert caplog.messages == [
+        "task.eval_examples=7, and there are only 6 (docs/tasks.md says what a task leaves out): all 6 are used"
+    ]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from mipo_exp.checks import check_examples, check_extra, check_harness
+from mipo_exp.checks import check_examples, check_extra, check_harness, check_layers
 from mipo_exp.config import Config, ModelConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
@@ -87,6 +87,7 @@ def describe(config: Config, resolved: Mapping[str, Any]) -> str:
     check_extra(config)
     if status.get("model") == "cached":
         runtime.folder = store.path(stages["model"]) / "model"
+    check_layers(config, runtime, status.get("adapter", "cached"))
     works: dict[str, Work] = {}
     if examples is not None:
         encode = pieces if runtime.folder is None else runtime.prompt_ids

@@ -5,10 +5,10 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -89,6 +89,7 @@ def training_arguments(
     check_extra_names(method, trainer, sampling)
     library, name = _arguments_class(method)
     kind: Any = getattr(importlib.import_module(library), name)  # TRL takes seconds to import: only where it is used
+    _check_extra_types(kind, trainer.extra)
     try:
         arguments: TrainingArguments = kind(
             **_managed(method, trainer, sampling),
@@ -106,6 +107,38 @@ def training_arguments(
     # One process trains on one device, the one that was asked for; the Trainer would spread over all that it sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _check_extra_types(kind: type, extra: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a value that is not of its argument's type: the class takes any, and fails later."""
+    from huggingface_hub.dataclasses import type_validator
+
+    types = get_type_hints(kind) if extra else {}
+    for key, value in extra.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        try:
+            type_validator(key, value, types[key] | int if whole and _takes_float(types[key]) else types[key])
+        except TypeError as error:
+            said = " ".join(str(error).split())
+            raise ConfigError(f"trainer.extra.{key}={value!r} has the wrong type: {said}") from error
+
+
+def _takes_float(kind: Any) -> bool:
+    return kind is float or float in get_args(kind)
+
+
+def check_optimizer(arguments: "TrainingArguments") -> None:
+    """Raise `ConfigError` for values that the optimizer or the schedule refuses, which training would make later."""
+    import torch
+    from transformers import Trainer, get_scheduler
+
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
+        schedule = arguments.lr_scheduler_kwargs
+        get_scheduler(arguments.lr_scheduler_type, optimizer, 0, 1, scheduler_specific_kwargs=schedule)
+    except (ValueError, TypeError, KeyError, ImportError) as error:
+        raise ConfigError(f"the optimizer refuses the trainer group ({error}); correct trainer.extra") from error
 
 
 def _arguments_class(method: MethodConfig) -> tuple[str, str]:
@@ -235,6 +268,22 @@ def restore_lora_dropout(model: "nn.Module", lora: LoraConfig) -> None:
     for name, module in model.named_modules():
         if "lora_dropout" in name and isinstance(module, nn.Dropout):
             module.p = lora.lora_dropout
+
+
+def check_targets(lora: LoraConfig, trainer: TrainerConfig, runtime: Runtime) -> None:
+    """Raise `ConfigError` for `lora.target_modules` that fit no layer of the model, which is built without weights."""
+    import peft
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    remote = runtime.config.trust_remote_code
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(runtime.model_folder, trust_remote_code=remote)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
+        try:
+            peft.get_peft_model(model, lora_config(lora, trainer))
+        except ValueError as error:
+            raise wrong_targets(lora, error) from error
 
 
 def wrong_targets(lora: LoraConfig, error: ValueError) -> Exception:

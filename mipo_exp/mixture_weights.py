@@ -1,0 +1,78 @@
+"""Which weights of `negatives=mixture` are in effect.
+
+Hydra merges dicts: weights that nobody has named would stay from a file that nobody has thought of. Here a dict
+replaces them all, and a single weight changes itself alone; `conf/negatives/mixture.yaml` says so too.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+KEY = "negatives.weights"
+
+
+def settled(negatives: Any) -> Any:
+    """The negatives group as plain Python with the weights in effect: those that are named, else `default_weights`.
+
+    `task.default_negatives` may be a dict of weights instead of a strategy: then it is a mixture with these.
+    """
+    if not isinstance(negatives, Mapping):
+        return negatives
+    group = {name: value for name, value in negatives.items() if name != "default_weights"}
+    default = negatives.get("default_weights")
+    if isinstance(group.get("strategy"), Mapping):
+        group["strategy"], default = "mixture", group["strategy"]
+    weights = _named(group.get("weights"))
+    return {**group, "weights": default if weights is None and group.get("strategy") == "mixture" else weights}
+
+
+def settle(raw: DictConfig, overrides: Sequence[str]) -> bool:
+    """Put the weights in effect into a composed config, in place.
+
+    Args:
+        raw: the composed config.
+        overrides: the command line's. In their order, `negatives.weights={…}` replaces every weight, those of files
+            too, and `negatives.weights.NAME=…` changes one.
+
+    Returns:
+        Whether it is a mixture.
+    """
+    composed = _group(raw)
+    group = settled(composed)
+    if group.get("strategy") != "mixture":
+        return False
+    parsed = zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True)
+    ours = {text: item for text, item in parsed if f"{item.key_or_group}.".startswith(f"{KEY}.")}
+    if ours:
+        # What the files say, without the command line, whose weights Hydra has merged into theirs.
+        group = settled(_group(compose("config", [text for text in overrides if text not in ours])))
+        weights, default = group.get("weights"), settled({**composed, "weights": None})["weights"]
+        for item in ours.values():
+            name = item.key_or_group.removeprefix(KEY).removeprefix(".")
+            others = weights if isinstance(weights, Mapping) else {}
+            weights = {**others, name: item.value()} if name else item.value() or default
+        group = settled({**composed, "weights": weights})
+    with open_dict(raw):
+        raw.negatives = group
+    return True
+
+
+def _named(weights: Any) -> Any:
+    """The weights that have a value, None where none has."""
+    if not isinstance(weights, Mapping):
+        return weights
+    return {name: weight for name, weight in weights.items() if weight is not None} or None
+
+
+def _group(raw: DictConfig) -> dict[str, Any]:
+    """The negatives group as plain Python; empty where it cannot be resolved, which `parsing` says better."""
+    try:
+        group = OmegaConf.to_container(raw, resolve=True)
+    except OmegaConfBaseException:
+        return {}
+    found = group.get("negatives") if isinstance(group, dict) else None
+    return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
