@@ -17,7 +17,7 @@ FAMILIES = ("personalization", "math", "mcq", "open")
 
 
 # What `task=custom` suggests for its family: leaving the context out needs one.
-FAMILY_NEGATIVES = {"personalization": "no_context"}
+FAMILY_NEGATIVES = {"personalization": {"no_context": 0.5, "random_prompt": 0.5}}
 
 
 # LaMP's tasks whose main metric is an error (mae), so that less is better.
