@@ -26,6 +26,7 @@ from mipo_exp.pipeline import Run
 from mipo_exp.preparation import Prepared
 from mipo_exp.processes import team
 from mipo_exp.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
+from mipo_exp.redaction import without_secrets
 from mipo_exp.reporting.multirun import DRAWS, write_draws
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.store import git_commit, package_versions, write_atomically
@@ -81,6 +82,7 @@ def write_results(
             compared.draws[phase].update(document_draws(outcome, held_out.bootstrap_samples, held_out.seed))
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
     summary.update(_summary(prepared, compared, adapter), status="incomplete" if summary["missing"] else "ok")
+    summary.update(without_secrets(summary, names=False))
     if prepared.task.scorer in READERS:
         summary["transitions"] = _transitions(prepared.task.scorer, examples, before, after)
     samples = _samples(examples, before, after, measured)
@@ -135,7 +137,8 @@ def _transitions(scorer: str, examples: Sequence[Example], before: Evaluated, af
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json` at once: a reader never sees half of it."""
-    write_atomically(path, (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
+    plain = without_secrets(summary, names=False)
+    write_atomically(path, (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def summary_head(config: Config, command: str) -> dict[str, Any]:
