@@ -30,7 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mipo_exp.config_files import unreadable
 from mipo_exp.errors import ConfigError, UserError
+from mipo_exp.overrides import not_an_option, wrong_override
 from mipo_exp.processes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, AllEnd, quiet_follower, team
+from mipo_exp.redaction import redact, refuse_secrets
+from mipo_exp.run_folder import new_folder, occupy
+from mipo_exp.run_log import set_up_logging
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +43,13 @@ PACKAGE = Path(__file__).resolve().parent
 PROJECT_ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONFIG_DIR = PROJECT_ROOT / "conf"
 EXIT_INCOMPLETE = 3
-NOISY_LOGGERS = ("httpx", "httpx2", "openai", "matplotlib", "datasets", "filelock", "urllib3", "absl", "lm_eval")
+# What to set where a folder of ours does not do: a run's, and that of a multirun.
+OTHER_RUN_FOLDER = "set hydra.run.dir=DIR to another folder"
+OTHER_SWEEP_FOLDER = "set hydra.sweep.dir=DIR to another folder"
 
 _errors: list[Exception] = []  # of the single run
 _multiruns: list[tuple[Path, float]] = []  # folder and start (seconds since the epoch) of the multirun, if it is one
+_folders: list[Path] = []  # that Hydra was to write to
 _ended: list["Ended"] = []  # runs that did not end as they should: the single one that lacks parts, jobs of a multirun
 
 # Where a job of a multirun says how it ended, for the process that started it: a launcher may run it in another one.
@@ -65,6 +72,7 @@ def register_resolvers() -> None:
     from mipo_exp.config_tasks import FAMILY_NEGATIVES, LAMP_ERRORS
     from mipo_exp.store import default_cache
 
+    OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
     for name, value in (("default_cache", default_cache), ("project_root", lambda: PROJECT_ROOT)):
         OmegaConf.register_new_resolver(name, lambda value=value: str(value()), replace=True)
     OmegaConf.register_new_resolver(
@@ -105,6 +113,8 @@ def _main() -> None:
     register_resolvers()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, which fill a log file
+    if message := wrong_override(sys.argv[1:], _groups()):
+        _exit(message, EXIT_BAD_INPUT)
     try:
         _hydra_main()
     except MissingConfigException as error:
@@ -120,6 +130,8 @@ def _main() -> None:
         if _composing(error):
             _exit(unreadable(error, _config_folders(), sys.argv[1:]), EXIT_BAD_INPUT)
         if not _is_known(error):
+            if _raised_by_hydra(error):
+                _exit(_composition_error(error), EXIT_BAD_INPUT)
             raise
     ended = _all_ended()
     failures = [job for job in ended if job.failed]
@@ -154,8 +166,15 @@ def _is_known(error: Exception) -> bool:
     return any(job.failed and job.message == _message(error) for job in _all_ended())
 
 
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Whether it was raised in Hydra's own code and not in ours: a config that cannot be composed in a way of which
+    Hydra knows nothing better than a ValueError."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf")
+
+
 def _message(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return redact(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
 
 def _said(job: Ended) -> str:
@@ -173,12 +192,33 @@ def _record(settings: Any, message: str, failed: bool, bad_input: bool = False) 
             write_atomically(Path(job.folder) / JOB_RECORD, json.dumps(job._asdict()).encode())
 
 
-class RememberMultirun(Callback):
-    """Tells `main` where the jobs of a multirun write, also where a launcher runs them in other processes."""
+class BeforeRuns(Callback):
+    """What has to be done before Hydra writes its first file: the config is searched for secrets, and the folder is
+    kept for this run. `main` hears where the jobs of a multirun write, also where they run in other processes."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra before a single run."""
+        self._begin(config, "hydra.run.dir", OTHER_RUN_FOLDER)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra once, before the first job."""
-        _multiruns.append((Path(config.hydra.sweep.dir), time.time() - CLOCK_SECONDS))
+        _multiruns.append((self._begin(config, "hydra.sweep.dir", OTHER_SWEEP_FOLDER), time.time() - CLOCK_SECONDS))
+
+    def _begin(self, config: DictConfig, key: str, way_out: str) -> Path:
+        # Hydra would make warnings of exceptions that are raised here.
+        try:
+            plain: Any = OmegaConf.to_container(config, resolve=False)
+            refuse_secrets(plain, [*config.hydra.overrides.task, *config.hydra.overrides.hydra])
+            folder = Path(str(OmegaConf.select(config, key)))
+            _folders.append(folder)
+            occupy(folder, key, way_out)
+        except OSError as error:
+            _exit_unwritable(error)
+        except UserError as error:
+            _exit(str(error), EXIT_BAD_INPUT)
+        except OmegaConfBaseException as error:
+            _exit(_composition_error(error), EXIT_BAD_INPUT)
+        return folder
 
 
 def _write_table(failures: Sequence[Ended]) -> None:
@@ -219,7 +259,9 @@ def _hydra_main(raw: DictConfig) -> float | None:
         if settings.mode == RunMode.MULTIRUN and config.tracker.group is None:
             tracker = dataclasses.replace(config.tracker, group=Path(settings.sweep.dir).as_posix())
             config = dataclasses.replace(config, tracker=tracker)
-        _set_up_logging(output)
+        if settings.mode == RunMode.MULTIRUN or output.absolute() != Path(settings.runtime.output_dir):
+            occupy(output, "paths.output", "set paths.output=DIR to a folder for each run")
+        set_up_logging(output)
         if config.plan:
             from mipo_exp.planning.describe import describe
 
@@ -252,32 +294,14 @@ def _hydra_main(raw: DictConfig) -> float | None:
         return None
 
 
-def _set_up_logging(output: Path) -> None:
-    """Messages to the terminal, and with times to `mipo_exp.log` in the run's folder."""
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(logging.INFO)
-    console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(logging.Formatter("%(message)s"))
-    root.addHandler(console)
-    with contextlib.suppress(OSError):  # an output folder that cannot be written gets its own message later
-        output.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(output / "mipo_exp.log", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(file)
-    for name in NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
 def _exit_unwritable(error: OSError) -> NoReturn:
-    where = f"{error.filename} cannot be written ({error.strerror})"
+    # A full disk does not say which file had no room.
+    where = f"{error.filename or next(reversed(_folders), 'the run folder')} cannot be written ({error.strerror})"
     _exit(f"{where}; set hydra.run.dir=DIR (with -m hydra.sweep.dir=DIR) to a folder that can", EXIT_BAD_INPUT)
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {redact(message)}\n")
     raise SystemExit(code)
 
 
@@ -296,7 +320,7 @@ def _unknown_option(error: MissingConfigException) -> str:
     """`model=qwen9b`: the options that the group has, the nearest first."""
     group, _, name = (error.missing_cfg_file or "").partition("/")
     root = next((path for path in (CONFIG_DIR, PROJECT_ROOT) if (path / group).is_dir()), None)
-    if not name or root is None:
+    if root is None:
         return str(error).splitlines()[0]
     options = sorted(
         path.relative_to(root / group).with_suffix("").as_posix() for path in root.glob(f"{group}/**/*.yaml")
@@ -317,6 +341,8 @@ def _composition_error(error: Exception) -> str:
             f"cannot read the override {error.override!r} ({said}); a value with special characters needs quotes of "
             "its own inside those of the shell: 'key=\"value\"'"
         )
+    if "Config group override must be" in text:
+        return not_an_option(sys.argv[1:], _groups(), text)
     if "No match in the defaults list" in text:
         group = text.split("'", 2)[1]
         argument = next((item for item in sys.argv[1:] if item.startswith(f"{group}=")), f"{group}=NAME")
@@ -334,11 +360,15 @@ def _known_keys() -> list[str]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
+    groups = _groups()
     choices = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups and "," not in argument]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return _leaves(OmegaConf.to_container(compose("config", overrides=choices), resolve=False), "")
+
+
+def _groups() -> list[str]:
+    return [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
 
 
 def _leaves(node: object, prefix: str) -> list[str]:

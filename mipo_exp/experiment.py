@@ -1,5 +1,6 @@
 """One experiment: prepare it, run its stages, write what the user gets."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 from mipo_exp import tracking
 from mipo_exp.config import Config
 from mipo_exp.data.tasks import make_task
+from mipo_exp.disk import full_disk
 from mipo_exp.errors import UserError
 from mipo_exp.models import locate
 from mipo_exp.pipeline import Run, declare, declare_examples
 from mipo_exp.preparation import Prepared, prepare, warn_of_memory
 from mipo_exp.processes import team
+from mipo_exp.redaction import redact
 from mipo_exp.results import Outcome, model_name, summary_head, write_results, write_summary
 from mipo_exp.runtime import Runtime, choose_device
 from mipo_exp.similarity import locate_encoder
@@ -51,12 +54,17 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
         history = run_stages(prepared, tracker)
         return write_results(prepared, summary, history, tracker)
     except BaseException as error:
-        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        full = full_disk(error, {"paths.output": output, "paths.cache": Path(config.paths.cache).expanduser()})
+        failure = error if full is None else full
+        message = redact(str(failure) if isinstance(failure, UserError) else f"{type(error).__name__}: {error}")
         summary.update(status="failed", error=message)
-        if output.is_dir() and os.access(output, os.W_OK):
-            write_summary(output / "summary.json", summary)
+        with contextlib.suppress(OSError):  # what ended the run is worth more than why this could not be written
+            if output.is_dir() and os.access(output, os.W_OK):
+                write_summary(output / "summary.json", summary)
         if tracker is not None:
             tracker.fail(message)
+        if full is not None:
+            raise full from error
         raise
     finally:
         if prepared is not None:

@@ -10,6 +10,7 @@ from mipo_exp.checks import check_examples, check_extra, check_harness, check_la
 from mipo_exp.config import Config
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
+from mipo_exp.disk import make_writable
 from mipo_exp.errors import StorageError, gib
 from mipo_exp.evaluation.harness import locate_harness
 from mipo_exp.generation.engine import check_engine
@@ -22,7 +23,7 @@ from mipo_exp.planning.shape import find_shape
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime, choose_device
 from mipo_exp.similarity import locate_encoder
-from mipo_exp.store import Stage, Store, make_writable
+from mipo_exp.store import Stage, Store
 from mipo_exp.workers import make_pool
 
 log = logging.getLogger(__name__)

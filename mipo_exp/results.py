@@ -34,6 +34,7 @@ from mipo_exp.pipeline import Run
 from mipo_exp.preparation import Prepared
 from mipo_exp.processes import team
 from mipo_exp.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
+from mipo_exp.redaction import without_secrets
 from mipo_exp.reporting.costs import costs, headline, main_information
 from mipo_exp.reporting.metrics import COSTS, describe
 from mipo_exp.reporting.report import Sample, write_report
@@ -88,6 +89,7 @@ def write_results(
         estimates[phase].update(found)
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
     summary.update(_summary(prepared, compared, adapter), status="incomplete" if summary["missing"] else "ok")
+    summary.update(without_secrets(summary, names=False))
     if prepared.task.scorer in READERS:
         summary["transitions"] = _transitions(prepared.task.scorer, examples, before, after)
     samples = _samples(examples, before, after, measured)
@@ -155,7 +157,8 @@ def _transitions(scorer: str, examples: Sequence[Example], before: Evaluated, af
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json` at once: a reader never sees half of it."""
-    write_atomically(path, (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
+    plain = without_secrets(summary, names=False)
+    write_atomically(path, (json.dumps(plain, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def summary_head(config: Config, command: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ taken up by the next one. A lock makes two jobs that need the same artefact buil
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -15,7 +14,6 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,19 +22,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from mipo_exp.errors import StorageError
+from mipo_exp.disk import follow_umask, full_disk, make_writable, unreadable
+from mipo_exp.errors import DataError, StorageError
+from mipo_exp.manifest import ALWAYS_HASHED_BYTES, MANIFEST, damage, file_sha256, list_files
 from mipo_exp.tables import Table, read_table, write_table
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 KEY_LENGTH = 20
-# Files above this size are hashed again only when their size or modification time has changed since they were written.
-ALWAYS_HASHED_BYTES = 64 * 2**20
 SHARDS, SHARDS_A_FOLDER = "shards", 1000
+CHECKPOINTS = "checkpoints"
+# What a build goes on from when it was interrupted; removed when the artefact is complete.
+SCRATCH = (SHARDS, CHECKPOINTS)
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "tokenizers", "numpy")
 
 Row = TypeVar("Row")
@@ -48,21 +47,26 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def remembered_sha256(path: Path, cache: Path) -> str:
     """A file's SHA-256; that of a large one is remembered in `cache` by path, size and modification time, because
-    hashing 15 GB at every start takes half a minute."""
-    status = path.stat()
-    if status.st_size <= ALWAYS_HASHED_BYTES:
-        return file_sha256(path)
+    hashing 15 GB at every start takes half a minute.
+
+    Raises:
+        DataError: it is a folder, or cannot be read.
+    """
+    try:
+        status = path.stat()
+        if status.st_size <= ALWAYS_HASHED_BYTES or path.is_dir():
+            return file_sha256(path)
+        path.open("rb").close()
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder, and a file of this name is expected; remove or rename it") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); mend that, or give another path") from error
     note = cache / "fingerprints" / digest([str(path.resolve()), status.st_size, status.st_mtime_ns])
-    if note.is_file() and len(known := note.read_text(encoding="utf-8")) == 64:
-        return known
+    with contextlib.suppress(OSError, ValueError):
+        if len(known := note.read_text(encoding="utf-8")) == 64:
+            return known
     value = file_sha256(path)
     with contextlib.suppress(OSError):  # a read-only cache only costs the time to hash again
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -71,19 +75,19 @@ def remembered_sha256(path: Path, cache: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it.
+
+    Raises:
+        OSError: it cannot be written; the error names the file, which a full disk alone does not.
+    """
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_bytes(content)
-    draft.replace(path)
-
-
-def make_writable(folder: Path, key: str, way_out: str) -> None:
-    """Make a folder, and raise `StorageError` with its config key and the way out where that or writing fails."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        draft.write_bytes(content)
+        draft.replace(path)
     except OSError as error:
-        raise StorageError(f"{key}={folder} cannot be written ({error.strerror}); {way_out}") from error
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def default_cache() -> Path:
@@ -232,10 +236,6 @@ class Workspace:
             found.unlink()
         return None
 
-    def remove_shards(self) -> None:
-        """At the end of a build, when their rows stand in a table."""
-        shutil.rmtree(self.path / SHARDS, ignore_errors=True)
-
 
 class Store:
     """All artefacts below one folder.
@@ -259,17 +259,29 @@ class Store:
         return "partial" if self._partial(stage).exists() else "missing"
 
     def find(self, stage: Stage) -> Artefact | None:
-        """The finished artefact, checked against its manifest; None where there is none or it is damaged."""
+        """The finished artefact, checked against its manifest; None where there is none or it is damaged.
+
+        Raises:
+            StorageError: this user may not read it, or the disk gives an error, which is no damage.
+        """
         path = self.path(stage)
-        if not path.exists():
-            return None
+        manifest: Any = {}
         try:
+            path.stat()
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            damage = _damage(path, manifest)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            manifest, damage = {}, f"its manifest cannot be read ({error})"
-        if damage:
-            log.warning("cached %s is damaged: %s; building it again (%s)", stage.name, damage, path)
+            harm = damage(path, manifest, stage.name, stage.key)
+        except (FileNotFoundError, NotADirectoryError):
+            if not path.exists():
+                return None
+            harm = f"it has no {MANIFEST}"
+        except IsADirectoryError:
+            harm = f"{MANIFEST} is a folder"
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            harm = f"its manifest cannot be read ({error})"
+        if harm:
+            log.warning("cached %s is damaged: %s; building it again (%s)", stage.name, harm, path)
             return None
         return Artefact(path, manifest)
 
@@ -293,16 +305,14 @@ class Store:
                 if found is not None:
                     return found, True
                 return self._build(stage, inputs, before_build), False
-        except (OSError, pa.ArrowException) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        except Exception as error:
+            if (full := full_disk(error, {"paths.cache": self.root})) is not None:
+                raise full from error
+            blocked = isinstance(error, (PermissionError, FileExistsError, NotADirectoryError))
+            where = (getattr(error, "filename", None) or path) if blocked else None
+            if isinstance(error, OSError) and where is not None and Path(where).is_relative_to(self.root):
                 raise StorageError(
-                    f"the disk below paths.cache={self.root} is full ({stage.name}); free some space and run the same "
-                    "command again: it goes on where it was"
-                ) from error
-            blocked = isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) and error.filename
-            if blocked and Path(error.filename).is_relative_to(self.root):
-                raise StorageError(
-                    f"{error.filename} in paths.cache cannot be written ({error.strerror}); mend its permissions, or "
+                    f"{where} in paths.cache cannot be written ({error.strerror}); mend its permissions, or "
                     "set paths.cache=DIR to another folder"
                 ) from error
             raise
@@ -321,24 +331,26 @@ class Store:
                 f"{partial} is not on {socket.gethostname()}; paths.cache={self.root} must be a folder that all "
                 "machines of this run share"
             )
-        with contextlib.suppress(PartTaken):
+        try:
             stage.build(Workspace(partial, inputs, follows=True))
+        except PartTaken:
+            return
+        except Exception as error:
+            if (full := full_disk(error, {"paths.cache": self.root})) is not None:
+                raise full from error
+            raise
 
     def _build(self, stage: Stage, inputs: Mapping[str, Artefact], before_build: Callable[[], None]) -> Artefact:
         path, partial = self.path(stage), self._partial(stage)
-        if path.exists():  # damaged: find() said so
+        if path.is_dir():  # damaged: find() said so
             shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
         partial.mkdir(exist_ok=True)
         started = time.perf_counter()
         workspace = Workspace(partial, inputs)
         before_build()
         stage.build(workspace)
-        workspace.remove_shards()
-        files = {
-            str(file.relative_to(partial)): _describe(file)
-            for file in sorted(partial.rglob("*"))
-            if file.is_file() and file.name != MANIFEST
-        }
         manifest = {
             "stage": stage.name,
             "version": stage.version,
@@ -350,9 +362,12 @@ class Store:
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.perf_counter() - started, 3),
             "rows": workspace.rows,
-            "files": files,
+            "files": list_files(partial, SCRATCH),
         }
         write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+        follow_umask(partial, partial / MANIFEST)
+        for name in SCRATCH:  # not before: a manifest that finds no room must not cost what was computed
+            shutil.rmtree(partial / name, ignore_errors=True)
         partial.replace(path)
         return Artefact(path, manifest)
 
@@ -373,25 +388,3 @@ class Store:
             yield
         finally:
             lock.release()
-
-
-def _describe(file: Path) -> dict[str, Any]:
-    status = file.stat()
-    return {"sha256": file_sha256(file), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def _damage(path: Path, manifest: Mapping[str, Any]) -> str | None:
-    """What is wrong with an artefact, None if nothing is."""
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.exists():
-            return f"{name} is missing"
-        status = file.stat()
-        if status.st_size != expected["bytes"]:
-            return f"{name} has {status.st_size} bytes instead of {expected['bytes']}"
-        untouched = status.st_mtime_ns == expected["mtime_ns"]
-        if untouched and status.st_size > ALWAYS_HASHED_BYTES:
-            continue
-        if file_sha256(file) != expected["sha256"]:
-            return f"the content of {name} has changed"
-    return None

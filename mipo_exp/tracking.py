@@ -10,16 +10,17 @@ import logging
 import math
 import netrc
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from mipo_exp.config import TrackerConfig
+from mipo_exp.errors import StorageError
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.hub import reachable
+from mipo_exp.redaction import without_secrets
 
 if TYPE_CHECKING:
     import wandb
@@ -33,15 +34,6 @@ REACH_SECONDS = 2.0
 INIT_SECONDS = 30.0
 # An upload that takes longer is left to `wandb sync`: everything is on disk.
 FINISH_SECONDS = 600.0
-REDACTED = "[redacted]"
-
-_SECRET_NAME = re.compile(
-    r"(^|_)(api_?key|secret|secret_?key|access_?key|password|passwd|credentials?|(auth|access|api|bearer|hub|hf)_token)$"
-    r"|^token$",
-    re.IGNORECASE,
-)
-_SECRET_VARIABLE = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|ACCESS_KEY)", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v\d+_\w{20,}|ghp_[A-Za-z0-9]{20,})\b")
 
 
 class Tracker(Protocol):
@@ -70,7 +62,7 @@ def start(config: TrackerConfig, output: Path, run_id: str, resolved: Mapping[st
         name: what the run is called in W&B.
 
     Raises:
-        OSError: `metrics.jsonl` cannot be written.
+        StorageError: `metrics.jsonl` cannot be written.
     """
     jsonl = JsonlTracker(output / METRICS_FILE)
     if config.name != "wandb":
@@ -88,7 +80,9 @@ class JsonlTracker:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+        self._path = path
+        with self._writing():
+            self._file = path.open("w", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write one training row."""
@@ -107,15 +101,30 @@ class JsonlTracker:
 
     def fail(self, error: str) -> None:
         """Write the error."""
-        self._write({"phase": "failed", "error": error})
-        self._file.close()
+        with contextlib.suppress(StorageError):  # the error may be just this
+            self._write({"phase": "failed", "error": error})
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._file.closed:
             return
         stamped = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **row}
-        self._file.write(json.dumps({key: _plain(value) for key, value in stamped.items()}, ensure_ascii=False) + "\n")
-        self._file.flush()
+        line = json.dumps({key: _plain(value) for key, value in stamped.items()}, ensure_ascii=False)
+        with self._writing():
+            self._file.write(f"{line}\n")
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A training row is written while the cache is: say which of the two has no room."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{self._path} cannot be written ({error.strerror}); mend that and run the same command again, which "
+                "resumes from what is finished, or set hydra.run.dir=DIR (with -m hydra.sweep.dir=DIR) elsewhere"
+            ) from error
 
 
 class WandbTracker:
@@ -218,28 +227,6 @@ def flat_metrics(summary: Mapping[str, Any], phase: str) -> dict[str, float | No
     return flat
 
 
-def without_secrets(value: Any, secrets: Iterable[str] = ()) -> Any:
-    """A copy of plain data in which values under secret-sounding keys, and secrets inside texts, are blotted out."""
-    known = tuple(secrets)
-    if isinstance(value, Mapping):
-        return {
-            key: REDACTED if item is not None and _SECRET_NAME.search(str(key)) else without_secrets(item, known)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [without_secrets(item, known) for item in value]
-    if isinstance(value, str):
-        for secret in known:
-            value = value.replace(secret, REDACTED)
-        return _SECRET_VALUE.sub(REDACTED, value)
-    return value
-
-
-def environment_secrets() -> list[str]:
-    """The values of environment variables that are named like keys; those under eight characters are no keys."""
-    return [text for name, text in os.environ.items() if _SECRET_VARIABLE.search(name) and len(text) >= 8]
-
-
 def _summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     """`before/NAME`, `after/NAME`, `delta/NAME` with their bounds, and plain NAME for the trained model (what a W&B
     sweep optimizes and dashboards plot), the stages' seconds and the status."""
@@ -292,7 +279,7 @@ def _start_run(
     if mode == "disabled":
         log.info("W&B is off (%s)", reason)
         return None
-    uploaded = without_secrets(resolved, environment_secrets())
+    uploaded = without_secrets(resolved)
     # A W&B sweep agent has chosen the run's id already.
     identity = os.environ.get("WANDB_RUN_ID") or run_id
     run = None

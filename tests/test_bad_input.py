@@ -100,6 +100,18 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["task.eval_users=99"], r"task\.eval_users=60 leaves fewer than 2"),
         (["model=qwen1.5b"], r"Qwen/Qwen2\.5-1\.5B-Instruct is neither .* nor reachable .* model\.path=DIR"),
         (["task=gsm8k"], r"openai/gsm8k.*task\.path"),
+        (["@foo=1"], r"^error: '@foo=1' names no key; an override is KEY=VALUE or GROUP=OPTION"),
+        (["+@=1"], r"'\+@=1' names no key"),
+        (["=1"], r"'=1' names no key"),
+        ([""], r"'' names no key"),
+        (["~"], r"'~' names no key"),
+        (["~model"], r"~model removes what every run needs; choose another option with model=NAME"),
+        (["hydra=1"], r"hydra=1: a group takes the name of one of its options"),
+        (["model=5"], r"model=5: a group takes the name of one of its options"),
+        (["model={a: 1}"], r"model=\{a: 1\}: a group takes"),
+        (["a@b"], r"cannot read the override 'a@b'"),
+        (["model="], r"model= is not an option; .*It takes one of llama1b"),
+        (["model@x=tiny"], r"unknown config key 'model@x'; did you mean 'model'"),
         (["seed=[1"], r"cannot read the override 'seed=\[1'"),
         (["method.label_smoothing=0.1"], r"label_smoothing=0\.1 has no effect on loss_type=sigmoid; .* exo_pair"),
         (["method=infonce", "trainer.per_device_train_batch_size=1"], r"contrasts the responses of a batch"),
@@ -367,6 +379,12 @@ def test_an_incomplete_model_folder_says_what_is_missing(
     if harm == "truncated":
         weights.write_bytes(weights.read_bytes()[:-100])
     refused(pattern, f"model.path={model_folder}", cwd=tmp_path)
+
+
+def test_a_folder_in_the_place_of_a_data_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    (tmp_path / "train.jsonl").mkdir()
+    refused(r"train\.jsonl is a folder", "task=gsm8k", f"task.path={tmp_path}", cwd=tmp_path)
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -2,13 +2,20 @@
 
 import errno
 import json
+import os
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
-from mipo_exp.errors import StorageError
+from mipo_exp import manifest
+from mipo_exp import store as store_module
+from mipo_exp.errors import DataError, StorageError
 from mipo_exp.records import Response
 from mipo_exp.store import Artefact, Stage, Store, Workspace
 
@@ -121,7 +128,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
         work.shard(0, Response, lambda: [ROWS[0]])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(StorageError, match="is full .* run the same command again"):
+    with pytest.raises(StorageError, match="is full; .* run the same command again"):
         Store(tmp_path).fetch(stage_of(build), {})
     assert list(tmp_path.rglob("000000-*.arrow"))
 
@@ -145,3 +152,148 @@ def test_a_table_of_another_kind_is_refused(tmp_path: Path) -> None:
         artefact.table("responses", Example)
     assert isinstance(artefact, Artefact)
     assert json.loads((artefact.path / "manifest.json").read_text())["key"] == stage_of(write_rows).key
+
+
+def test_swapped_artefacts_and_manifests_without_files_are_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, first, second = Store(tmp_path), stage_of(write_rows, {"a": 1}), stage_of(write_rows, {"a": 2})
+    paths = [store.fetch(stage, {})[0].path for stage in (first, second)]
+    paths[0].rename(tmp_path / "aside")
+    paths[1].rename(paths[0])
+    (tmp_path / "aside").rename(paths[1])
+    assert not store.fetch(first, {})[1]
+    assert f"its manifest is that of responses/{second.key}" in caplog.text
+    written = json.loads((paths[0] / "manifest.json").read_text())
+    for files, said in (({}, "its manifest lists no files"), ({"other.json": {}}, "other.json is missing")):
+        (paths[0] / "manifest.json").write_text(json.dumps({**written, "files": files}))
+        assert not store.fetch(first, {})[1]
+        assert said in caplog.text
+    (paths[0] / "extra.json").write_text("{}")
+    assert not store.fetch(first, {})[1]
+    assert "extra.json is not in its manifest" in caplog.text
+    assert store.fetch(first, {})[1]
+
+
+def test_artefacts_follow_the_umask_whatever_the_library(tmp_path: Path) -> None:
+    """safetensors and mkdtemp make files and folders for their owner only."""
+
+    def build(work: Workspace) -> None:
+        write_rows(work)
+        folder = Path(tempfile.mkdtemp(dir=work.path))
+        (folder / "weights").touch(mode=0o600)
+        save_file({"x": torch.zeros(2)}, folder / "model.safetensors")
+
+    for umask, file_mode, folder_mode in ((0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)):
+        before = os.umask(umask)
+        try:
+            path = Store(tmp_path / oct(umask)).fetch(stage_of(build), {})[0].path
+        finally:
+            os.umask(before)
+        modes = {item.is_dir(): item.stat().st_mode & 0o777 for item in [path, *path.rglob("*")]}
+        assert modes == {True: folder_mode, False: file_mode}
+        assert all(item.stat().st_mode & 0o777 == modes[item.is_dir()] for item in path.rglob("*"))
+        assert path.with_name(f"{path.name}.lock").stat().st_mode & 0o777 == file_mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_another_users_artefact_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
+    """Each case in a process of its own, as user 12345: a readable one is used, others are named, none is removed."""
+    readable, closed, absent = (stage_of(write_rows, {"a": name}) for name in "rca")
+    store = Store(tmp_path / "cache")
+    for stage in (readable, closed):
+        store.fetch(stage, {})
+    table = store.path(closed) / "responses.arrow"
+    table.chmod(0o600)
+    for folder in [tmp_path, *list(tmp_path.parents)[:3]]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    (tmp_path / "cache").chmod(0o777)
+
+    def as_another(stage: Stage) -> str:
+        reader, writer = os.pipe()
+        if (child := os.fork()) == 0:
+            os.setgroups([])
+            os.setgid(12345)
+            os.setuid(12345)
+            try:
+                said = str(Store(tmp_path / "cache").fetch(stage, {})[1])
+            except Exception as error:  # noqa: BLE001 - told to the parent
+                said = f"{type(error).__name__}: {error}"
+            os.write(writer, said.encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.close(writer)
+        with os.fdopen(reader) as answer:
+            return answer.read()
+
+    assert as_another(readable) == "True"
+    said = as_another(closed)
+    assert said.startswith(f"StorageError: {table} cannot be read (Permission denied)"), said
+    assert "chmod -R a+rX" in said
+    assert table.exists()
+    said = as_another(absent)
+    assert said.startswith("StorageError: "), said
+    assert "in paths.cache cannot be written (Permission denied)" in said
+
+
+@pytest.mark.parametrize("kind", [PermissionError, OSError])
+def test_a_file_that_the_disk_does_not_give_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[OSError]
+) -> None:
+    store, stage = Store(tmp_path), stage_of(write_rows)
+    path = store.fetch(stage, {})[0].path
+
+    def refuse(*_: object, **__: object) -> None:
+        raise kind(errno.EACCES if kind is PermissionError else errno.EIO, "not today", str(path))
+
+    monkeypatch.setattr(manifest, "file_sha256", refuse)
+    with pytest.raises(StorageError, match="cannot be read .* is left as it is"):
+        store.fetch(stage, {})
+    assert (path / "responses.arrow").exists()
+
+
+def full_errors() -> list[Exception]:
+    """As safetensors, torch, Arrow and a quota say it."""
+    return [
+        SafetensorError('Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "" }'),
+        RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file data/1"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EFBIG, "File too large"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_disk_that_is_full_while_weights_are_written_is_one_message(tmp_path: Path, number: int) -> None:
+    def build(work: Workspace) -> None:
+        (work.path / "checkpoints").mkdir()
+        work.shard(0, Response, lambda: [ROWS[0]])
+        raise full_errors()[number]
+
+    with pytest.raises(StorageError, match=r"the disk of paths\.cache=.* is full; .* set paths\.cache=DIR"):
+        Store(tmp_path).fetch(stage_of(build), {})
+    assert list(tmp_path.rglob("000000-*.arrow"))
+    assert list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_manifest_that_finds_no_room_costs_nothing_that_was_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(work: Workspace) -> None:
+        work.write_table("responses", work.shard(0, Response, lambda: [ROWS[0]])[0], Response)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "write_atomically", full)
+        with pytest.raises(StorageError, match="is full"):
+            Store(tmp_path).fetch(stage_of(build), {})
+    assert list(tmp_path.rglob("000000-*.arrow"))
+    path = Store(tmp_path).fetch(stage_of(build), {})[0].path
+    assert not list(path.rglob("shards"))
+
+
+def test_a_folder_where_a_data_file_is_expected_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"train\.jsonl is a folder, and a file of this name is expected"):
+        store_module.remembered_sha256(tmp_path / "train.jsonl", tmp_path)

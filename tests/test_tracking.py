@@ -13,6 +13,7 @@ from wandb.proto import wandb_internal_pb2
 
 from mipo_exp import tracking
 from mipo_exp.config import TrackerConfig
+from mipo_exp.redaction import without_secrets
 from mipo_exp.reporting.report import Sample
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -343,14 +344,15 @@ def test_resumed_run_is_not_sent_the_rows_that_it_has() -> None:
     assert Run.sent == [{"train/loss": 3.0, "train/step": 3}]
 
 
-def test_secrets_are_blotted_out_and_token_counts_are_not() -> None:
+def test_secrets_are_blotted_out_and_token_counts_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "12345678")
     plain = {
         "token": "x",
         "nested": [{"password": "p", "wandb_api_key": "k", "batch_tokens": 512, "pad_token": "<pad>"}],
         "text": "see 12345678",
         "unset": {"api_key": None},
     }
-    assert tracking.without_secrets(plain, ["12345678"]) == {
+    assert without_secrets(plain) == {
         "token": "[redacted]",
         "nested": [
             {"password": "[redacted]", "wandb_api_key": "[redacted]", "batch_tokens": 512, "pad_token": "<pad>"}

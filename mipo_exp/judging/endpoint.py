@@ -16,6 +16,7 @@ from mipo_exp.config import EndpointJudgeConfig
 from mipo_exp.errors import ConfigError, JudgeError
 from mipo_exp.judging.judge import Keep
 from mipo_exp.judging.replies import Messages, Reply
+from mipo_exp.redaction import blot, name_variable, redact
 from mipo_exp.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Endpoint:
 
     def __init__(self, config: EndpointJudgeConfig) -> None:
         self.config = config
+        if config.api_key_env is not None:
+            name_variable(config.api_key_env)
         self.identity: Mapping[str, Any] = {
             "endpoint": config.identity or config.base_url.rstrip("/"),
             "model": config.model,
@@ -136,7 +139,7 @@ class _Calls:
         except openai.APITimeoutError:
             self._failed(f"no answer within judge.timeout_s={config.timeout_s:g} s, {config.retries + 1} times")
         except openai.APIConnectionError as error:
-            self._failed(f"it cannot be reached ({error.__cause__ or error})")
+            self._failed(f"it cannot be reached ({_shown(str(error.__cause__ or error))})")
         except openai.APIStatusError as error:
             said = f"it answers {error.status_code} ({_shown(error.message)})"
             if error.status_code in REFUSED:
@@ -171,9 +174,9 @@ def _reply(completion: Any) -> Reply | None:
         return None
     tokens = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     given, written = (value if isinstance(value, int) else 0 for value in tokens)
-    return Reply(content or "", given, written)
+    return Reply(blot(content or ""), given, written)
 
 
 def _shown(text: str) -> str:
-    line = " ".join(text.split())
+    line = redact(" ".join(text.split()))  # before it is cut: half a key would not be found
     return line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} …"

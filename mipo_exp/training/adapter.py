@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from mipo_exp.config import LoraConfig, PairsConfig, TrainerConfig
 from mipo_exp.config_methods import MethodConfig
+from mipo_exp.disk import follow_umask
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.judging.stage import Judging
+from mipo_exp.manifest import file_sha256
 from mipo_exp.memory import free_memory, memory_for
 from mipo_exp.processes import team
 from mipo_exp.progress import Progress
 from mipo_exp.runtime import Runtime
-from mipo_exp.store import Workspace, file_sha256, write_atomically
+from mipo_exp.store import CHECKPOINTS, Workspace, write_atomically
 from mipo_exp.training.job import Job, Rollout
 from mipo_exp.training.methods import METHODS
 from mipo_exp.training.micro_batches import MicroBatches, may_split
@@ -53,7 +55,7 @@ def train_adapter(
     from transformers import set_seed
 
     together = team()
-    checkpoints = work.path / "checkpoints"
+    checkpoints = work.path / CHECKPOINTS
     found = _latest_complete(checkpoints) if together.leads else None
     name = together.share(f"{together.job}/checkpoint", None if found is None else found.name)
     resume = None if name is None else checkpoints / name
@@ -93,7 +95,6 @@ def train_adapter(
     )
     del loop, model
     free_memory(runtime.device)
-    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _less_memory(loop: "Trainer", job: Job) -> str:
@@ -149,6 +150,7 @@ def _is_complete(path: Path) -> bool:
 def _mark_complete(path: Path) -> None:
     sums = {str(file.relative_to(path)): file_sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
     write_atomically(path / COMPLETE, json.dumps(sums).encode())
+    follow_umask(path, path / COMPLETE)  # so that another user of the cache can resume
 
 
 def _progress_callback(runtime: Runtime) -> Any:

@@ -1,0 +1,103 @@
+"""A disk that is full, and files that belong to somebody else, whichever library meets them."""
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mipo_exp.errors import StorageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What libraries say in errors that have no number: safetensors, torch, Arrow.
+FULL_WORDS = (
+    *("No space left", "StorageFull", "Disk quota exceeded", "QuotaExceeded", "File too large", "FileTooLarge"),
+    *("PytorchStreamWriter failed", "unexpected pos"),
+)
+NOTHING_LEFT = 2**20  # bytes; an error of any kind on a disk with less is taken for its effect
+
+
+def make_writable(folder: Path, key: str, way_out: str) -> None:
+    """Make a folder, and raise `StorageError` with its config key and the way out where that or writing fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise StorageError(f"{key}={folder} cannot be written ({error.strerror}); {way_out}") from error
+
+
+def disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error comes from a disk, quota or largest file that has been reached in writing below `folder`."""
+    for cause in _causes(error):
+        if getattr(cause, "errno", None) in FULL or any(words in str(cause) for words in FULL_WORDS):
+            return True
+    try:
+        return isinstance(error, (OSError, RuntimeError)) and shutil.disk_usage(folder).free < NOTHING_LEFT
+    except OSError:
+        return False
+
+
+def full_disk(error: BaseException, folders: Mapping[str, Path]) -> StorageError | None:
+    """What to raise for an error from a full disk, None for any other error.
+
+    Args:
+        error: as it was raised.
+        folders: what was written to, by config key; the error's own file or the free space says which one is meant.
+    """
+    if isinstance(error, StorageError) or not any(disk_is_full(error, folder) for folder in folders.values()):
+        return None
+    key = _which(error, folders)
+    move = {"paths.output": "hydra.run.dir=DIR (with -m hydra.sweep.dir=DIR)"}.get(key, f"{key}=DIR")
+    return StorageError(
+        f"the disk of {key}={folders[key]} is full; free some space and run the same command again, which resumes from "
+        f"what is finished, or set {move} on another disk"
+    )
+
+
+def _which(error: BaseException, folders: Mapping[str, Path]) -> str:
+    for cause in _causes(error):
+        name = getattr(cause, "filename", None)
+        for key, folder in folders.items():
+            if isinstance(name, str) and Path(name).is_absolute() and Path(name).is_relative_to(folder.absolute()):
+                return key
+    return min(folders, key=lambda key: _free(folders[key]))
+
+
+def _free(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def unreadable(path: Path, error: OSError) -> StorageError:
+    """What to raise for a finished artefact that this user may not read, or that the disk does not give back."""
+    return StorageError(
+        f"{error.filename or path} cannot be read ({error.strerror}); the artefact is left as it is. Have its owner "
+        f"run chmod -R a+rX {path}, or set paths.cache=DIR or $MIPO_CACHE to a folder of your own"
+    )
+
+
+def follow_umask(folder: Path, like: Path) -> None:
+    """Give every file below `folder` the permissions of `like`, a file that was made in the ordinary way, so by this
+    user's umask: some libraries write their files for their owner only."""
+    mode = like.stat().st_mode & 0o777
+    for file in folder.rglob("*"):
+        if file.is_symlink():
+            continue
+        # A folder can be entered by whoever may read files beside it.
+        wanted = mode | (mode & 0o444) >> 2 if file.is_dir() else mode
+        if file.stat().st_mode & 0o777 != wanted and (file.is_file() or file.is_dir()):
+            try:
+                file.chmod(wanted | (file.stat().st_mode & 0o7000 if file.is_dir() else 0))
+            except PermissionError:  # made by another user in an interrupted build, who sees to it
+                continue

@@ -1,0 +1,39 @@
+"""Overrides on the command line that Hydra does not refuse by itself in words."""
+
+from collections.abc import Collection, Sequence
+
+FORM = "an override is KEY=VALUE or GROUP=OPTION, such as method.beta=0.05 or task=gsm8k"
+
+
+def wrong_override(arguments: Sequence[str], groups: Collection[str]) -> str | None:
+    """What is wrong with the first argument that cannot be an override, None if nothing is.
+
+    Args:
+        arguments: of the command line.
+        groups: of the config, all of which a run needs.
+    """
+    for argument in arguments:
+        if argument.startswith("-"):
+            continue
+        name = _name(argument)
+        if not name:
+            return f"{argument!r} names no key; {FORM}"
+        if argument.startswith("~") and name in groups:
+            return f"{argument} removes what every run needs; choose another option with {name}=NAME"
+    return None
+
+
+def not_an_option(arguments: Sequence[str], groups: Collection[str], said: str) -> str:
+    """The message for a group that is given something else than the name of an option, which `said` by Hydra does not
+    name: an override of a group, or of Hydra itself."""
+    found = [item for item in arguments if _name(item) in groups or _name(item).partition("/")[0] == "hydra"]
+    given = [item for item in found if not _is_text(item.partition("=")[2])] or found
+    return f"{', '.join(given) or 'an override'}: a group takes the name of one of its options ({said}); {FORM}"
+
+
+def _name(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~").partition("@")[0].strip()
+
+
+def _is_text(value: str) -> bool:
+    return value[:1].isalpha() and value.lower() not in ("true", "false", "null", "nan", "inf")

@@ -1,0 +1,217 @@
+"""Secrets stay out of what is written: refused in the config, and blotted out of texts that others send.
+
+What the config holds goes into a dozen files (`.hydra/`, `summary.json`, `report.html`, manifests, W&B). So a config
+with a secret in it is refused before the first of them is written. A server may still echo the key that it was sent:
+`redact` takes it out of replies and messages.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from mipo_exp.errors import ConfigError
+
+REDACTED = "[redacted]"
+LEAST_CHARACTERS = 8  # a shorter value of a variable that is named like a key is none
+LEAST_NAMED = 5  # the same for a variable that the config names as that of a key
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+# Words that make a name that of a secret wherever they stand, and those that do so at its end.
+_ANYWHERE = {
+    "secret",
+    "secrets",
+    "password",
+    "passwords",
+    "passwd",
+    "pwd",
+    "passphrase",
+    "credential",
+    "credentials",
+} | {
+    *("authorization", "apikey", "apikeys", "cookie", "cookies", "bearer", "jwt"),
+}
+_AT_THE_END = {"key", "token", "auth", "signature", "sig", "pass", "pat"}
+_MANY = {"keys", "tokens"}  # secrets behind one of _KINDS, counts or names otherwise
+_KINDS = {"api", "access", "auth", "bearer", "hub", "hf", "secret", "private", "session", "refresh"}
+# In front of "key" and "token": what is no secret. `pad_token` is a text, `prompt_cache_key` a label.
+_HARMLESS = {"cache", "sort", "primary", "foreign", "partition", "public", "group", "column", "metric", "label"} | {
+    *("pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "audio", "video", "special", "end", "start", "stop"),
+    *("per", "answer", "max", "min", "each", "every", "first", "last", "next"),
+}
+_REFERENCES = {
+    "env",
+    "file",
+    "path",
+    "name",
+    "names",
+    "variable",
+    "id",
+    "ids",
+    "url",
+    "type",
+    "count",
+    "length",
+    "size",
+}
+_VALUE = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v\d+_\w{20,}|gh[a-z]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
+    r"|glpat-[\w-]{20,}|xox[a-z]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+)"
+)
+_BEARER = re.compile(r"(?i)\bbearer\s+[\w.~+/=-]{8,}")
+_USERINFO = re.compile(r"(?<=://)(?:[^\s/?#@]*|[^\s/?#@:]*:(?!\d+/)[^\s@]*)@")
+_QUERY = re.compile(r"(?<=[?&])([\w.%-]+)=([^&\s#'\"]+)")
+_ADDRESS = re.compile(r"(^|_)(url|uri|address|endpoint)$")
+_FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*(\w+)")
+_ASSIGNED = re.compile(r"([\w.@/-]+)['\"]?\s*[:=]\s*(['\"]?)([^\s,{}\[\]'\"]+)")
+_IN_QUERY = {"code", "sign", "signed"}  # beside the names above
+
+_named: set[str] = set()  # variables that the config says hold a key
+
+
+@cache
+def is_secret_name(name: str) -> bool:
+    """Whether a key of a config, a query or the environment is named like that of a secret."""
+    words = [word.lower() for word in _WORDS.findall(name)]
+    if not words or words[-1] in _REFERENCES:
+        return False
+    if _ANYWHERE.intersection(words):
+        return True
+    before = words[-2] if len(words) > 1 else ""
+    return (words[-1] in _AT_THE_END and before not in _HARMLESS) or (words[-1] in _MANY and before in _KINDS)
+
+
+def name_variable(name: str) -> None:
+    """Remember that this variable of the environment holds a key, whatever it is called."""
+    _named.add(name)
+
+
+def environment_secrets() -> list[str]:
+    """The values of environment variables that hold keys, the longest first, in the forms in which a text may have
+    them."""
+    found: set[str] = set()
+    for name, value in os.environ.items():
+        text = value.strip()
+        least = LEAST_NAMED if name in _named else LEAST_CHARACTERS
+        if len(text) < least or not (name in _named or is_secret_name(name)):
+            continue
+        if text.startswith(("/", "~")) and name not in _named:
+            continue  # a file that holds a secret, or the current folder
+        found |= {text, quote(text, safe=""), json.dumps(text)[1:-1], repr(text)[1:-1]}
+    return sorted(found, key=len, reverse=True)
+
+
+def blot(text: str) -> str:
+    """The text without the values of keys in the environment."""
+    for secret in environment_secrets():
+        text = text.replace(secret, REDACTED)
+    return text
+
+
+def redact(text: str) -> str:
+    """The text without anything that is, or looks like, a secret: keys of the environment, passwords and keys in
+    addresses, tokens of well-known services."""
+    text = _USERINFO.sub(f"{REDACTED}@", blot(text))
+    text = _QUERY.sub(lambda found: f"{found[1]}={REDACTED}" if _is_secret_query(found[1]) else found[0], text)
+    return _BEARER.sub(f"Bearer {REDACTED}", _VALUE.sub(REDACTED, text))
+
+
+def without_secrets(value: Any, names: bool = True) -> Any:
+    """A copy of plain data whose texts are redacted; with `names`, values under secret-sounding keys are blotted out as
+    well."""
+    if isinstance(value, Mapping):
+        return {
+            key: REDACTED
+            if names and item is not None and not isinstance(item, Mapping | list | tuple) and is_secret_name(str(key))
+            else without_secrets(item, names)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [without_secrets(item, names) for item in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+def refuse_secrets(config: Mapping[str, Any], overrides: list[str]) -> None:
+    """Raise `ConfigError` where a composed config, unresolved, or an override on the command line holds a secret. The
+    message names the key and never the value."""
+    for path, name, value in _leaves(config, "", ""):
+        if reason := _secret_in(name, value):
+            raise ConfigError(f"{path} {reason}; {_way_out(path)}")
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        # A value may be an object or, in a multirun, a list of choices.
+        pairs = [(key, value), *((found[1], found[3]) for found in _ASSIGNED.finditer(override.lstrip("+~")))]
+        for name, part in pairs:
+            if reason := _secret_in(_last(name), part.strip("'\"")):
+                raise ConfigError(f"{key} {reason}; {_way_out(key)}")
+
+
+def _leaves(value: Any, path: str, name: str) -> Iterator[tuple[str, str, Any]]:
+    """The values of nested plain data with their path and the last name in it."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key), _last(str(key)))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{index}]", name)
+    else:
+        yield path, name, value
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _secret_in(name: str, value: Any) -> str | None:
+    """What secret a value under this name holds, None where it holds none."""
+    if value is None or isinstance(value, bool):
+        return None
+    text = str(value).strip()
+    if text in ("", "???", "null", REDACTED):
+        return None
+    for found in _FROM_ENVIRONMENT.finditer(text):
+        if is_secret_name(name) or is_secret_name(found[1]):
+            return f"takes a secret from the variable {found[1]}, which would be written to the run's files"
+    if is_secret_name(name) and not text.startswith("${"):
+        return "is a secret by its name, and what the config holds is written to the run's files"
+    if name.endswith("_env") and text not in os.environ and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", text):
+        return "takes the name of a variable of the environment, and this looks like the key itself"
+    if _ADDRESS.search(name):
+        if "@" in text:
+            return "contains a user or password"
+        if "?" in text or "#" in text:
+            return "contains a query or fragment (behind ? or #), which may hold a key and has no place in an address"
+    if _USERINFO.search(text):
+        return "contains a user or password"
+    if "?" in text and any(_is_secret_query(key) for key, _ in parse_qsl(_query(text))):
+        return "contains a key behind its question mark"
+    if _VALUE.search(text) or _BEARER.search(text):
+        return "contains what looks like the key of an account"
+    if blot(text) != text:
+        return "contains a key that stands in a variable of the environment"
+    return None
+
+
+def _query(text: str) -> str:
+    try:
+        return urlsplit(text).query
+    except ValueError:  # brackets that are no address
+        return text.partition("?")[2]
+
+
+def _is_secret_query(name: str) -> bool:
+    return name.lower() in _IN_QUERY or is_secret_name(name)
+
+
+def _way_out(path: str) -> str:
+    if path.endswith("_env"):
+        return f"put the key into a variable, export NAME=…, and set {path}=NAME"
+    group = path.partition(".")[0]
+    if "judge" in group:
+        return f"put the key into a variable of the environment and name that: {group}.api_key_env=NAME"
+    if "hub" in path:
+        return "remove it, and put the token into the environment: HF_TOKEN"
+    return "remove it, and give secrets in the environment only"
