@@ -17,7 +17,7 @@ from mipo_exp.data.base import Task
 from mipo_exp.data.rendering import Renderer
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.memory import free_memory, memory_for
-from mipo_exp.models import ModelSource, load_model, load_tokenizer
+from mipo_exp.models import ModelSource, load_model, load_tokenizer, read_config
 from mipo_exp.processes import team
 from mipo_exp.records import Condition
 
@@ -120,15 +120,7 @@ class Runtime:
     @cached_property
     def text_config(self) -> Any:
         """The language model's part of config.json."""
-        from transformers import AutoConfig
-
-        try:
-            config = AutoConfig.from_pretrained(self.model_folder, trust_remote_code=self.config.trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"{self.model_folder}/config.json is not a model that transformers reads ({error})"
-            ) from error
-        return config.get_text_config()
+        return read_config(self.model_folder, self.config).get_text_config()
 
     def model(self, adapter: Path | None = None) -> "PreTrainedModel":
         """The base model, or the policy: the base model with the unmerged adapter of a folder."""
