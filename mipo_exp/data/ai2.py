@@ -7,6 +7,7 @@ Labels may be 1–4 instead of A–D: options are lettered by position here, and
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from mipo_exp.data.base import reference
@@ -35,7 +36,7 @@ def read_questions(files: Mapping[str, Sequence[Path]], stem: str, left_out: Lef
     facts: list[Fact] = []
     for split, paths in files.items():
         records = read_rows(paths, ("id", stem, "choices", "answerKey"))
-        read = left_out.read(records, lambda record, split=split: to_example(split, record, stem))
+        read = left_out.read(records, partial(to_example, split, stem=stem))
         check_unique([record for record, _ in read], "id")
         sides[split] = [example for _, example in read]
         facts += [choice_fact(record.where, example.question, example.reference) for record, example in read]

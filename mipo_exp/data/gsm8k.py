@@ -8,6 +8,7 @@ From the hub (`openai/gsm8k`, config `main`), or from a folder with the authors'
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions
@@ -37,8 +38,7 @@ class Gsm8k(FileTask):
         records = {split: read_rows(paths, COLUMNS) for split, paths in self.files(download=False).items()}
         left_out = LeftOut()
         read = {
-            split: left_out.read(list(enumerate(rows)), lambda row, split=split: to_example(split, *row))
-            for split, rows in records.items()
+            split: left_out.read(list(enumerate(rows)), partial(_numbered, split)) for split, rows in records.items()
         }
         check_contradictions(
             Fact(record.where, example.question, example.reference)
@@ -47,6 +47,10 @@ class Gsm8k(FileTask):
         )
         train, test = ([example for _, example in read[split]] for split in SPLITS)
         return self.select(train, test, left_out.notes(self.config.name))
+
+
+def _numbered(split: str, row: tuple[int, Record]) -> Example:
+    return to_example(split, *row)
 
 
 def to_example(split: str, index: int, record: Record) -> Example:

@@ -12,6 +12,7 @@ the authors' `SVAMP.json`. That file has no split: test is the hub's, by the 300
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from mipo_exp.data.base import Examples, reference
@@ -48,10 +49,7 @@ class Svamp(FileTask):
             records = split_records(files["all"][0], left_out)
         else:
             records = {split: read_rows(files[split], COLUMNS) for split in SPLITS}
-        read = {
-            split: left_out.read(records[split], lambda record, split=split: to_example(split, record))
-            for split in SPLITS
-        }
+        read = {split: left_out.read(records[split], partial(to_example, split)) for split in SPLITS}
         check_unique([record for split in SPLITS for record, _ in read[split]], "ID")
         check_contradictions(
             Fact(record.where, example.question, example.reference)
