@@ -47,7 +47,7 @@ def convert(source: ModelSource, config: ModelConfig, out: Path) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     on_cpu = dataclasses.replace(config, attention="sdpa") if config.attention == "flash_attention_2" else config
-    again, _ = load_folder(out, on_cpu, torch.float32, "cpu")
+    again = load_folder(out, on_cpu, torch.float32, "cpu")
     probe = torch.tensor([tokenizer("The sky is blue.", add_special_tokens=False)["input_ids"]])
     with torch.inference_mode():
         gap = (model(probe).logits - again(probe).logits).abs().max().item()

@@ -13,6 +13,10 @@ class DataError(UserError):
     """A data file that is missing, damaged, or lacks what the task needs."""
 
 
+class LibraryError(UserError):
+    """An installed library that is too old or too new, or one that is missing."""
+
+
 class ModelError(UserError):
     """A model that cannot be found, read or prompted."""
 

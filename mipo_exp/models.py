@@ -7,7 +7,6 @@ artefact of the `model` stage; from there on every model is such a folder.
 """
 
 import importlib.util
-import json
 import logging
 import mmap
 import shutil
@@ -21,6 +20,7 @@ from mipo_exp.config import ModelConfig
 from mipo_exp.errors import ModelError, StorageError, gib
 from mipo_exp.hub import hub_endpoint, hub_reachable
 from mipo_exp.store import digest, remembered_sha256
+from mipo_exp.weights import COPY, check_files, check_finite, check_loaded, check_sizes, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -132,15 +132,8 @@ def _check_folder(path: Path, has_template: bool) -> None:
     config_file = path / "config.json"
     if not config_file.is_file():
         raise ModelError(f"model.path={path} has weights but no config.json; copy it from where the model came from")
-    _read_json(config_file)
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        shards = set(_read_json(index).get("weight_map", {}).values())
-        missing = sorted(name for name in shards if not (path / name).exists())
-        if missing:
-            raise ModelError(f"model.path={path} lacks the weight file {missing[0]} that {index.name} names")
-    for weights in sorted(path.glob("*.safetensors")):
-        _check_safetensors(weights)
+    check_sizes(config_file)
+    check_files(path)
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(
             f"model.path={path} holds no tokenizer (looked for {', '.join(TOKENIZER_FILES)}); copy the tokenizer "
@@ -159,36 +152,7 @@ def _folder_has_template(path: Path) -> bool:
     if any((path / "additional_chat_templates").glob("*.jinja")):
         return True
     settings = path / "tokenizer_config.json"
-    return settings.is_file() and bool(_read_json(settings).get("chat_template"))
-
-
-def _check_safetensors(path: Path) -> None:
-    """A safetensors file states the extent of its data in its header: compare that with the file's size."""
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ModelError(f"{path} is truncated or not a safetensors file ({size} bytes); download it again")
-        try:
-            header = json.loads(handle.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{path} has a damaged safetensors header ({error}); download it again") from error
-    if 8 + length + end != size:
-        raise ModelError(
-            f"{path} should have {8 + length + end} bytes by its header and has {size}: it is truncated or damaged; "
-            "download it again"
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON ({error}); copy it again from where the model came from") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds a JSON {type(value).__name__} where an object belongs")
-    return value
+    return settings.is_file() and bool(read_json(settings).get("chat_template"))
 
 
 def _packaged_gguf(package: str) -> Path | None:
@@ -292,7 +256,7 @@ def _check_room(config: ModelConfig, patterns: list[str]) -> None:
 def _is_complete(snapshot: Path) -> bool:
     """Whether a download into the hub's cache came to its end."""
     index = snapshot / "model.safetensors.index.json"
-    weights = set(_read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    weights = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
     tokenizer = any((snapshot / name).is_file() for name in TOKENIZER_FILES)
     return tokenizer and (snapshot / "config.json").is_file() and all((snapshot / name).is_file() for name in weights)
 
@@ -322,6 +286,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBas
     """
     from transformers import AutoTokenizer
 
+    read_config(folder, config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code, local_files_only=True
@@ -340,26 +305,44 @@ def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "P
     """The base model of a folder, in evaluation mode, without gradients; on a CPU with `onednn`'s linear layers.
 
     Raises:
-        ModelError: transformers cannot read it.
+        ModelError: transformers cannot read it, or its weights are not those that its config.json asks for.
     """
     import torch
 
     from mipo_exp.onednn import use_onednn
 
     quiet_libraries()
-    model, problems = load_folder(folder, config, getattr(torch, dtype), device)
-    if problems:
-        raise ModelError(f"the weights in {folder} do not fit its config.json: {problems}")
+    model = load_folder(folder, config, getattr(torch, dtype), device)
+    check_finite(folder, model)
     use_onednn(model)
     return model
 
 
-def load_folder(
-    folder: Path, config: ModelConfig, dtype: "torch.dtype", device: str
-) -> "tuple[PreTrainedModel, str | None]":
-    """A model of a folder and what is wrong with its weights, None if nothing is."""
+def read_config(folder: Path, config: ModelConfig) -> Any:
+    """The config.json of a model folder as transformers understands it.
+
+    Raises:
+        ModelError: it does not.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        said = " ".join(str(error).split())
+        raise ModelError(f"{folder}/config.json is not a model that transformers reads ({said}); {COPY}") from error
+
+
+def load_folder(folder: Path, config: ModelConfig, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
+    """The model of a folder; on the device `meta`, its shapes without the weights.
+
+    Raises:
+        ModelError: transformers cannot read it, or its weights are not those that its config.json asks for.
+    """
     from transformers import AutoModelForCausalLM
 
+    text_config = read_config(folder, config).get_text_config()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -369,14 +352,15 @@ def load_folder(
             local_files_only=True,
             attn_implementation=config.attention,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # what does not fit is named below
+            device_map="meta" if device == "meta" else None,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         if "attn_implementation" in str(error) and config.attention != "eager":
             raise ModelError(
                 f"the model in {folder} cannot compute attention with model.attention={config.attention}; use "
                 "model.attention=eager"
             ) from error
-        raise ModelError(f"the model in {folder} cannot be loaded ({error})") from error
-    absent = sorted(info.get("missing_keys") or [])
-    problems = f"{len(absent)} tensors are missing, {absent[0]} among them" if absent else None
-    return model.to(device).eval().requires_grad_(False), problems
+        raise ModelError(f"the model in {folder} cannot be loaded ({type(error).__name__}: {error})") from error
+    check_loaded(folder, text_config, info)
+    return cast("PreTrainedModel", model.to(device).eval().requires_grad_(False))

@@ -15,6 +15,7 @@ from mipo_exp.errors import StorageError, gib
 from mipo_exp.evaluation.harness import locate_harness
 from mipo_exp.generation.engine import check_engine
 from mipo_exp.judging.stage import Judging, prepare_judging, prepare_rewards
+from mipo_exp.libraries import check_libraries
 from mipo_exp.models import ModelSource, locate
 from mipo_exp.pipeline import Run, declare, declare_examples, declare_judgements, declare_model
 from mipo_exp.planning.describe import disk_needed
@@ -54,6 +55,7 @@ def prepare(config: Config, output: Path) -> Prepared:
         UserError: whatever would make the experiment fail later and can be seen now.
     """
     make_writable(output, "paths.output", "set hydra.run.dir=DIR to a folder that can")
+    check_libraries()
     check_processes(config)
     check_extra(config)
     store = Store(Path(config.paths.cache).expanduser())

@@ -17,7 +17,7 @@ from mipo_exp.data.base import Task
 from mipo_exp.data.rendering import Renderer
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.memory import free_memory, memory_for
-from mipo_exp.models import ModelSource, load_model, load_tokenizer
+from mipo_exp.models import ModelSource, load_model, load_tokenizer, read_config
 from mipo_exp.processes import team
 from mipo_exp.records import Condition
 
@@ -60,6 +60,7 @@ class Runtime:
         self._model: Any = None
         self._adapter: Path | None = None
         self._kept: tuple[Any, Any] | None = None
+        self._prints_contexts = False  # not known yet
 
     @property
     def dtype(self) -> str:
@@ -96,10 +97,19 @@ class Runtime:
                 generation = GenerationConfig.from_pretrained(folder)
             except (OSError, ValueError) as error:
                 raise ModelError(f"{folder / 'generation_config.json'} cannot be read ({error})") from error
-        return Renderer(load_tokenizer(folder, self.config), generation)
+        own = self.config.chat_template
+        name = f"the chat template of {self.source.description}" if own is None else f"model.chat_template={own}"
+        return Renderer(load_tokenizer(folder, self.config), generation, name)
 
     def prompt_ids(self, condition: Condition) -> list[int]:
-        """The prompt of a condition as token ids."""
+        """The prompt of a condition as token ids.
+
+        Raises:
+            ModelError: the chat template does not print user contexts where this task has them.
+        """
+        if condition.context is not None and not self._prints_contexts:
+            self.renderer.check(self.task.messages("violets know 9358 answers", "zebras ask 4217 questions"))
+            self._prints_contexts = True
         return self.renderer.prompt_ids(self.task.messages(condition.context, condition.prompt))
 
     def count_tokens(self, text: str) -> int:
@@ -120,15 +130,7 @@ class Runtime:
     @cached_property
     def text_config(self) -> Any:
         """The language model's part of config.json."""
-        from transformers import AutoConfig
-
-        try:
-            config = AutoConfig.from_pretrained(self.model_folder, trust_remote_code=self.config.trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"{self.model_folder}/config.json is not a model that transformers reads ({error})"
-            ) from error
-        return config.get_text_config()
+        return read_config(self.model_folder, self.config).get_text_config()
 
     def model(self, adapter: Path | None = None) -> "PreTrainedModel":
         """The base model, or the policy: the base model with the unmerged adapter of a folder."""

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mipo_exp.data.downloads import download_json
-from mipo_exp.data.files import read_csv, read_json, read_jsonl
+from mipo_exp.data.files import parse_json, read_csv, read_json, read_jsonl
 from mipo_exp.errors import DataError
 from tests.public_files import GSM8K_ROW, gsm8k_folder, prepare_and_load, task, write_parquet
 
@@ -116,3 +116,30 @@ def test_download_takes_json_only(tmp_path: Path) -> None:
     download_json(good.as_uri(), target)
     assert target.read_text(encoding="utf-8") == "[1]"
     assert [path.name for path in target.parent.iterdir()] == ["data.json"]
+
+
+NOT_READABLE = {
+    "half a pair": (r'"\ud83d"', r"\\ud83d is half of a surrogate pair"),
+    "the other half": (r'"\\ud83d\ude00"', r"\\ude00 is half of a surrogate pair"),
+    "a key": (r'{"\udfff": 1}', r"\\udfff is half of a surrogate pair"),
+    "digits": ("9" * 6000, r"a whole number of more than 4300 digits; write it as a text"),
+    "NaN": ("NaN", r"not valid JSON \(NaN is no number there; write null\)"),
+    "infinity": ('["NaN", -Infinity]', r"not valid JSON \(-Infinity is no number there"),
+    "depth": ("[" * 100_000 + "]" * 100_000, r"lists or objects are nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_READABLE)
+def test_json_without_a_value_here_is_named_with_its_line(name: str, tmp_path: Path) -> None:
+    text, message = NOT_READABLE[name]
+    whole = f'[{{"a": "{"8" * 6000}"}},\n {{"a": {text}}}]'
+    (tmp_path / "x.json").write_text(whole, encoding="utf-8")
+    with pytest.raises(DataError, match=r"x\.json, line 2: " + message):
+        read_json(tmp_path / "x.json")
+    (tmp_path / "x.jsonl").write_text(f'{{"a": "\U0001f600"}}\n\n{{"a": {text}}}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"x\.jsonl, line 3: " + message + ".*task\\.path=DIR"):
+        read_jsonl(tmp_path / "x.jsonl")
+
+
+def test_whole_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
+    assert parse_json(r'["\ud83d\ude00", "\\ud800", "NaN"]', "x") == ["\U0001f600", "\\ud800", "NaN"]

@@ -166,11 +166,20 @@ def _prism(change: Callable[[list[Row], list[Row]], Any]) -> Callable[[Path], An
             r"conversations\.jsonl, line 6: the conversation_id 'c0' .*line 1 \(the rows differ\)",
         ),
         (lambda s, c: s.pop(2), r"conversations\.jsonl, line 9: the user 'user2' is not in the survey"),
-        (lambda s, c: c[1].update(opening_prompt=" "), r"conversations\.jsonl, line 2: 'opening_prompt' is empty"),
-        (lambda s, c: c[1].pop("conversation_type"), r"line 2: the field 'conversation_type' is missing"),
-        (lambda s, c: c[1].update(conversation_history=[]), r"line 2: the opening has no response that is chosen"),
+        (
+            lambda s, c: [one.update(opening_prompt=" ") for one in c[1:3]],
+            r"conversations\.jsonl, line 2: 'opening_prompt' is empty",
+        ),
+        (
+            lambda s, c: [one.pop("conversation_type") for one in c[1:3]],
+            r"line 2: the field 'conversation_type' is missing",
+        ),
+        (
+            lambda s, c: [one.update(conversation_history=[]) for one in c[1:3]],
+            r"line 2: the opening has no response that is chosen",
+        ),
         (lambda s, c: c[1].update(conversation_history=["x"]), r"line 2, conversation_history 0 should be an object"),
-        (lambda s, c: s[1].update(stated_prefs=None), r"survey\.jsonl, line 2: 'stated_prefs' should be dict"),
+        (lambda s, c: s[1].update(stated_prefs=5), r"survey\.jsonl, line 2: 'stated_prefs' should be dict"),
         (
             lambda s, c: s[1]["stated_prefs"].update(safety=180),
             r"line 2, stated_prefs: 'safety' should be a number",
@@ -182,6 +191,11 @@ def test_bad_prism_rows_are_named(tmp_path: Path, change: Callable[[list[Row], l
     with pytest.raises(DataError, match=message) as caught:
         _prism(change)(tmp_path)
     assert "task.path=DIR" in str(caught.value)
+
+
+def test_an_incomplete_conversation_of_prism_is_left_out(tmp_path: Path) -> None:
+    found = _prism(lambda s, c: (c[1].update(opening_prompt=None), s[0].update(stated_prefs=None)))(tmp_path)
+    assert found.notes["incomplete_rows"] == 1
 
 
 def test_prism_says_what_is_missing(tmp_path: Path) -> None:
@@ -296,6 +310,8 @@ def test_community_alignment_counts_what_it_leaves_out(tmp_path: Path) -> None:
 def test_bad_community_alignment_rows_are_named(tmp_path: Path, change: Row, message: str) -> None:
     rows = choice_rows()
     rows[5].update(change)
+    if None in change.values():  # one incomplete row would be left out
+        rows[6].update(change)
     with pytest.raises(DataError, match=r"community_alignment\.csv, " + message) as caught:
         load("community_alignment", write_rows(tmp_path / "community_alignment.csv", rows))
     assert "task.path=DIR" in str(caught.value)

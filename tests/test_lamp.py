@@ -364,8 +364,9 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
 
 
 def test_a_damaged_row_is_found_before_a_tokenizer_is_asked_for(tmp_path: Path) -> None:
-    rows = rating_rows("t")
-    rows[1].pop("input")
+    rows = rating_rows("t", 3)
+    for row in rows[1:]:
+        row.pop("input")
     write_files(tmp_path, 3, rows, rating_rows("d"))
     with pytest.raises(DataError, match="row 1: the field 'input' is missing"):
         task(path=str(tmp_path)).prepare(download=False)
@@ -385,9 +386,10 @@ def test_a_damaged_row_is_found_before_a_tokenizer_is_asked_for(tmp_path: Path) 
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
-    train = rating_rows("t")
+    train = rating_rows("t", 3)
     write_files(tmp_path, 3, train, rating_rows("d"))
-    change(train[1])
+    for row in train[1:]:
+        change(row)
     (tmp_path / "LaMP_3" / "train" / "train_questions.json").write_text(json.dumps(train), encoding="utf-8")
     with pytest.raises(DataError, match=r"train_questions\.json, " + message):
         task(path=str(tmp_path)).load(words)
@@ -423,10 +425,22 @@ def test_bad_rows_are_named(tmp_path: Path, change: Callable[[dict[str, Any]], N
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, file: str, content: str, message: str) -> None:
-    write_files(tmp_path, 3, rating_rows("t"), rating_rows("d"))
+    write_files(tmp_path, 3, rating_rows("t", 3), rating_rows("d"))
     (tmp_path / "LaMP_3" / "train" / f"train_{file}.json").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         prepare_and_load(task(path=str(tmp_path)))
+
+
+def test_a_row_without_an_output_is_left_out(tmp_path: Path) -> None:
+    write_files(tmp_path, 3, rating_rows("t", 3), rating_rows("d"))
+    whole = task(path=str(tmp_path)).load(words)
+    path = tmp_path / "LaMP_3" / "train" / "train_outputs.json"
+    outputs = json.loads(path.read_text())
+    del outputs["golds"][1]["output"]
+    path.write_text(json.dumps(outputs), encoding="utf-8")
+    found = task(path=str(tmp_path)).load(words)
+    assert (whole.notes["incomplete_rows"], found.notes["incomplete_rows"]) == (0, 1)
+    assert [row.id for row in found.train] == ["train/t0", "train/t2"]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -64,30 +64,16 @@ def test_random_weights_depend_on_their_seed_alone(tmp_path: Path) -> None:
     assert not all(torch.equal(tensor, made[2][name]) for name, tensor in made[0].items())
 
 
-def test_weights_that_do_not_fit_the_config_are_refused(tiny: Runtime, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    assert tiny.folder is not None
-    folder = Path(shutil.copytree(tiny.folder, tmp_path / "model"))
-    tensors = load_file(folder / "model.safetensors")
-    removed = next(name for name in tensors if "q_proj" in name)
-    save_file(
-        {name: t for name, t in tensors.items() if name != removed}, folder / "model.safetensors", {"format": "pt"}
-    )
-    with pytest.raises(ModelError, match="1 tensors are missing"):
-        load_model(folder, composed("+debug=quick").model, "float32", "cpu")
-
-
 def test_a_converted_model_that_computes_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = conversion.load_folder
 
     def disturbed(*arguments: Any) -> Any:
-        model, problems = load(*arguments)
+        model = load(*arguments)
         with torch.no_grad():
             next(model.parameters()).mul_(3)
-        return model, problems
+        return model
 
     monkeypatch.setattr(conversion, "load_folder", disturbed)
     with pytest.raises(ModelError, match="logits differ"):

@@ -101,7 +101,8 @@ def _score(row: Row) -> None:
 )
 def test_bad_multi_bench_rows_are_named(tmp_path: Path, change: Callable[[Row], Any], message: str) -> None:
     rows = copy.deepcopy(persona_rows())
-    change(rows[1])
+    for row in rows[1:3]:
+        change(row)
     with pytest.raises(DataError, match=r"x\.jsonl, " + message) as caught:
         load("multi_bench", write_rows(tmp_path / "x.jsonl", rows))
     assert "task.path=DIR" in str(caught.value)
@@ -226,14 +227,15 @@ def test_prefeval_without_options_says_where_they_are(tmp_path: Path) -> None:
         ("implicit_persona", {"conversation": {}}, r"row 2, conversation has no turns"),
         ("implicit_persona", {"conversation": {"first": {}}}, r"row 2, conversation: 'first' is no name of a turn"),
         ("implicit_persona", {"conversation": {"0": {"user": "Hi"}}}, r"row 2, conversation, turn 0: the field 'assis"),
-        ("implicit_persona", {"conversation": "{not JSON"}, r"row 2: 'conversation' is a text and not valid JSON"),
+        ("implicit_persona", {"conversation": "{not JSON"}, r"row 2, conversation, line 1: not valid JSON"),
     ],
 )
 def test_bad_prefeval_rows_are_named(tmp_path: Path, form: str, change: Row, message: str) -> None:
     prefeval_repository(tmp_path, form=form)
     (path,) = tmp_path.rglob(f"*/{'explicit_preference' if form == 'explicit' else '*-*'}/shop_home.json")
     rows = json.loads(path.read_text())
-    rows[2].update(change)
+    for row in rows[2:4]:
+        row.update(change)
     write_rows(path, rows)
     with pytest.raises(DataError, match=message) as caught:
         load("prefeval", tmp_path, f"task.form={form}")
@@ -253,7 +255,7 @@ def test_bad_prefeval_options_are_named(tmp_path: Path, options: Any, message: s
     prefeval_repository(tmp_path)
     path = tmp_path / "benchmark_dataset" / "mcq_options" / "shop_home.json"
     rows = [options_row("shop_home", number) for number in range(5)]
-    rows[2]["classification_task_options"] = options
+    rows[2]["classification_task_options"] = rows[3]["classification_task_options"] = options
     write_rows(path, rows)
     with pytest.raises(DataError, match=r"mcq_options/shop_home\.json, " + message):
         load("prefeval", tmp_path, "task.answering=mcq")

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from mipo_exp.conversion import byte_tokenizer
+from mipo_exp.conversion import CHATML, byte_tokenizer
+from mipo_exp.data import rendering
 from mipo_exp.data.rendering import Renderer
 from mipo_exp.errors import ModelError
+from mipo_exp.records import Condition
 from mipo_exp.runtime import Runtime
+from tests.conftest import composed, make_runtime
 
 LLAMA3_LIKE = (
     "{% set date = strftime_now('%d %b %Y') if strftime_now is defined else date_string %}"
@@ -69,3 +72,52 @@ def test_smollm2_has_no_second_bos_and_stops_at_its_end_of_turn(smollm2: Runtime
     assert text == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
     assert 2 in smollm2.renderer.stop_ids
     assert isinstance(smollm2.folder, Path)
+
+
+USER_ONLY = (
+    "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['content'] | upper | trim }}<|im_end|>"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("<|im_start|>user\nHello<|im_end|>", r"never prints the user's message"),
+        ("{{ messages[0]['role'] }}", r"never prints the user's message"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
+            "{% endfor %}{{ messages }}",
+            r"does not end: a short message took more than 1 seconds",
+        ),
+        ("{{ 'x' * 10 ** 11 }}{{ messages }}", r"makes more than \d+ characters of a short message"),
+        ("{{ 'x' * 10 ** 7 }}{{ messages }}", r"makes more than \d+ characters of a short message"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", r"cannot render a user message"),
+    ],
+    ids=["constant", "role", "endless", "gigabytes", "megabytes", "recursion"],
+)
+def test_a_template_that_loses_the_message_or_does_not_end_is_refused(
+    template: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering, "TEMPLATE_SECONDS", 1)
+    with pytest.raises(ModelError, match=message + r".*give another: model\.chat_template=FILE"):
+        renderer(template)
+
+
+def test_a_template_that_never_ends_once_a_response_is_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "TEMPLATE_SECONDS", 1)
+    endless = "{% if messages[-1]['role'] == 'assistant' %}{% for a in range(99999) %}{% for b in range(99999) %}"
+    with pytest.raises(ModelError, match="does not end"):
+        renderer(endless + "{% endfor %}{% endfor %}{% endif %}" + CHATML)
+
+
+def test_a_template_that_drops_the_system_message_is_refused_where_the_context_is_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text(USER_ONLY)
+    own = f"model.chat_template={tmp_path / 'mine.jinja'}"
+    context = Condition("I love sailing.", "A gift?")
+    made = make_runtime(composed("+debug=quick", own), tmp_path)
+    assert "I LOVE SAILING. A GIFT?" in " ".join(made.renderer.text(made.prompt_ids(context)).split())
+    made = make_runtime(composed("+debug=quick", own, "task.context_role=system"), tmp_path)
+    assert made.prompt_ids(Condition(None, "A gift?"))
+    with pytest.raises(ModelError, match=r"^model\.chat_template=\S+mine\.jinja never prints the system .*role=user"):
+        made.prompt_ids(context)

@@ -7,36 +7,39 @@ Labels may be 1–4 instead of A–D: options are lettered by position here, and
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from mipo_exp.data.base import reference
 from mipo_exp.data.consistency import Fact, check_contradictions, check_unique
 from mipo_exp.data.files import WAY_OUT, Record, read_rows
+from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.options import choice_fact, letters, question_text
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
 
 
-def read_questions(files: Mapping[str, Sequence[Path]], stem: str) -> dict[str, list[Example]]:
+def read_questions(files: Mapping[str, Sequence[Path]], stem: str, left_out: LeftOut) -> dict[str, list[Example]]:
     """The examples of each split.
 
     Args:
         files: by split, which begins the examples' ids: one JSON-lines file of the release, or the hub's shards.
         stem: the hub's name of the column with the question.
+        left_out: counts the incomplete rows.
 
     Raises:
-        DataError: a file is damaged, a field is missing, an id is used twice, a key is none of its row's labels, or two
-            rows give one question with the same options different keys.
+        DataError: a file is damaged, too many rows are incomplete, an id is used twice, a key is none of its
+            row's labels, or two rows give one question with the same options different keys.
     """
     sides: dict[str, list[Example]] = {}
     facts: list[Fact] = []
     for split, paths in files.items():
         records = read_rows(paths, ("id", stem, "choices", "answerKey"))
-        check_unique(records, "id")
-        sides[split] = [to_example(split, record, stem) for record in records]
-        for record, example in zip(records, sides[split], strict=True):
-            facts.append(choice_fact(record.where, example.question, example.reference))
+        read = left_out.read(records, partial(to_example, split, stem=stem))
+        check_unique([record for record, _ in read], "id")
+        sides[split] = [example for _, example in read]
+        facts += [choice_fact(record.where, example.question, example.reference) for record, example in read]
     check_contradictions(facts)
     return sides
 

@@ -13,6 +13,7 @@ from mipo_exp.config_tasks import ArcConfig
 from mipo_exp.data.ai2 import read_questions
 from mipo_exp.data.base import Examples
 from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.left_out import LeftOut
 
 SPLITS = ("train", "test")
 FOLDERS = {"easy": "ARC-Easy", "challenge": "ARC-Challenge"}
@@ -41,5 +42,6 @@ class Arc(FileTask):
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""
-        sides = read_questions(self.files(download=False), "question")
-        return self.select(sides["train"], sides["test"], {})
+        left_out = LeftOut()
+        sides = read_questions(self.files(download=False), "question", left_out)
+        return self.select(sides["train"], sides["test"], left_out.notes(self.config.name))

@@ -17,6 +17,7 @@ from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, Record, read_rows
 from mipo_exp.data.histories import earlier, shorten
+from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
@@ -24,7 +25,7 @@ from mipo_exp.records import Example
 END = "<|end_of_text|>"
 RESPONSES = tuple(f"response_{letter}" for letter in "abcd")
 COLUMNS = (
-    *("conversation_id", "annotator_id", "assigned_lang", "first_turn_prompt", "first_turn_preferred_response"),
+    *("conversation_id", "annotator_id", "first_turn_prompt", "first_turn_preferred_response"),
     *(f"first_turn_{name}" for name in RESPONSES),
 )
 
@@ -70,10 +71,13 @@ class CommunityAlignment(FileTask):
         Raises:
             DataError: also for a conversation that is there twice, and where no row has one of the languages.
         """
-        records = read_rows(self.files(download=False)["choices"], COLUMNS)
-        check_unique(records, "conversation_id")
+        columns = COLUMNS if self.config.languages is None else (*COLUMNS, "assigned_lang")
+        records = read_rows(self.files(download=False)["choices"], columns)
         wanted = self._in_languages(records)
-        choices = [choice for record in wanted if (choice := read_choice(record)) is not None]
+        left_out = LeftOut()
+        read = left_out.read(wanted, read_choice)
+        check_unique([record for record, _ in read], "conversation_id")
+        choices = [choice for _, choice in read if choice is not None]
         by_annotator: dict[str, list[Choice]] = {}
         for choice in choices:
             by_annotator.setdefault(choice.annotator, []).append(choice)
@@ -83,8 +87,9 @@ class CommunityAlignment(FileTask):
             "annotators": len(by_annotator),
             "annotators_with_too_little_history": sum(not of for of in rows),
             "rows_of_other_languages": len(records) - len(wanted),
-            "rows_without_a_choice": len(wanted) - len(choices),
+            "rows_without_a_choice": len(read) - len(choices),
             "rows_with_too_little_history": len(choices) - len(examples),
+            **left_out.notes(self.config.name),
         }
         return self.divide(examples, self.config.eval_share, notes)
 

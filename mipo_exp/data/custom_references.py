@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from mipo_exp.data.base import reference
-from mipo_exp.data.files import Record
+from mipo_exp.data.files import Record, parse_json
 from mipo_exp.data.gsm8k import clean_gold
 from mipo_exp.data.options import letters
 from mipo_exp.errors import DataError
@@ -38,6 +38,8 @@ class Cells:
         value = self.record.values.get(column)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return None
+        if isinstance(value, float) and math.isinf(value):
+            raise DataError(f"{self.where}: {column!r} is an infinite number; correct the row")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -71,7 +73,7 @@ class Cells:
             text = self.text(column)
             if text is None:
                 return None
-            value = json_list(text)
+            value = json_list(text, f"{self.where}, {column}")
             if value is None:
                 value = text.split(SEPARATOR)
         if not value:
@@ -88,14 +90,20 @@ class Cells:
         return None if text is None else text.strip()
 
 
-def json_list(text: str) -> list[Any] | None:
-    """The list that a text is the JSON of; None where it is of none."""
+def json_list(text: str, where: str) -> list[Any] | None:
+    """The list that a text is the JSON of; None where it is of none.
+
+    Raises:
+        DataError: it is JSON with something that `parse_json` refuses.
+    """
     if not text.strip().startswith("["):
         return None
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return None
+        value = parse_json(text, where)
+    except DataError as error:
+        if isinstance(error.__context__, json.JSONDecodeError):
+            return None
+        raise
     return value if isinstance(value, list) else None
 
 

@@ -34,7 +34,7 @@ def download_json(url: str, path: Path) -> None:
         raise DataError(f"{url} answers with an HTML page instead of JSON: the server has no such file; {remedy}")
     try:
         json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{url} sent no complete JSON ({error}); run the same command again, or {remedy}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TextIO, TypeVar, cast
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +21,18 @@ WAY_OUT = (
 )
 MAX_CSV_FIELD = 2**31 - 1  # characters; the library's own limit is shorter than some user profiles
 
+# Every escape in JSON's strings, in order: a whole surrogate pair (a character), half of one (none), another.
+_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w|(?P<half>u[dD][89a-fA-F]\w\w)|.)", re.DOTALL)
+# Strings, which are passed over, and what else of JSON there are limits to.
+_TOKEN = re.compile(
+    r'"(?:[^"\\]|\\.)*"|(?P<open>[\[{])|(?P<close>[\]}])|(?P<constant>NaN|Infinity)|(?P<digits>\d+)', re.S
+)
+
 T = TypeVar("T")
+
+
+class IncompleteError(DataError):
+    """A row that lacks what the task needs: a field is missing, null or blank."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +46,15 @@ class Record:
         """The value of `field`.
 
         Raises:
-            DataError: the field is missing or holds another type.
+            IncompleteError: the field is missing or null.
+            DataError: it holds another type.
         """
         if field not in self.values:
             found = ", ".join(map(str, self.values)) or "none"
-            raise DataError(f"{self.where}: the field {field!r} is missing (found: {found}); {WAY_OUT}")
+            raise IncompleteError(f"{self.where}: the field {field!r} is missing (found: {found}); {WAY_OUT}")
         value = self.values[field]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise DataError(
+            raise (IncompleteError if value is None else DataError)(
                 f"{self.where}: {field!r} should be {kind.__name__} and is {type(value).__name__} "
                 f"({str(value)[:40]!r}); {WAY_OUT}"
             )
@@ -50,11 +64,12 @@ class Record:
         """The value of `field`, a string with something in it.
 
         Raises:
-            DataError: the field is missing, no string, or blank.
+            IncompleteError: the field is missing, null or blank.
+            DataError: it is no string.
         """
         value = self.get(field, str)
         if not value.strip():
-            raise DataError(f"{self.where}: {field!r} is empty; {WAY_OUT}")
+            raise IncompleteError(f"{self.where}: {field!r} is empty; {WAY_OUT}")
         return value
 
     def name(self, field: str) -> str:
@@ -142,12 +157,7 @@ def read_jsonl(path: Path) -> list[Record]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}); {WAY_OUT}"
-            ) from error
+        values = parse_json(line, str(path), number)
         if not isinstance(values, dict):
             raise DataError(f"{path}, line {number}: a {type(values).__name__} instead of a JSON object; {WAY_OUT}")
         records.append(Record(f"{path}, line {number}", values))
@@ -160,14 +170,58 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: the file cannot be read, or is no JSON (also when it is cut off).
     """
-    text = read_text(path)
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, source: str, line: int | None = None) -> Any:
+    """The value that a text is the JSON of.
+
+    Args:
+        text: valid Unicode.
+        source: where it stands, for messages.
+        line: its line in `source`; None where the text is the whole of it, and its lines are counted.
+
+    Raises:
+        DataError: it is no JSON (also when it is cut off), or JSON that has no value here: half of a surrogate pair,
+            NaN or an infinite number, a whole number of more digits than Python reads, or lists in lists without end.
+    """
+
+    def refuse(problem: str, position: int) -> NoReturn:
+        where = text.count("\n", 0, position) + 1 if line is None else line
+        raise DataError(f"{source}, line {where}: {problem}; {WAY_OUT}")
+
+    def refuse_constant(name: str) -> NoReturn:
+        refuse(f"not valid JSON ({name} is no number there; write null)", _first(text, "constant"))
+
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        half = next((item for item in _ESCAPE.finditer(text) if item["half"]), None)
+        if half is not None:
+            refuse(f"{half[0]} is half of a surrogate pair and no character", half.start())
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
-        cut = " (the file seems cut off)" if error.pos >= len(text.rstrip()) - 1 else ""
-        raise DataError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}){cut}; {WAY_OUT}"
-        ) from error
+        cut = " (the file seems cut off)" if line is None and error.pos >= len(text.rstrip()) - 1 else ""
+        refuse(f"not valid JSON ({error.msg}, column {error.colno}){cut}", error.pos)
+    except RecursionError:
+        refuse("lists or objects are nested too deeply", _deepest(text))
+    except ValueError:  # Python's limit, against texts that take hours to read
+        limit = sys.get_int_max_str_digits()
+        refuse(f"a whole number of more than {limit} digits; write it as a text", _first(text, "digits", limit))
+
+
+def _first(text: str, group: str, longer_than: int = 0) -> int:
+    """Where the first token of a group with more than so many characters begins."""
+    return next((item.start() for item in _TOKEN.finditer(text) if len(item[group] or "") > longer_than), 0)
+
+
+def _deepest(text: str) -> int:
+    """Where a text begins to be nested as deeply as it is anywhere."""
+    depth, deepest, position = 0, 0, 0
+    for item in _TOKEN.finditer(text):
+        depth += bool(item["open"]) - bool(item["close"])
+        if depth > deepest:
+            deepest, position = depth, item.start()
+    return position
 
 
 def read_json_rows(path: Path, value: Any = None) -> list[Record]:
@@ -280,7 +334,7 @@ def read_parquet(paths: Sequence[Path], columns: Sequence[str] | None) -> list[R
             with pq.ParquetFile(path) as file:
                 check_columns(str(path), file.schema_arrow.names, columns or ())
                 rows = file.read(columns=columns).to_pylist()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"{path} is not a readable parquet file ({reason}); {WAY_OUT}") from error
         records += [Record(f"{path}, row {index}", row) for index, row in enumerate(rows)]

@@ -8,11 +8,13 @@ From the hub (`openai/gsm8k`, config `main`), or from a folder with the authors'
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, Record, read_rows
+from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
@@ -34,13 +36,21 @@ class Gsm8k(FileTask):
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""
         records = {split: read_rows(paths, COLUMNS) for split, paths in self.files(download=False).items()}
-        sides = {split: [to_example(split, *row) for row in enumerate(rows)] for split, rows in records.items()}
+        left_out = LeftOut()
+        read = {
+            split: left_out.read(list(enumerate(rows)), partial(_numbered, split)) for split, rows in records.items()
+        }
         check_contradictions(
             Fact(record.where, example.question, example.reference)
             for split in SPLITS
-            for record, example in zip(records[split], sides[split], strict=True)
+            for (_, record), example in read[split]
         )
-        return self.select(sides["train"], sides["test"], {})
+        train, test = ([example for _, example in read[split]] for split in SPLITS)
+        return self.select(train, test, left_out.notes(self.config.name))
+
+
+def _numbered(split: str, row: tuple[int, Record]) -> Example:
+    return to_example(split, *row)
 
 
 def to_example(split: str, index: int, record: Record) -> Example:

@@ -19,6 +19,7 @@ from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.downloads import download_json
 from mipo_exp.data.files import (
     WAY_OUT,
+    IncompleteError,
     Record,
     check_not_cut,
     looks_like_html,
@@ -27,6 +28,7 @@ from mipo_exp.data.files import (
 )
 from mipo_exp.data.lamp_prompts import FORMS, Item, compose, profile_text, retrieve
 from mipo_exp.data.lamp_users import recover_users
+from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
 from mipo_exp.data.rendering import Message
 from mipo_exp.errors import DataError
@@ -76,7 +78,7 @@ class Lamp(Task):
                 raise DataError(f"{path} is an HTML page (line 1: {start.lstrip()[:40]!r}), not JSON; {WAY_OUT}")
             check_not_cut(path, WAY_OUT)
         if sum(path.stat().st_size for path in paths) <= READ_EARLY_BYTES:
-            self._read()
+            self._read(LeftOut())
         return self.fingerprint(paths)
 
     def load(self, count_tokens: Callable[[str], int] | None) -> Examples:
@@ -87,7 +89,8 @@ class Lamp(Task):
         """
         if count_tokens is None:
             raise ValueError("LaMP fits profiles into a token budget; load() needs count_tokens")
-        rows = self._read()
+        left_out = LeftOut()
+        rows = self._read(left_out)
         users = recover_users([row.profile for split in SPLITS for row in rows[split]])
         names = iter(users)
         sides: dict[str, list[Example]] = {split: [] for split in SPLITS}
@@ -101,7 +104,7 @@ class Lamp(Task):
                     by_id[example.id] = row
                 else:
                     empty += 1
-        notes = {"users": len(set(users)), "rows_without_profile": empty}
+        notes = {"users": len(set(users)), "rows_without_profile": empty, **left_out.notes(self.config.name)}
         selected = self.select(sides["train"], sides["dev"], notes)
         # Profiles are retrieved and cut only now, for the rows that were drawn.
         train = self._with_contexts(selected.train, by_id, count_tokens)
@@ -121,10 +124,10 @@ class Lamp(Task):
         text = compose(self.config.number, context, self.instruct(prompt or ""))
         return [{"role": "user", "content": text}]
 
-    def _read(self) -> dict[str, list[Row]]:
+    def _read(self, left_out: LeftOut) -> dict[str, list[Row]]:
         files = self._files(download=False)
         return {
-            split: read_split(self.config.number, files[split, "questions"], files[split, "outputs"])
+            split: read_split(self.config.number, files[split, "questions"], files[split, "outputs"], left_out)
             for split in SPLITS
         }
 
@@ -195,22 +198,24 @@ def _local_files(root: Path, inner: Sequence[str], names: Mapping[tuple[str, str
     )
 
 
-def read_split(number: int, questions: Path, outputs: Path) -> list[Row]:
+def read_split(number: int, questions: Path, outputs: Path, left_out: LeftOut) -> list[Row]:
     """The rows of one split.
 
     Raises:
-        DataError: a file is damaged, a row lacks a field or its output, or the files are of another LaMP task.
+        DataError: a file is damaged, too many rows lack a field or their output, or the files are of another task.
     """
     golds = read_outputs(number, outputs)
-    records = read_json_rows(questions)
-    check_unique(records, "id")
-    rows = []
-    for record in records:
+
+    def make(record: Record) -> Row:
         name = record.text("id")
         if name not in golds:
-            raise DataError(f"{record.where}: {outputs.name} has no output for the id {name!r}; {WAY_OUT}")
-        rows.append(Row(name, record_input(number, record), read_profile(number, record), golds[name]))
-    return rows
+            raise IncompleteError(f"{record.where}: {outputs.name} has no output for the id {name!r}; {WAY_OUT}")
+        output = gold_output(number, golds[name])
+        return Row(name, record_input(number, record), read_profile(number, record), output)
+
+    read = left_out.read(read_json_rows(questions), make)
+    check_unique([record for record, _ in read], "id")
+    return [row for _, row in read]
 
 
 def record_input(number: int, record: Record) -> str:
@@ -245,11 +250,11 @@ def _licence_needed(where: str) -> str:
     )
 
 
-def read_outputs(number: int, path: Path) -> dict[str, str]:
-    """The gold outputs by id.
+def read_outputs(number: int, path: Path) -> dict[str, Record]:
+    """The rows with the gold outputs by id; one without an id belongs to no question.
 
     Raises:
-        DataError: the file is damaged, of another LaMP task, or holds an output that the task does not have.
+        DataError: the file is damaged, or of another LaMP task.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -258,13 +263,20 @@ def read_outputs(number: int, path: Path) -> dict[str, str]:
     task = whole.text("task")
     if task.upper().replace("-", "_") != f"LAMP_{number}":
         raise DataError(f"{path} is of {task}, and task.number={number}; set task.number, or give another folder")
-    records = read_json_rows(path, whole.get("golds", list))
+    records = [one for one in read_json_rows(path, whole.get("golds", list)) if one.values.get("id") is not None]
     check_unique(records, "id")
+    return {record.name("id"): record for record in records}
+
+
+def gold_output(number: int, record: Record) -> str:
+    """The gold output of a row.
+
+    Raises:
+        IncompleteError: there is none.
+        DataError: it is none that the task has.
+    """
+    output = record.text("output").strip()
     allowed = LABELS.get(number) or (RATINGS if number == 3 else None)
-    golds = {}
-    for record in records:
-        output = record.text("output").strip()
-        if allowed is not None and output not in allowed:
-            raise DataError(f"{record.where}: the output {output!r} is none of {', '.join(allowed)}; {WAY_OUT}")
-        golds[record.text("id")] = output
-    return golds
+    if allowed is not None and output not in allowed:
+        raise DataError(f"{record.where}: the output {output!r} is none of {', '.join(allowed)}; {WAY_OUT}")
+    return output

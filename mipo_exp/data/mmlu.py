@@ -18,6 +18,7 @@ from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, contradictions
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, Record, read_csv, read_parquet
+from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.options import letters, option_lines, options_key, question_text, stem_of
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
@@ -38,11 +39,6 @@ class Question:
     stem: str
     options: list[str]
     answer: int
-
-    @property
-    def blank(self) -> bool:
-        """Whether the question or an option has no text."""
-        return not all(text.strip() for text in (self.stem, *self.options))
 
     @property
     def fact(self) -> Fact:
@@ -76,15 +72,11 @@ class Mmlu(FileTask):
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""
-        questions = {split: self._questions(split, paths) for split, paths in self.files(download=False).items()}
-        test = questions.pop("test")
+        left_out = LeftOut()
+        kept = {split: self._questions(split, paths, left_out) for split, paths in self.files(download=False).items()}
+        test = kept.pop("test")
         self._check_subjects(test)
-        notes = {f"{split}_rows": len(rows) for split, rows in questions.items()}
-        kept = {split: [row for row in rows if not row.blank] for split, rows in questions.items()}
-        notes["blank_train_rows"] = sum(notes.values()) - sum(map(len, kept.values()))
-        for row in test:
-            if row.blank:
-                raise DataError(f"{row.where}: the question or an option is empty; {WAY_OUT}")
+        notes = {f"{split}_rows": len(rows) for split, rows in kept.items()}
         compared = [test, *(rows for split, rows in kept.items() if split != AUXILIARY)]
         check_contradictions(row.fact for rows in compared for row in rows)
         if AUXILIARY in kept:
@@ -92,6 +84,7 @@ class Mmlu(FileTask):
             unclear = {fact.where for fact, _ in contradictions(row.fact for row in kept[AUXILIARY])}
             kept[AUXILIARY] = [row for row in kept[AUXILIARY] if row.where not in unclear]
             notes["contradictory_train_rows"] = len(unclear)
+        notes |= left_out.notes(self.config.name)
         train = [example for split, rows in kept.items() for example in to_examples(split, rows)]
         return self.select(train, to_examples("test", test), notes)
 
@@ -106,15 +99,16 @@ class Mmlu(FileTask):
             ]
         )
 
-    def _questions(self, split: str, paths: Sequence[Path]) -> list[Question]:
+    def _questions(self, split: str, paths: Sequence[Path], left_out: LeftOut) -> list[Question]:
         if paths[0].suffix == ".parquet":
-            rows = [from_hub(record) for record in read_parquet(paths, COLUMNS)]
+            rows = [row for _, row in left_out.read(read_parquet(paths, COLUMNS), from_hub)]
         else:
-            rows = [
-                from_authors(path.stem.removesuffix(f"_{FOLDERS.get(split, '')}"), record)
+            lines = [
+                (path.stem.removesuffix(f"_{FOLDERS.get(split, '')}"), record)
                 for path in paths
                 for record in read_csv(path, HEADER)
             ]
+            rows = [row for _, row in left_out.read(lines, lambda line: from_authors(*line))]
         if split == AUXILIARY or self.config.subject == "all":
             return rows
         return [row for row in rows if row.subject == self.config.subject]
@@ -133,25 +127,29 @@ def from_authors(subject: str, record: Record) -> Question:
     """A line of the authors' CSV files.
 
     Raises:
+        IncompleteError: the question, an option or the letter is empty.
         DataError: the last value is no letter of an option.
     """
-    letter = record.get("answer", str).strip()
+    letter = record.text("answer").strip()
     if letter not in tuple("ABCD"):
         raise DataError(f"{record.where}: the last value {letter[:40]!r} is none of the letters A, B, C, D; {WAY_OUT}")
-    options = [record.get(name, str) for name in "ABCD"]
-    return Question(record.where, subject, record.get("question", str), options, "ABCD".index(letter))
+    options = [record.text(name) for name in "ABCD"]
+    return Question(record.where, subject, record.text("question"), options, "ABCD".index(letter))
 
 
 def from_hub(record: Record) -> Question:
     """A row of the hub's parquet files.
 
     Raises:
+        IncompleteError: the question or an option is empty.
         DataError: a field has another type, or the answer is no position of an option.
     """
     options, answer = record.get("choices", list), record.get("answer", int)
-    if not options or not all(isinstance(option, str) for option in options) or not 0 <= answer < len(options):
+    if not 0 <= answer < len(options):
         raise DataError(f"{record.where}: the answer {answer} is no position in the choices {options}; {WAY_OUT}")
-    return Question(record.where, record.get("subject", str), record.get("question", str), options, answer)
+    for index, option in enumerate(options):
+        record.child(f"option {index}", {"text": option}).text("text")
+    return Question(record.where, record.get("subject", str), record.text("question"), options, answer)
 
 
 def to_examples(split: str, rows: Sequence[Question]) -> list[Example]:

@@ -14,9 +14,9 @@ from mipo_exp.config_tasks import MultiBenchConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, check_unique, without_repetitions
 from mipo_exp.data.file_task import FileTask, Layout
-from mipo_exp.data.files import WAY_OUT, Record, read_rows
+from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows
+from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
-from mipo_exp.errors import DataError
 from mipo_exp.records import Example
 
 SCORES = tuple("12345")
@@ -43,15 +43,14 @@ class MultiBench(FileTask):
             DataError: also where a persona and a prompt have two reference answers or lists of rubrics.
         """
         records = read_rows(self.files(download=False)["rows"])
-        if any(record.values.get("id") is not None for record in records):
-            check_unique(records, "id")
-        rows = [to_example(index, record) for index, record in enumerate(records)]
-        check_contradictions(
-            Fact(record.where, (row.user, row.question), row.reference)
-            for record, row in zip(records, rows, strict=True)
-        )
+        check_unique([record for record in records if record.values.get("id") is not None], "id")
+        left_out = LeftOut()
+        read = left_out.read(list(enumerate(records)), lambda row: to_example(*row))
+        check_contradictions(Fact(record.where, (row.user, row.question), row.reference) for (_, record), row in read)
+        rows = [row for _, row in read]
         examples = without_repetitions(rows)
         notes = {"prompts": len({row.question for row in rows}), "repeated_rows": len(rows) - len(examples)}
+        notes |= left_out.notes(self.config.name)
         return self.divide(examples, self.config.eval_share, notes, unit=lambda row: row.question)
 
 
@@ -83,5 +82,5 @@ def read_rubrics(record: Record) -> list[dict[str, object]]:
             {"criteria": rubric.text("criteria"), "score_descriptions": {score: scores.text(score) for score in SCORES}}
         )
     if not found:
-        raise DataError(f"{record.where}: {field!r} is empty; {WAY_OUT}")
+        raise IncompleteError(f"{record.where}: {field!r} is empty; {WAY_OUT}")
     return found

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from mipo_exp.data.ai2 import read_questions
 from mipo_exp.data.base import Examples
 from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.options import stem_of
 from mipo_exp.records import Example
 
@@ -34,8 +35,9 @@ class OpenBookQa(FileTask):
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""
-        sides = read_questions(self.files(download=False), "question_stem")
-        return self.select(sides["train"], sides["test"], {})
+        left_out = LeftOut()
+        sides = read_questions(self.files(download=False), "question_stem", left_out)
+        return self.select(sides["train"], sides["test"], left_out.notes(self.config.name))
 
     def plain_question(self, example: Example) -> str:
         """See `Task.plain_question`; the harness's `openbookqa` is the stem alone."""

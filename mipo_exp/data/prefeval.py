@@ -25,6 +25,7 @@ from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, Record, read_rows
+from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.options import letters, question_text
 from mipo_exp.data.overlap import normalise, question_key
 from mipo_exp.data.prefeval_dialogues import CONTEXTS
@@ -98,41 +99,43 @@ class Prefeval(FileTask):
             DataError: also where there are no options and `task.answering=mcq` needs them.
         """
         files = self.files(download=False)
-        rows = in_topics(files["rows"])
+        left_out = LeftOut()
+        rows = in_topics(files["rows"], left_out)
         notes = {"topics": len({row.topic for row in rows})}
-        made = [self._example(row, None) for row in rows]
+        read = left_out.read(rows, self._example)
+        made = [example for _, example in read]
         if self.config.answering == "mcq":
-            found = find_options(rows, in_topics(files["options"]) if "options" in files else rows)
-            made = [self._example(row, own) for row, own in zip(rows, found, strict=True) if own is not None]
-            notes["rows_without_options"] = len(rows) - len(made)
+            others = in_topics(files["options"], left_out) if "options" in files else rows
+            found = find_options([row for row, _ in read], others, left_out)
+            made = [self._with_options(one, own) for one, own in zip(made, found, strict=True) if own is not None]
+            notes["rows_without_options"] = found.count(None)
         examples = without_repetitions(made)
         notes["repeated_rows"] = len(made) - len(examples)
+        notes |= left_out.notes(self.config.name)
         by_topic = self.config.split == "topic"
         return self.divide(examples, self.config.eval_share, notes, unit=topic_of if by_topic else None)
 
-    def _example(self, row: Row, options: Sequence[str] | None) -> Example:
-        """One row as an example; the preference names the user.
-
-        Args:
-            row: the row.
-            options: of multiple choice, the right one first; None asks for free text.
-        """
-        example = Example(
+    def _example(self, row: Row) -> Example:
+        """One row as an example that asks for free text; the preference names the user."""
+        judged = self.config.answering == "generation"
+        explanation = {"explanation": row.record.text("explanation").strip()} if judged else {}
+        return Example(
             id=f"{row.topic}/{row.position:03d}",
             user=f"preference/{question_key(row.preference)}",
             question=question_key(row.question),
             context=CONTEXTS[self.config.form](row.record),
             prompt=row.question,
-            reference=reference(preference=row.preference, explanation=row.record.text("explanation").strip()),
+            reference=reference(preference=row.preference, **explanation),
         )
-        if options is None:
-            return example
+
+    def _with_options(self, example: Example, options: Sequence[str]) -> Example:
+        """The example as multiple choice; of the options, the right one is first."""
         order = list(range(len(options)))
         random.Random(f"options/{self.config.seed}/{example.id}").shuffle(order)
         shown = [options[index] for index in order]
         return dataclasses.replace(
             example,
-            prompt=question_text(row.question, shown),
+            prompt=question_text(example.prompt, shown),
             reference=reference(answer=letters(len(shown))[order.index(0)], options=shown),
         )
 
@@ -142,19 +145,23 @@ def topic_of(example: Example) -> str:
     return example.id.rpartition("/")[0]
 
 
-def in_topics(paths: Sequence[Path]) -> list[Row]:
+def in_topics(paths: Sequence[Path], left_out: LeftOut) -> list[Row]:
     """The rows with their topics: the name of the authors' file, or the hub's column."""
     counts: dict[str, int] = {}
     rows = []
-    for path in paths:
-        for record in read_rows([path]):
-            topic = path.stem if path.suffix == ".json" else record.text("topic").strip()
-            position = counts[topic] = counts.get(topic, -1) + 1
-            rows.append(Row(record, topic, position))
+    records = [(path, record) for path in paths for record in read_rows([path])]
+    for (_, record), topic in left_out.read(records, _topic):
+        position = counts[topic] = counts.get(topic, -1) + 1
+        rows.append(Row(record, topic, position))
     return rows
 
 
-def find_options(rows: Sequence[Row], others: Sequence[Row]) -> list[list[str] | None]:
+def _topic(row: tuple[Path, Record]) -> str:
+    path, record = row
+    return path.stem if path.suffix == ".json" else record.text("topic").strip()
+
+
+def find_options(rows: Sequence[Row], others: Sequence[Row], left_out: LeftOut) -> list[list[str] | None]:
     """The options of each row, the right one first; None where there are none.
 
     Options are those of the same topic and question. Where several rows of a topic ask one question, the one with the
@@ -165,10 +172,9 @@ def find_options(rows: Sequence[Row], others: Sequence[Row]) -> list[list[str] |
             different right ones.
     """
     known: dict[tuple[str, str], list[tuple[Row, list[str]]]] = {}
-    for other in others:
-        if other.record.values.get(OPTIONS) is not None:
-            same = known.setdefault((other.topic, normalise(other.question)), [])
-            same.append((other, read_options(other.record)))
+    offering = [other for other in others if other.record.values.get(OPTIONS) is not None]
+    for other, (_, question, options) in left_out.read(offering, _offer):
+        known.setdefault((other.topic, normalise(question)), []).append((other, options))
     if not known:
         raise DataError(
             f"{rows[0].record.where}: no row has {OPTIONS!r}, which task.answering=mcq needs; the authors' repository "
@@ -187,6 +193,10 @@ def find_options(rows: Sequence[Row], others: Sequence[Row]) -> list[list[str] |
         ]
         found.append(min(fits)[2] if fits else None)
     return found
+
+
+def _offer(row: Row) -> tuple[str, str, list[str]]:
+    return row.preference, row.question, read_options(row.record)
 
 
 def read_options(record: Record) -> list[str]:

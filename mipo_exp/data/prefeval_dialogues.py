@@ -1,11 +1,10 @@
 """The three forms in which PrefEval lets a model know of a preference, each as the text of a user context."""
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
-from mipo_exp.data.files import WAY_OUT, Record
+from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, parse_json
 from mipo_exp.errors import DataError
 
 INTRODUCTION = "Our earlier conversation:"
@@ -48,7 +47,7 @@ def persona_dialogue(record: Record) -> str:
         if value is not None:
             numbered[int(number[1])] = conversation.child(f"turn {key}", value)
     if not numbered:
-        raise DataError(f"{conversation.where} has no turns; {WAY_OUT}")
+        raise IncompleteError(f"{conversation.where} has no turns; {WAY_OUT}")
     turns = []
     for _, turn in sorted(numbered.items()):
         turns += [("User", turn.text("user")), ("Assistant", turn.text("assistant"))]
@@ -60,12 +59,7 @@ def _object(record: Record) -> Any:
     value = record.values.get("conversation")
     if not isinstance(value, str):
         return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{record.where}: 'conversation' is a text and not valid JSON ({error.msg}); {WAY_OUT}"
-        ) from error
+    return parse_json(value, f"{record.where}, conversation")
 
 
 def _written(turns: list[tuple[str, str]]) -> str:

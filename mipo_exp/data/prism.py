@@ -13,14 +13,16 @@ these two files, as JSON lines or parquet.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mipo_exp.config_tasks import PrismConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout
-from mipo_exp.data.files import WAY_OUT, Record, read_rows
+from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows
 from mipo_exp.data.histories import earlier, shorten
+from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
@@ -52,6 +54,17 @@ DEMOGRAPHICS = {
 UNSAID = ("Prefer not to say", "")
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation's opening; `shown` is how later contexts show it, None where it has no response with a text."""
+
+    id: str
+    user: str
+    type: str
+    prompt: str
+    shown: str | None
+
+
 class Prism(FileTask):
     """A share of the users is evaluated on; a prompt that users of both sides opened with goes to one side."""
 
@@ -75,36 +88,44 @@ class Prism(FileTask):
         """
         files = self.files(download=False)
         survey, conversations = (read_rows(files[name]) for name in ("survey", "conversations"))
-        check_unique(survey, "user_id")
-        check_unique(conversations, "conversation_id")
-        profiles = {record.name("user_id"): self.profile(record) for record in survey}
-        by_user: dict[str, list[Record]] = {}
-        for record in _in_time(conversations):
-            user = record.name("user_id")
-            if user not in profiles:
-                raise DataError(f"{record.where}: the user {user!r} is not in the survey; {WAY_OUT}")
-            by_user.setdefault(user, []).append(record)
-        rows = {user: self._examples(user, profiles[user], of) for user, of in by_user.items()}
-        wanted = [record for record in conversations if _type(record) in self.config.conversation_types]
+        left_out = LeftOut()
+        people = left_out.read(survey, lambda record: (record.name("user_id"), self.profile(record)))
+        check_unique([record for record, _ in people], "user_id")
+        profiles = dict(person for _, person in people)
+        read = left_out.read(_in_time(conversations), lambda record: self._conversation(record, profiles))
+        check_unique([record for record, _ in read], "conversation_id")
+        by_user: dict[str, list[Conversation]] = {}
+        for _, one in read:
+            by_user.setdefault(one.user, []).append(one)
+        rows = {user: self._examples(profiles[user], of) for user, of in by_user.items()}
+        wanted = [one for _, one in read if one.type in self.config.conversation_types]
         examples = [example for of in rows.values() for example in of]
         notes = {
             "users": len(profiles),
             "users_without_conversations": len(profiles) - len(by_user),
-            "users_with_too_little_history": sum(not rows[user] for user in {one.name("user_id") for one in wanted}),
-            "conversations_of_other_types": len(conversations) - len(wanted),
+            "users_with_too_little_history": sum(not rows[user] for user in {one.user for one in wanted}),
+            "conversations_of_other_types": len(read) - len(wanted),
             "conversations_with_too_little_history": len(wanted) - len(examples),
+            **left_out.notes(self.config.name),
         }
         return self.divide(examples, self.config.eval_share, notes)
 
-    def _examples(self, user: str, profile: str, records: Sequence[Record]) -> list[Example]:
+    def _conversation(self, record: Record, profiles: Mapping[str, str]) -> Conversation:
+        user = record.name("user_id")
+        if user not in profiles:
+            raise IncompleteError(f"{record.where}: the user {user!r} is not in the survey; {WAY_OUT}")
+        prompt = record.text("opening_prompt").strip()
+        shown = self._exchange(record) if self.config.history or self.config.min_history else None
+        return Conversation(record.name("conversation_id"), user, record.text("conversation_type"), prompt, shown)
+
+    def _examples(self, profile: str, conversations: Sequence[Conversation]) -> list[Example]:
         """The user's conversations of the wanted types that have enough others before them."""
         config = self.config
-        prompts = [record.text("opening_prompt").strip() for record in records]
-        exchanges = [self._exchange(record) for record in records]
+        prompts = [one.prompt for one in conversations]
         found = []
-        for position, record in enumerate(records):
-            shown = [text for index in earlier(prompts, position) if (text := exchanges[index]) is not None]
-            if _type(record) not in config.conversation_types or len(shown) < config.min_history:
+        for position, one in enumerate(conversations):
+            shown = [text for index in earlier(prompts, position) if (text := conversations[index].shown) is not None]
+            if one.type not in config.conversation_types or len(shown) < config.min_history:
                 continue
             parts = [profile] if profile else []
             if config.history and shown:
@@ -112,11 +133,11 @@ class Prism(FileTask):
             if parts:
                 found.append(
                     Example(
-                        id=record.name("conversation_id"),
-                        user=user,
-                        question=question_key(prompts[position]),
+                        id=one.id,
+                        user=one.user,
+                        question=question_key(one.prompt),
                         context="\n\n".join(parts),
-                        prompt=prompts[position],
+                        prompt=one.prompt,
                         reference=reference(),
                     )
                 )
@@ -138,6 +159,8 @@ class Prism(FileTask):
 
 
 def _stated_prefs(record: Record) -> str:
+    if record.values.get("stated_prefs") is None:
+        return ""
     prefs = record.child("stated_prefs", record.get("stated_prefs", dict))
     rated = [f"{words} {_rating(prefs, key):.0f}" for key, words in TRAITS.items() if prefs.values.get(key) is not None]
     own = prefs.optional("other_text")
@@ -193,14 +216,10 @@ def chosen_response(record: Record) -> str | None:
     chosen = [turn for turn in responses if turn.values.get("if_chosen") is True]
     scored = [turn for turn in responses if turn.values.get("score") is not None]
     if not chosen and not scored:
-        raise DataError(f"{record.where}: the opening has no response that is chosen or scored; {WAY_OUT}")
+        raise IncompleteError(f"{record.where}: the opening has no response that is chosen or scored; {WAY_OUT}")
     best = chosen[0] if chosen else max(scored, key=lambda turn: _rating(turn, "score"))
     text = best.optional("content")
     return None if text is None or text.strip() == EMPTY else text
-
-
-def _type(record: Record) -> str:
-    return record.text("conversation_type")
 
 
 def _in_time(records: Sequence[Record]) -> list[Record]:

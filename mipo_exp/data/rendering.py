@@ -7,10 +7,13 @@ all of them see the same prompt and the same response.
 import copy
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from mipo_exp.errors import ModelError
+from mipo_exp.bounded import call_bounded
+from mipo_exp.data.overlap import normalise
+from mipo_exp.errors import ModelError, gib
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -21,6 +24,24 @@ Message = dict[str, str]
 PINNED_DATE = datetime(2024, 7, 26)
 _NOW = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<form>.*?)(?P=quote)\s*\)""")
 _MARK = "\u2402response\u2403"
+# What a template is tried with: texts that no template has by itself.
+_USER, _SYSTEM = "zebras ask 4217 questions", "violets know 9358 answers"
+# Real templates take milliseconds and add some hundred characters.
+TEMPLATE_SECONDS = 3
+TEMPLATE_BYTES = 2**30
+TEMPLATE_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a template makes of some messages; `problem` says why it makes nothing."""
+
+    text: str
+    problem: str | None
+
+    def prints(self, content: str) -> bool:
+        """Whether a message is in the text, whatever the template does about white space and capitals."""
+        return normalise(content) in normalise(self.text)
 
 
 class Renderer:
@@ -29,24 +50,60 @@ class Renderer:
     Args:
         tokenizer: with a chat template.
         generation: the model's generation config, whose end-of-turn ids are added to the tokenizer's.
+        template: what messages call the template.
 
     Raises:
-        ModelError: the template cannot render a plain user message, or nothing ends a response.
+        ModelError: the template cannot render a plain user message, does not print it, or does not end; or nothing
+            ends a response.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", generation: "GenerationConfig | None" = None) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        generation: "GenerationConfig | None" = None,
+        template: str = "the model's own chat template",
+    ) -> None:
         self.tokenizer = tokenizer
+        self._name = template
         # transformers turns functions among a template's arguments into text, so the call itself is replaced.
         self._template = _NOW.sub(_pinned, tokenizer.get_chat_template())
-        problem = self._problem([{"role": "user", "content": "u"}])
-        if problem is not None:
+        asked: list[Message] = [{"role": "user", "content": _USER}]
+        answered: list[Message] = [*asked, {"role": "assistant", "content": _MARK}]
+        plain, with_system, closed = self._try([asked, [{"role": "system", "content": _SYSTEM}, *asked], answered])
+        if plain.problem is not None:
             raise ModelError(
-                f"the chat template cannot render a user message ({problem}); give another: model.chat_template=FILE"
+                f"{self._name} cannot render a user message ({plain.problem}); give another: model.chat_template=FILE"
             )
-        system = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-        self._system_role = self._problem(system) is None
+        if closed.problem is not None:
+            raise ModelError(
+                f"{self._name} cannot render a response ({closed.problem}); give another: model.chat_template=FILE"
+            )
+        if not plain.prints(_USER):
+            raise ModelError(
+                f"{self._name} never prints the user's message: every prompt would be the same; give another: "
+                "model.chat_template=FILE"
+            )
+        self._system_role = with_system.problem is None
         self.stop_ids = self._find_stop_ids(generation)
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
+
+    def check(self, messages: Sequence[Message]) -> None:
+        """Raise `ModelError` where the template leaves a message out that it can render: responses would not depend
+        on it."""
+        folded = self._fold_system(messages)
+        (found,) = self._try([folded])
+        if found.problem is not None:
+            raise ModelError(
+                f"{self._name} cannot render messages of the roles {', '.join(one['role'] for one in folded)} "
+                f"({found.problem}); give another: model.chat_template=FILE"
+            )
+        for message in folded:
+            if not found.prints(message["content"]):
+                way = "set task.context_role=user, or " if message["role"] == "system" else ""
+                raise ModelError(
+                    f"{self._name} never prints the {message['role']} message, which holds the user context or the "
+                    f"prompt; {way}give another template: model.chat_template=FILE"
+                )
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the prompt, up to where the response begins.
@@ -73,26 +130,48 @@ class Renderer:
         return [{"role": first["role"], "content": f"{head['content']}\n\n{first['content']}"}, *rest]
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        encoded: Any = self.tokenizer.apply_chat_template(
-            list(messages),
-            add_generation_prompt=add_generation_prompt,
-            tokenize=True,
-            return_dict=True,
-            chat_template=self._template,
-            date_string=PINNED_DATE.strftime("%d %b %Y"),
-        )
+        encoded = self._apply(messages, add_generation_prompt, tokenize=True, return_dict=True)
         return list(encoded["input_ids"])
 
-    def _problem(self, messages: Sequence[Message]) -> str | None:
-        """Why the template cannot render these messages; None where it can."""
+    def _apply(self, messages: Sequence[Message], add_generation_prompt: bool, **how: bool) -> Any:
+        return self.tokenizer.apply_chat_template(
+            list(messages),
+            add_generation_prompt=add_generation_prompt,
+            chat_template=self._template,
+            date_string=PINNED_DATE.strftime("%d %b %Y"),
+            **how,
+        )
+
+    def _try(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
+        """What the template makes of each of these, before it is used: a template is a program, which may not end.
+
+        Raises:
+            ModelError: it does not, or makes more than anybody wants.
+        """
+        way_out = "give another: model.chat_template=FILE"
+        try:
+            return call_bounded(lambda: list(map(self._attempt, conversations)), TEMPLATE_SECONDS, TEMPLATE_BYTES)
+        except TimeoutError as error:
+            raise ModelError(
+                f"{self._name} does not end: a short message took more than {TEMPLATE_SECONDS} seconds; {way_out}"
+            ) from error
+        except MemoryError as error:
+            raise ModelError(
+                f"{self._name} makes more than {TEMPLATE_CHARACTERS} characters of a short message, or takes more than "
+                f"{gib(TEMPLATE_BYTES)} of memory for it; {way_out}"
+            ) from error
+
+    def _attempt(self, messages: Sequence[Message]) -> Rendered:
         from jinja2.exceptions import TemplateError
 
         try:
-            self._render(messages, add_generation_prompt=True)
-        except (TemplateError, ValueError, TypeError) as error:
+            text = str(self._apply(messages, messages[-1]["role"] != "assistant", tokenize=False))
+            if len(text) > TEMPLATE_CHARACTERS:
+                raise MemoryError
+            return Rendered(text, None)
+        except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
             line = getattr(error, "lineno", None)
-            return f"line {line}: {error}" if line is not None else str(error)
-        return None
+            return Rendered("", f"line {line}: {error}" if line is not None else str(error))
 
     def _find_stop_ids(self, generation: "GenerationConfig | None") -> tuple[int, ...]:
         """Every id that ends a turn: the model's, the tokenizer's, and the one the template closes a turn with."""

@@ -12,12 +12,14 @@ the authors' `SVAMP.json`. That file has no split: test is the hub's, by the 300
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, check_unique
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, Record, read_json_rows, read_rows, read_text, resource
+from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.records import Example
@@ -42,19 +44,20 @@ class Svamp(FileTask):
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""
-        files = self.files(download=False)
+        files, left_out = self.files(download=False), LeftOut()
         if "all" in files:
-            records = split_records(files["all"][0])
+            records = split_records(files["all"][0], left_out)
         else:
             records = {split: read_rows(files[split], COLUMNS) for split in SPLITS}
-        check_unique([record for split in SPLITS for record in records[split]], "ID")
-        sides = {split: [to_example(split, record) for record in records[split]] for split in SPLITS}
+        read = {split: left_out.read(records[split], partial(to_example, split)) for split in SPLITS}
+        check_unique([record for split in SPLITS for record, _ in read[split]], "ID")
         check_contradictions(
             Fact(record.where, example.question, example.reference)
             for split in SPLITS
-            for record, example in zip(records[split], sides[split], strict=True)
+            for record, example in read[split]
         )
-        return self.select(sides["train"], sides["test"], {})
+        train, test = ([example for _, example in read[split]] for split in SPLITS)
+        return self.select(train, test, left_out.notes(self.config.name))
 
 
 def test_ids() -> frozenset[str]:
@@ -63,22 +66,23 @@ def test_ids() -> frozenset[str]:
     return frozenset(f"{content['prefix']}{number}" for number in content["numbers"])
 
 
-def split_records(path: Path) -> dict[str, list[Record]]:
-    """The rows of the authors' file by split.
+def split_records(path: Path, left_out: LeftOut) -> dict[str, list[Record]]:
+    """The rows of the authors' file by split; those without an ID are left out.
 
     Raises:
         DataError: the file is damaged, or lacks rows of the test split.
     """
-    records = read_json_rows(path)
+    rows = read_json_rows(path)
+    records = left_out.read(rows, lambda record: record.text("ID"))
     ids = test_ids()
-    test = [record for record in records if record.text("ID") in ids]
-    missing = ids - {record.text("ID") for record in test}
-    if missing:
+    missing = ids - {name for _, name in records}
+    if len(missing) > len(rows) - len(records):  # a row without an ID may be one of them
         raise DataError(
             f"{path}: {len(missing)} of the {len(ids)} test rows are missing (e.g. the ID {min(missing)!r}): this is "
             f"not the whole of {FILE}; {WAY_OUT}"
         )
-    return {"train": [record for record in records if record.text("ID") not in ids], "test": test}
+    sides = {True: "test", False: "train"}
+    return {side: [record for record, name in records if (name in ids) is held_out] for held_out, side in sides.items()}
 
 
 def to_example(split: str, record: Record) -> Example:
@@ -103,7 +107,7 @@ def _answer(record: Record) -> float:
     value = record.values.get("Answer")
     try:
         number = float(value if isinstance(value, str | int) else record.get("Answer", float))
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise DataError(f"{record.where}: 'Answer' is no number ({str(value)[:40]!r}); {WAY_OUT}")

@@ -80,6 +80,10 @@ LARGEST_VLLM_RANK = 512
 KEPT = ("openvino",)
 # What an engine needs beyond the package's own dependencies, which its extra brings: module to import, distribution.
 NEEDS = {"openvino": ("openvino_genai", "openvino-genai"), "vllm": ("vllm", "vllm")}
+INSTALL_NOTES = {
+    "vllm": " in a virtual environment of its own, without constraints.txt, since it wants other versions of torch and "
+    "transformers (docs/engines.md)"
+}
 
 
 def check_engine(config: Config, device: str) -> None:
@@ -91,8 +95,8 @@ def check_engine(config: Config, device: str) -> None:
     module, distribution = NEEDS[engine.name]
     if importlib.util.find_spec(module) is None:
         raise ConfigError(
-            f"engine={engine.name} needs the package {distribution}: pip install 'mipo-exp[{engine.name}]'; or use "
-            "engine=transformers"
+            f"engine={engine.name} needs the package {distribution}: pip install 'mipo-exp[{engine.name}]'"
+            f"{INSTALL_NOTES.get(engine.name, '')}; or use engine=transformers"
         )
     on_gpu = device.startswith("cuda")
     if isinstance(engine, OpenvinoConfig) and on_gpu:

@@ -15,6 +15,7 @@ from typing import Any
 from mipo_exp.config import SamplingConfig, VllmConfig
 from mipo_exp.errors import ModelError
 from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
+from mipo_exp.models import load_folder
 from mipo_exp.runtime import Runtime
 
 SHARD_ROWS = 4096  # several times what is sampled at once: towards its end a shard has fewer and fewer rows
@@ -89,7 +90,11 @@ class VllmEngine:
 
     def _start(self, longest: int) -> "subprocess.Popen[str]":
         """A worker for sequences of at most `longest` tokens; the first shard has the longest prompt."""
+        import torch
+
         self.runtime.release()
+        # vLLM would pass over tensors that config.json does not ask for.
+        load_folder(self.runtime.model_folder, self.runtime.config, torch.float32, "meta")
         model: dict[str, Any] = {
             "model": str(self.runtime.model_folder),
             "dtype": self.runtime.dtype,

@@ -39,6 +39,8 @@ REFUSED = (
     # A checkpoint must lie between two rounds of sampling; the reference is the base model.
     *("steps_per_generation", "generation_batch_size", "sync_ref_model", "log_completions"),
 )
+# What transformers called an argument before it got its name of today (5.23).
+FORMER_NAMES = {"activation_checkpointing": "gradient_checkpointing"}
 # Keys of the trainer group that are ours, not TRL's.
 OWN_KEYS = ("reference", "share_prompt", "batch_tokens", "extra")
 
@@ -149,7 +151,7 @@ def _arguments_class(method: MethodConfig) -> tuple[str, str]:
 
 
 def _managed(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
-    return {
+    managed = {
         **fields_of(trainer, OWN_KEYS if isinstance(method, MipoConfig) else (*OWN_KEYS, "max_length")),
         **(fields_of(method, ("name",)) if isinstance(method, MipoConfig) else {}),
         **(_on_policy(method, trainer, sampling) if isinstance(method, OnPolicyConfig) else {}),
@@ -163,6 +165,8 @@ def _managed(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingCon
         # The collator needs columns that are no arguments of the model's forward.
         "remove_unused_columns": False,
     }
+    known = argument_names(method)
+    return {name if name in known else FORMER_NAMES.get(name, name): value for name, value in managed.items()}
 
 
 def _on_policy(method: OnPolicyConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
