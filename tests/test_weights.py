@@ -69,7 +69,7 @@ def load(folder: Path) -> Any:
         ),
         (
             {"num_hidden_layers": 5},
-            r"lack 27 tensors that config\.json asks for, model\.layers\.2\..*num_hidden_layers=5 there, and the weights have 2 layers",
+            r"lack 27 tensors .*model\.layers\.2\..*: num_hidden_layers=5 there, and the weights have 2 layers",
         ),
         ({"attention_bias": True}, r"lack 8 tensors that config\.json asks for, \S+bias .*attention_bias=True there"),
         ({"model_type": "gpt2"}, r"tensors that config\.json does not use.* model_type=gpt2 there has other tensors"),
