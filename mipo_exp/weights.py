@@ -125,13 +125,16 @@ def check_loaded(folder: Path, config: Any, info: Mapping[str, Any]) -> None:
         ModelError: a tensor is left over, missing, or of another shape than config.json asks for.
     """
     unexpected, missing = sorted(info.get("unexpected_keys") or ()), sorted(info.get("missing_keys") or ())
-    for found, problem in ((unexpected, "that config.json does not use"), (missing, "too few for config.json")):
-        if found:
-            file = "" if problem.startswith("too") else f" in {_file_of(folder, found[0])}"
-            raise ModelError(
-                f"the weights in {folder} have {len(found)} tensors {problem}, {found[0]}{file} among them: "
-                f"{_disagreement(folder, config, found)}; {COPY}"
-            )
+    if unexpected:
+        raise ModelError(
+            f"the weights in {folder} have {len(unexpected)} tensors that config.json does not use, {unexpected[0]} in "
+            f"{_file_of(folder, unexpected[0])} among them: {_disagreement(folder, config, unexpected)}; {COPY}"
+        )
+    if missing:
+        raise ModelError(
+            f"the weights in {folder} lack {len(missing)} tensors that config.json asks for, {missing[0]} among them: "
+            f"{_disagreement(folder, config, missing)}; {COPY}"
+        )
     for name, stored, wanted in sorted(info.get("mismatched_keys") or ()):
         sizes = {size for size, other in zip(wanted, stored, strict=False) if size != other}
         keys = [f"{key}={getattr(config, key)}" for key in SIZES if getattr(config, key, None) in sizes]

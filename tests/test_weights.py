@@ -67,8 +67,11 @@ def load(folder: Path) -> Any:
             r"have \d+ tensors that config\.json does not use, model\.layers\.1\.\S+ in model\.safetensors among them: "
             r"num_hidden_layers=1 there, and the weights have 2 layers; copy config\.json",
         ),
-        ({"num_hidden_layers": 5}, r"tensors too few .*num_hidden_layers=5 there, and the weights have 2 layers"),
-        ({"attention_bias": True}, r"tensors too few for config\.json, \S+bias .*attention_bias=True there"),
+        (
+            {"num_hidden_layers": 5},
+            r"lack 27 tensors .*model\.layers\.2\..*: num_hidden_layers=5 there, and the weights have 2 layers",
+        ),
+        ({"attention_bias": True}, r"lack 8 tensors that config\.json asks for, \S+bias .*attention_bias=True there"),
         ({"model_type": "gpt2"}, r"tensors that config\.json does not use.* model_type=gpt2 there has other tensors"),
         ({"vocab_size": 300}, r"model\.safetensors has the shape \(259, 32\), .* \(300, 32\) \(vocab_size=300\)"),
         ({"intermediate_size": 48}, r"has the shape \(32, 64\), .* \(32, 48\) \(intermediate_size=48\)"),
