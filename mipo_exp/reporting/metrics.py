@@ -58,8 +58,8 @@ def _mutual_information(scorer: str, words: str) -> list[Metric]:
             group,
             "proportion",
             1,
-            f"Share of responses for which the {words} gives the true context the highest likelihood of all K; a tie of "
-            "m contexts counts 1/m. Chance is 1/K.",
+            f"Share of responses for which the {words} gives the true context the highest likelihood of all K; a tie "
+            "of m contexts counts 1/m. Chance is 1/K.",
         ),
         Metric(
             f"mi/{scorer}/own_marginal_nats",
