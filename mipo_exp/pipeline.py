@@ -21,7 +21,7 @@ from typing import Any
 
 from mipo_exp import conversion
 from mipo_exp.config import Config, EngineConfig, OpenvinoConfig, TrainerConfig
-from mipo_exp.config_methods import MethodConfig, PromptedConfig, RlaifConfig, RlvrConfig, TrainsOn
+from mipo_exp.config_methods import MethodConfig, MiRlConfig, PromptedConfig, RlaifConfig, RlvrConfig, TrainsOn
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError, StorageError
 from mipo_exp.evaluation import accuracy
@@ -35,6 +35,7 @@ from mipo_exp.pairs import build_pairs
 from mipo_exp.processes import team
 from mipo_exp.records import Example
 from mipo_exp.runtime import Runtime
+from mipo_exp.scoring import mutual_information
 from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
 from mipo_exp.similarity import Encoder
@@ -272,6 +273,8 @@ def _plain(value: Any) -> Any:
         return value.identity
     if isinstance(value, RlvrConfig):
         return {**dataclasses.asdict(value), "scorers": accuracy.VERSION}  # its reward
+    if isinstance(value, MiRlConfig) and value.estimator == "identification":
+        return {**dataclasses.asdict(value), "identified": mutual_information.VERSION}  # its reward
     if isinstance(value, TrainerConfig):
         return {name: item for name, item in dataclasses.asdict(value).items() if name not in SPEED_ONLY}
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value

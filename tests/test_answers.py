@@ -156,7 +156,7 @@ def test_option_texts_are_told_apart_by_capitals_and_by_the_longer_match() -> No
     nested = ["water", "salt water", "sand", "air"]
     assert read_letter("You find salt water there", nested) == "B"
     assert read_letter("Answer: salt water", nested) == "B"
-    assert read_letter("salt water, not water", nested) is None
+    assert read_letter("salt water, not water", nested) == "B"
 
 
 def test_numeric_options_are_read_by_their_text() -> None:
@@ -188,10 +188,10 @@ def test_a_number_is_its_sign_and_all_its_digits(text: str, options: list[str], 
 
 
 def test_long_responses_are_read_in_no_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for piece in ("\n", "a\n", " ", "is ", "answer ", "option A ", "\\boxed{", "answer x "):
         assert read_letter(f"q{piece * 4000}z", OPTIONS) == ("A" if "A" in piece else None)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_keywords_are_stems_at_the_start_of_a_word() -> None:

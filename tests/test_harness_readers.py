@@ -137,7 +137,19 @@ def generated(count: int) -> list[str]:
     ]
     leads = ["####", "### ", "####  ", "The answer is ", "= ", "So ", "(", "**", "Answer: ", "#### **", "", ""]
     leads += ["#### "] * len(leads)
-    fillers = ["", "There are ", "Ann has 3 bags. ", "In 1999, ", "…", "٣ ", "Well... ", "2 + 2\n", "x ", "a, b, "]
+    fillers = [
+        "",
+        "There are ",
+        "Ann has 3 bags. ",
+        "In 1999, ",
+        "…",
+        "٣ ",
+        "Well... ",
+        "2 + 2\n",
+        "x ",
+        "a, b, ",
+        "3\nQuestion: ",
+    ]
 
     def number() -> str:
         whole = rng.choice([0, 5, 7, 12, 80, 1080, rng.randrange(10**7)])
@@ -185,10 +197,18 @@ def exact_match(task: Mapping[str, Any], prediction: str, gold: str) -> float:
     [("strict-match", strict_number, "accuracy/strict"), ("flexible-extract", flexible_number, "accuracy")],
 )
 def test_numbers_are_read_and_compared_as_by_the_harness(name: str, read: Any, metric: str) -> None:
+    """Fractions and more than one space after `####` are read in another way on purpose: the test below."""
     task = harness_yaml("gsm8k/gsm8k.yaml")
-    texts = [*HAND_WRITTEN, *generated(4000)]
+    texts = [
+        re.sub(r"####[ \t]+", "#### ", text)
+        for text in [*HAND_WRITTEN, *generated(4000)]
+        if not re.search(r"[0-9]/[0-9]", text) and re.search(r"\w", text.partition("Question:")[0])
+    ]
+    assert len(texts) > 3000
+    assert sum("Question:" in text for text in texts) > 100
+    assert "Question:" in task["generation_kwargs"]["until"]
     ignored = task["metric_list"][0]["regexes_to_ignore"]
-    theirs = filtered(task, name, texts, {})
+    theirs = filtered(task, name, [text.partition("Question:")[0] for text in texts], {})
     for text, found in zip(texts, theirs, strict=True):
         for pattern in ignored:
             found = re.sub(pattern, "", found)
@@ -207,6 +227,26 @@ def test_numbers_are_read_and_compared_as_by_the_harness(name: str, read: Any, m
     wrong = [text for text, a, b in zip(texts, ours, scores, strict=True) if a != b]
     assert not wrong
     assert 100 < sum(scores) < len(texts) - 100, "both outcomes occur"
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible", "their_strict", "their_flexible"),
+    [
+        ("#### 5/2", "5/2", "5/2", "5", "2"),  # one number: neither 5 nor 2
+        ("so \\frac{5}{2}", None, "5/2", "[invalid]", "2"),
+        ("####  5", "5", "5", "[invalid]", "5"),  # the form that was asked for
+        # A response that repeats the question first is read; the harness has stopped before it.
+        ("Question: 4?\n#### 5\nQuestion: 6", "5", "5", "[invalid]", "[invalid]"),
+    ],
+)
+def test_where_numbers_are_read_in_another_way_on_purpose(
+    text: str, strict: str | None, flexible: str, their_strict: str, their_flexible: str
+) -> None:
+    task = harness_yaml("gsm8k/gsm8k.yaml")
+    stopped = text.partition("Question:")[0]
+    assert (strict_number(text), flexible_number(text)) == (strict, flexible)
+    theirs = [filtered(task, name, [stopped], {})[0] for name in ("strict-match", "flexible-extract")]
+    assert theirs == [their_strict, their_flexible]
 
 
 OPTIONS = ["carbon dioxide", "food", "protection", "water"]

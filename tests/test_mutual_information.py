@@ -30,9 +30,28 @@ def test_own_marginal_by_hand() -> None:
     assert own_marginal_pmi(np.log([[0.5, 0.1]]), np.log([0.125])) == pytest.approx([math.log(4)])
 
 
-def test_identification_needs_the_true_condition_to_win_alone() -> None:
-    rows = np.array([[-1.0, -2.0], [-2.0, -1.0], [-1.0, -1.0]])
-    assert identified(rows).tolist() == [1.0, 0.0, 0.0]
+def test_identification_gives_ties_their_share() -> None:
+    """m of K conditions at the top, the true one among them: 1/m."""
+    rows = np.array(
+        [[-1.0, -2.0, -3.0], [-2.0, -1.0, -3.0], [-1.0, -1.0, -3.0], [-3.0, -1.0, -1.0], [-1.0, -1.0, -1.0]]
+    )
+    assert identified(rows) == pytest.approx([1, 0, 1 / 2, 0, 1 / 3])
+
+
+def test_identification_of_nothing_is_chance_and_of_what_is_not_a_number_is_none() -> None:
+    nothing, nan = -np.inf, np.nan
+    rows = np.array([[nothing, nothing], [nothing, -5.0], [-5.0, nothing], [nan, -1.0], [-1.0, nan]])
+    assert identified(rows) == pytest.approx([1 / 2, 0, 1, nan, nan], nan_ok=True)
+
+
+@pytest.mark.parametrize("k", [2, 5, 8])
+def test_a_model_that_ignores_its_context_identifies_it_at_chance(k: int) -> None:
+    """Float32 sums of the same 200 terms in another order under each condition: they differ by rounding only."""
+    rng = np.random.default_rng(0)
+    terms = np.log(rng.random((50, 200))).astype(np.float32)
+    log_probs = np.stack([rng.permuted(terms, axis=1).cumsum(axis=1)[:, -1] for _ in range(k)], axis=1)
+    assert (log_probs[:, :1] != log_probs[:, 1:]).any(), "rounding does differ"
+    assert identified(log_probs.astype(np.float64)) == pytest.approx([1 / k] * 50)
 
 
 @pytest.mark.parametrize(("flip", "k"), [(0.02, 8), (0.1, 8), (0.3, 4)])

@@ -40,7 +40,7 @@ class Measure:
 
 
 # Raised when a response is read or scored in another way: it is part of what a model learns from `method=rlvr`.
-VERSION = 2
+VERSION = 3
 
 References = Sequence[Mapping[str, Any]]
 

@@ -1,4 +1,5 @@
-"""Measures of a response that need no reference: length, truncation, repetition, verbatim overlap with the context."""
+"""What is said of a response without a reference: its words, where it ends, repetition, verbatim overlap with the
+context."""
 
 import re
 from collections.abc import Sequence
@@ -7,10 +8,22 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 REPETITION_WORDS = 4
 
+# Where a response goes on with a new question of its own making; lm-evaluation-harness stops its `gsm8k` at the first.
+HARNESS_QUESTION = re.compile(r"Question:")
+_NEW_QUESTION = re.compile(r"\bQuestion\b(?:\s+\d+)?\s*:|^[^\w\n]*Q\s?\d*\s*:", re.MULTILINE)
+
 
 def words(text: str) -> list[str]:
     """Case-folded words without punctuation."""
     return _WORD.findall(text.casefold())
+
+
+def before_new_question(text: str, question: re.Pattern[str] = _NEW_QUESTION) -> str:
+    """What a response says before it makes up a new question; one that begins with a question is read on from there."""
+    for found in question.finditer(text):
+        if re.search(r"\w", text[: found.start()]):
+            return text[: found.start()]
+    return text
 
 
 def context_overlap(response: str, context: str, run: int) -> float:

@@ -60,8 +60,8 @@ def _mutual_information(scorer: str, words: str, of: str) -> list[Metric]:
             group,
             "proportion",
             1,
-            f"Share of responses for which the {words} gives the true {of} the highest likelihood of all K. Chance "
-            "is 1/K.",
+            f"Share of responses for which the {words} gives the true {of} the highest likelihood of all K; a tie "
+            f"of m {of}s counts 1/m. Chance is 1/K.",
         ),
         Metric(
             f"mi/{scorer}/own_marginal_nats",

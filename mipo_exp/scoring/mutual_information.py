@@ -9,6 +9,11 @@ from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
 
+# Relative to the higher of two log-probabilities: sums of float32 terms that should be equal differ by less.
+ROUNDING = 1e-6
+# Raised when `identified` gives a response another value: `method.estimator=identification` learns from it.
+VERSION = 2
+
 
 def infonce_pmi(log_probs: Floats) -> Floats:
     """log p(y|c_0,x) − log (1/K) Σ_k p(y|c_k,x), in nats, of each row of (n, K) `log_probs`; at most log K.
@@ -33,5 +38,14 @@ def log_ratio(policy_log_probs: Floats, ref_log_probs: Floats) -> Floats:
 
 
 def identified(log_probs: Floats) -> Floats:
-    """1.0 where the true condition gives the response a higher probability than every other one; chance is 1/K."""
-    return (log_probs[:, 0] > log_probs[:, 1:].max(axis=1)).astype(np.float64)
+    """The point that each row of (n, K) `log_probs` gets for telling the true condition from the others.
+
+    1 where it gives the response the highest probability, 0 where another one does, and 1/m where it shares the highest
+    with m − 1 others: what a guess among them would get on average. So a model that ignores its context gets exactly
+    1/K, which is chance. Log-probabilities count as equal within `ROUNDING`; if all of a row are −∞, all are. A row
+    with a NaN gets NaN.
+    """
+    highest = log_probs.max(axis=1, keepdims=True)
+    ties = (log_probs == highest) | (log_probs >= highest - ROUNDING * np.abs(highest))
+    points = np.where(ties[:, 0], 1 / np.maximum(ties.sum(axis=1), 1), 0.0)
+    return np.where(np.isnan(highest[:, 0]), np.nan, points)

@@ -1,0 +1,310 @@
+"""Reading which option of a multiple-choice question a response chooses.
+
+`tests/adversarial_answers.py` says of more than a hundred responses how each is read, and why.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+from mipo_exp.data.options import letters
+from mipo_exp.evaluation.responses import before_new_question
+
+# Marks around a letter, and a letter that stands alone (no "I'm", "e.g.", "A4").
+_OPEN = r"(?:[\"'*_`(\[{<“‘«]\s?)*+"
+_CLOSE = r"(?:[\"'*_`”’»]|\s?[)\]}>])*"
+_LETTER = _OPEN + r"([A-Za-z])(?![A-Za-z0-9]|['’]\w|\.[A-Za-z]\b)"
+_ALONE = re.compile(rf"[\s>#•*-]*+{_LETTER}[\"'*_`)\]}}>”’».:,;!?…\s]*+")
+_LISTED = re.compile(rf"^{_LETTER}{_CLOSE}(?=[.):\]]|\s*$)", re.MULTILINE)
+_BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
+# What joins options that are both named: "A, B", "A/B", "A-B", "B) or maybe C)".
+_ANOTHER = (
+    r"\.?\s*(?:,\s*(?:and/or|or|and)\b|[,;/&+|]|[–-](?=[A-Z]\b)|\b(?:and/or|or|and|as\s+well\s+as)\b)\s*"
+    r"(?:(?:or|and|maybe|perhaps|possibly|probably|also|even|either|the|option|choice|letter|answer)\b:?\s*){0,4}"
+)
+# A letter that ends here is meant as one: it is marked, or its sentence is over.
+_ENDED = rf"{_CLOSE}(?:[.):,;\]!?…]|\s*$|\s*\n|\s+(?:because|since)\b|\s*[–-]\s|{_ANOTHER}{_OPEN}[A-Za-z](?![\w'’]))"
+_SENTENCE_ENDED = rf"{_CLOSE}(?:[.!]|\s*$|\s*\n)"
+# "Answer: A plant needs light" names no letter, "Answer: A because …" does; "I" is a pronoun as "A" is an article.
+_IS_WORD = r"\s+(?!(?:because|since|and|or|is|but|as)\b)[a-z]"
+_KIND = re.compile(r"\b(?:option|choice|letter)\W*\Z", re.IGNORECASE)
+
+# Between "answer" and the answer.
+_SAYS = rf"{_CLOSE}(?:\s+(?:is|are|was|(?:would|should|must|could)\s+be)\b|\s*[:=–→-])"
+_GAP = rf"\s*{_CLOSE}\s*(?:[:=–→]|-(?!\d))?\s*{_CLOSE}\s*"
+_FILLERS = (
+    r"(?i:(?:either|both|(?:most\s+)?likely|probably|definitely|clearly|certainly|indeed|simply|actually|the|option|"
+    r"choice|letter|answer)\b[\s:*]*+){0,4}"
+)
+# With words between, "answer to the question is"; a colon that ends a line begins a list.
+_FAR = r"\b[^.:\n]{1,60}?(?:\b(?:is|be)\b\s*:?|:[ \t]*(?=\S))"
+_CORRECTION = (
+    r"\bbut\b\s*|\b(?:no|wait|actually|sorry|correction|hmm+|instead|rather|(?:on\s+)?second\s+thoughts?|scratch\s+that|"
+    r"make\s+(?:it|that)|I\s+meant?)\b[\s,.:;!…–—-]+"
+)
+_IT_IS = r"(?:it|that)(?:\s+is|['’]s|\s+(?:would|should|must)\s+be)\b"
+_CORRECTED = rf"(?:{_CORRECTION})(?:(?:{_CORRECTION}|I\s+(?:think|believe|choose|would\s+say)|{_IT_IS})[\s,:]*){{0,4}}"
+_CHOICE = r"\b(?:choice|option|letter|(?:right|correct|best)\s+one)\b"
+_CHOSEN = (
+    rf"\b(?:{_IT_IS}|(?:so|thus|hence|therefore|maybe|perhaps|probably|choose|chose|pick|picked|select|selected|"
+    r"go(?:ing)?\s+with|went\s+with|(?:my\s+guess|I\s+(?:would\s+)?(?:say|think|guess|believe|suggest)|I['’]d\s+say)"
+    rf"(?:\s+is)?(?:\s+that)?(?:\s+{_IT_IS})?)\b)[\s,:]*"
+)
+_RIGHT = (
+    rf"{_CLOSE}(?i:\s+(?:is|would\s+be|must\s+be)\s+(?:(?:the\s+)?(?:correct|right)\b(?!\s+(?:about|if|only)\b)"
+    r"|(?:the\s+)?best(?=\s+(?:choice|option|answer|one|fit)\b|\s*[.,;!]|\s*$)|(?:the|my)\s+answer\b)"
+    r"|\s*[:–-]\s*(?:correct|right|true)\b)"
+)
+_CALLED_RIGHT = re.compile(
+    r"(?:^|[.!?:;,\n]|\b(?i:that|think|believe|so|thus|hence|therefore|but|while)\b)\s{0,3}"
+    rf"(?:(?i:the\s+)?(?i:choice|option|answer|letter)\s+)?(?={_LETTER}{_RIGHT})"
+)
+_NAMED = re.compile(rf"\b(?:choice|option|answer|letter){_CLOSE}\s+", re.IGNORECASE)
+# Turned down by what stands before ("not", "the wrong option is") or after ("is wrong").
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|neither|nor|than|without|unlike|eliminated?|excluded?|rule\s+out|discard|reject|instead\s+of|"
+    r"wrong|incorrect|false|invalid|if|whether|suppose|assuming|assume)|n['’]t)\s+"
+    r"(?:(?:that|think|believe|say|be|choose|pick|it|is|the|an?|correct|right|best|final|option|choice|answer)\s+)*"
+    rf"{_OPEN}\Z",
+    re.IGNORECASE,
+)
+_WRONG = (
+    rf"{_CLOSE}(?i:(?:\s*\([^()\n]{{0,60}}\))?\s*(?:(?:is|are|was|would\s+be)\s+(?:also\s+|both\s+|clearly\s+)?"
+    r"(?:not|incorrect|wrong|false|invalid|out|ruled\s+out|eliminated)\b|(?:is|are|was|does)n['’]t\b|(?:does|can)\s*not\b"
+    r"|can['’]t\b|[:–-]?\s*\(?(?:incorrect|wrong|false)\b))"
+)
+_NEAR = 80  # characters before a place that are searched for what turns it down
+
+
+class _Options:
+    """The options of a question, and what a text names of them."""
+
+    def __init__(self, options: Sequence[str]) -> None:
+        plain = [_plain(option) for option in options]
+        self.letters = letters(len(options))
+        # Each option's text as it is written, and without regard to capitals.
+        self.texts = [
+            {letter: re.compile(_whole(option), flags) for letter, option in zip(self.letters, plain, strict=True)}
+            for flags in (0, re.IGNORECASE)
+        ]
+        # An option whose text is a letter could name another one.
+        spelled = [len(option.strip()) > 1 or not option.strip().isalpha() for option in plain]
+        self.spelled = [letter for letter, long in zip(self.letters, spelled, strict=True) if long]
+
+    def named(self, text: str, at: int, strict: bool = False) -> set[str]:
+        """The options that are named from here on, joined by commas, "or" and the like; none where the first is turned
+        down.
+
+        Args:
+            text: the response.
+            at: where the first may stand; marks and words such as "either" before it are skipped.
+            strict: only what ends there: a letter that is marked, a text that ends its sentence.
+        """
+        named: set[str] = set()
+        at = _end(_GAP, text, at)
+        found = self._text_at(text, at, strict)
+        at = _end(_FILLERS, text, at)
+        while found := found or self._text_at(text, at, strict) or self._letter_at(text, at, strict):
+            letter, end = found
+            if _match(_WRONG, text, end):
+                break
+            named.add(letter)
+            another = _match(_ANOTHER, text, _end(_CLOSE, text, end))
+            if not another:
+                break
+            at, strict, found = another.end(), another[0].strip() in (",", ";"), None
+        return named
+
+    def _text_at(self, text: str, at: int, strict: bool) -> tuple[str, int] | None:
+        """The longest option whose text stands here, and where it ends."""
+        start = _end(_OPEN, text, at)
+        for texts in self.texts:
+            ends = [(found.end(), letter) for letter in self.spelled if (found := texts[letter].match(text, start))]
+            if ends:
+                end, letter = max(ends)
+                return (letter, end) if not strict or _match(_SENTENCE_ENDED, text, end) else None
+        return None
+
+    def _letter_at(self, text: str, at: int, strict: bool) -> tuple[str, int] | None:
+        """The option whose letter stands here, and where it ends, its own text behind it included."""
+        found = _match(_LETTER, text, at)
+        if not found or found[1].upper() not in self.letters:
+            return None
+        letter, end = found[1].upper(), found.end()
+        is_word = letter in "AI" and _match(_IS_WORD, text, end) and not _KIND.search(text, max(0, at - _NEAR), at)
+        if (strict or is_word or found[1] != letter) and not _match(_ENDED, text, end):
+            return None
+        own = self.texts[1][letter].match(text, _end(r"[\s.):,–-]*", text, end))
+        return letter, own.end() if own else end
+
+
+def read_letter(text: str, options: Sequence[str]) -> str | None:
+    """The letter of the option that a response chooses, None where it names none or leaves it open.
+
+    Only what stands before a new question of the response's own counts. The first rule that finds any option decides;
+    if it finds several ("A or B"), the response leaves it open. What is turned down ("not A", "the wrong option is A",
+    "A is wrong") is not found.
+
+    1. The whole response is a letter, perhaps with punctuation or brackets (`C`, `c.`, `(C)`, `**C**`), or the text of
+       an option.
+    2. What follows the last "answer is", "answer:" and the like, `\\boxed` or correction ("Wait, actually", "not A
+       but"), only then the last "option is", "choice:" …, and last with words between (`the answer to this question is
+       C`): the text of an option, else a letter. A capital A before a lower-case word is an article.
+    3. The last option that is called correct, right, best or the answer (`Option C is correct`) or is chosen (`it is
+       C.`, `I think C`, `so C.`).
+    4. The letter that has a line of its own.
+    5. The response starts with a marked letter, and no other one starts a line or stands in brackets (a response that
+       repeats all options chooses none): `C. food`, `C) food`, `(C) food`, `C: …`.
+    6. The letter after "option", "choice", "answer" or "letter": `Option C fits`.
+    7. The letter in brackets, anywhere: `I would choose (C)`.
+    8. The option whose text occurs, as whole words, first with its own capitals, then without regard to them. An option
+       that only occurs inside a longer one that occurs as well does not count. A number is whole with its sign and its
+       decimals: 5 does not occur in `-5`, `2.5` or `5,000`.
+
+    Args:
+        text: the response.
+        options: the texts of the options; the letters go by position.
+    """
+    plain, known = _plain(before_new_question(text.strip())), _Options(options)
+    for rule in _RULES:
+        if named := rule(plain, known):
+            return named.pop() if len(named) == 1 else None
+    return None
+
+
+Rule = Callable[[str, _Options], set[str]]
+
+
+def _whole_response(text: str, options: _Options) -> set[str]:
+    if alone := _ALONE.fullmatch(text):
+        return {alone[1].upper()} & set(options.letters)
+    start = _end(_OPEN, text, 0)
+    for texts in options.texts:
+        ends = {letter: found.end() for letter in options.spelled if (found := texts[letter].match(text, start))}
+        if named := {letter for letter, end in ends.items() if re.fullmatch(rf"[.!]?{_CLOSE}[.!]?\s*", text[end:])}:
+            return named
+    return set()
+
+
+def _after(leads: str) -> Rule:
+    """The rule that what follows the last of these leads counts; after a lead named `loosely` only what ends there."""
+    pattern = re.compile(leads, re.IGNORECASE)
+
+    def rule(text: str, options: _Options) -> set[str]:
+        for lead in reversed(list(pattern.finditer(text))):
+            named = options.named(text, lead.end(), lead.lastgroup == "loosely")
+            if named and not _denied(text, lead.start()):
+                return named
+        return set()
+
+    return rule
+
+
+def _claimed(text: str, options: _Options) -> set[str]:
+    """Called right, or chosen: whichever comes last."""
+    named = {}
+    for chosen in re.finditer(_CHOSEN, text, re.IGNORECASE):
+        named[chosen.end()] = set() if _denied(text, chosen.start()) else options.named(text, chosen.end(), strict=True)
+    for right in _CALLED_RIGHT.finditer(text):
+        named[right.end()] = set() if _denied(text, right.start()) else {right[1]} & set(options.letters)
+    return next((named[at] for at in sorted(named, reverse=True) if named[at]), set())
+
+
+def _own_line(text: str, options: _Options) -> set[str]:
+    alone = (_ALONE.fullmatch(line) for line in text.splitlines())
+    return {line[1] for line in alone if line} & set(options.letters)
+
+
+def _at_start(text: str, options: _Options) -> set[str]:
+    named = options.named(text, 0, strict=True) if _match(_LETTER, text, 0) else set()
+    others = {letter.upper() for letter in _LISTED.findall(text) + _BRACKETED.findall(text)} & set(options.letters)
+    return named if len(named) > 1 or others <= named else set()
+
+
+def _named_option(text: str, options: _Options) -> set[str]:
+    places = [found for found in _NAMED.finditer(text) if not _denied(text, found.start())]
+    return {letter for found in places for letter in options.named(text, found.end())}
+
+
+def _in_brackets(text: str, options: _Options) -> set[str]:
+    found = [
+        match
+        for match in _BRACKETED.finditer(text)
+        if not _denied(text, match.start()) and not _match(_WRONG, text, match.end())
+    ]
+    return {match[1] for match in found} & set(options.letters)
+
+
+def _option_text(text: str, options: _Options) -> set[str]:
+    for texts in options.texts:
+        spans = {
+            letter: [found.span() for found in pattern.finditer(text) if not _denied(text, found.start())]
+            for letter, pattern in texts.items()
+        }
+        everything = {span for found in spans.values() for span in found}
+        named = {letter for letter, found in spans.items() if any(_outermost(span, everything) for span in found)}
+        if len(named) == 1:
+            return named
+    return set()
+
+
+def _outermost(span: tuple[int, int], everything: set[tuple[int, int]]) -> bool:
+    return not any(other != span and other[0] <= span[0] and span[1] <= other[1] for other in everything)
+
+
+_RULES: tuple[Rule, ...] = (
+    _whole_response,
+    _after(rf"\bans(?:wers?)?\b\.?{_SAYS}|(?P<loosely>{_CORRECTED})"),
+    _after(rf"{_CHOICE}(?!{_CLOSE}\s*[:=–-]\s*\n){_SAYS}"),  # "each option:" at the end of a line begins a list
+    _after(rf"(?<!to )\banswer{_FAR}"),
+    _after(rf"{_CHOICE}(?!\s+{_OPEN}(?-i:[A-Z])\b){_FAR}"),  # not "option B is"
+    _claimed,
+    _own_line,
+    _at_start,
+    _named_option,
+    _in_brackets,
+    _option_text,
+)
+
+
+def _denied(text: str, at: int) -> bool:
+    return bool(_DENIED.search(text, max(0, at - _NEAR), at))
+
+
+def _match(pattern: str, text: str, at: int) -> re.Match[str] | None:
+    return re.compile(pattern).match(text, at)
+
+
+def _end(pattern: str, text: str, at: int) -> int:
+    """Where a match that starts here ends; here where there is none."""
+    found = _match(pattern, text, at)
+    return found.end() if found else at
+
+
+_LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathsf|bf)\s*\{([^{}]*)\}")
+_BOXED = re.compile(r"\\f?boxed\s*\{([^{}]*)\}")
+_TAG = re.compile(r"</?[A-Za-z_]{2,}>")
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+
+
+def _plain_minus(text: str) -> str:
+    return text.replace("−", "-")
+
+
+def _plain(text: str) -> str:
+    r"""Without what sets a letter or an option's text in another type: LaTeX, HTML, characters of full width.
+    `\boxed{B}` and `<answer>B</answer>` become `Answer: B`."""
+    text = _plain_minus(text).translate(_FULL_WIDTH)
+    text = re.sub(r"\\[()\[\]]|\$(?![\s\d.-])", "", _LATEX_TEXT.sub(r"\1", text))
+    text = re.sub(r"<(?:final_?)?answer>", "Answer: ", _BOXED.sub(r"Answer: \1", text), flags=re.IGNORECASE)
+    return _TAG.sub("", text)
+
+
+def _whole(option: str) -> str:
+    """A pattern for the option's text as whole words, any white space between them, its full stop optional. A number
+    at either end is whole: no sign and no further digits beside it."""
+    words = option.strip().rstrip(".").split()
+    if not words:
+        return r"(?!)"  # an option of full stops is found nowhere
+    before = r"(?<!\w)(?<!\d[.,])(?<!(?<![\w)])-)" if words[0][0].isdigit() else r"(?<!\w)"
+    after = r"(?!\w)(?![.,]\d)" if words[-1][-1].isdigit() else r"(?!\w)"
+    return before + r"\s+".join(re.escape(word) for word in words) + after
