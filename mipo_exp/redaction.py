@@ -137,9 +137,7 @@ def without_secrets(value: Any, names: bool = True) -> Any:
 def refuse_secrets(config: Mapping[str, Any], overrides: list[str]) -> None:
     """Raise `ConfigError` where a composed config, unresolved, or an override on the command line holds a secret. The
     message names the key and never the value."""
-    for path, name, value in _leaves(config, "", ""):
-        if reason := _secret_in(name, value):
-            raise ConfigError(f"{path} {reason}; {_way_out(path)}")
+    _refuse_values({key: value for key, value in config.items() if key != "hydra"})
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         # A value may be an object or, in a multirun, a list of choices.
@@ -147,6 +145,13 @@ def refuse_secrets(config: Mapping[str, Any], overrides: list[str]) -> None:
         for name, part in pairs:
             if reason := _secret_in(_last(name), part.strip("'\"")):
                 raise ConfigError(f"{key} {reason}; {_way_out(key)}")
+    _refuse_values({"hydra": config.get("hydra", {})})  # last: it repeats the overrides, under names that say less
+
+
+def _refuse_values(config: Mapping[str, Any]) -> None:
+    for path, name, value in _leaves(config, "", ""):
+        if reason := _secret_in(name, value):
+            raise ConfigError(f"{path} {reason}; {_way_out(path)}")
 
 
 def _leaves(value: Any, path: str, name: str) -> Iterator[tuple[str, str, Any]]:

@@ -52,7 +52,7 @@ def test_a_folder_that_another_run_is_writing_to_is_refused_and_untouched(tmp_pa
 def test_jobs_of_a_multirun_with_one_output_are_refused(tmp_path: Path) -> None:
     done = run("-m", "+debug=quick", "plan=true", "seed=1,2", "paths.output=one", "hydra.sweep.dir=s", cwd=tmp_path)
     assert done.returncode == 2
-    assert "job 1 (+debug=quick plan=true seed=2 paths.output=one" in done.stderr
+    assert "job 1 (+debug=quick plan=True seed=2 paths.output=one" in done.stderr
     assert "paths.output=one is the folder of another job of this multirun as well" in done.stderr
 
 
