@@ -1,10 +1,10 @@
-"""python -m benchmarks compare|growth|sweep|start|linear|plan|gpu: what RESULTS.md says, measured again."""
+"""python -m benchmarks compare|growth|sweep|start|linear|plan|gpu|statistics: what our pages say, measured again."""
 
 import argparse
 
-from benchmarks import compare, gpu, growth, linear, plan, start, sweep
+from benchmarks import compare, gpu, growth, linear, plan, start, statistics, sweep
 
-MODULES = (compare, growth, sweep, start, linear, plan, gpu)
+MODULES = (compare, growth, sweep, start, linear, plan, gpu, statistics)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
