@@ -12,10 +12,10 @@ from mipo_exp.config import HarnessConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation import harness as module
 from mipo_exp.evaluation.harness import check_tasks, language_model, locate_harness, results
-from mipo_exp.evaluation.harness_results import REACH, HarnessOutcome, compare_outcomes, document_draws
+from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
 from mipo_exp.records import HarnessResult, HarnessSample
 from mipo_exp.reporting.metrics import describe
-from mipo_exp.reporting.multirun import DRAWS
+from mipo_exp.reporting.values import VALUES
 from mipo_exp.runtime import Runtime
 from tests.conftest import Experiment
 from tests.test_harness_agreement import choices, harness_task, problems, write_rows
@@ -57,8 +57,8 @@ def test_its_metrics_stand_beside_ours_and_its_stages_are_cached(
         assert found == METRICS
         assert summary["metrics"][phase]["harness/arc/acc"]["n"] == 6
     assert "arc: acc_norm" in (output / "report.html").read_text()
-    with np.load(output / DRAWS) as drawn:
-        assert {f"{phase}/{name}" for phase in ("before", "after") for name in METRICS} <= set(drawn)
+    with np.load(output / VALUES) as found:
+        assert {f"{phase}/{name}" for phase in ("before", "after") for name in METRICS} <= set(found)
     samples = artefact(summary, "before_harness").table("samples", HarnessSample)
     assert len(samples) == 6 + 2 * 6
     assert {path.name for path in artefact(summary, "before_harness").path.iterdir()} == {
@@ -191,32 +191,26 @@ def test_intervals_are_of_the_harness_and_differences_are_paired() -> None:
         [sample(i, acc=value) for i, value in enumerate([1, 1, 1, 0])],
     )
     found = compare_outcomes(before, after)
-    assert pytest.approx(1.96, abs=1e-3) == REACH
+    reach = 3.1824  # of Student's distribution with 3 degrees of freedom
     one = found["before"]["harness/t/acc"]
-    assert (one.mean, one.low, one.high, one.n) == (0.5, 0.5 - REACH * 0.25, 0.5 + REACH * 0.25, 4)
+    assert (one.mean, one.low + one.high, one.n) == (0.5, pytest.approx(1.0), 4)
+    assert 0 < one.low < 0.15, "a share stays above 0, which Student's interval would not"
     paired = found["delta"]["harness/t/acc"]
-    assert (paired.mean, paired.high) == (0.25, pytest.approx(0.25 + REACH * 0.25))
+    assert (paired.mean, paired.high) == (0.25, pytest.approx(0.25 + reach * 0.25, abs=1e-3))
     apart = found["delta"]["harness/group/acc"]
-    assert (apart.mean, apart.high) == (pytest.approx(0.1), pytest.approx(0.1 + REACH * 0.5))
+    assert (apart.mean, apart.high) == (pytest.approx(0.1), pytest.approx(0.1 + reach * 0.5, abs=1e-3))
     open_ended = found["delta"]["harness/t/perplexity"]
     assert open_ended.mean == -1.0
     assert open_ended.as_json()["ci95"] == [None, None]
     assert compare_outcomes(before, None)["delta"] == {}
 
 
-def test_draws_resample_documents_and_pair_two_models() -> None:
-    """Of the mean of 0 1 1 0 the draws have the standard deviation ½ / √4; the group's documents are not known."""
-    first = HarnessOutcome(
+def test_means_over_documents_have_values_by_document_and_groups_have_none() -> None:
+    outcome = HarnessOutcome(
         [result(0.5, 0.25), result(0.2, 0.3, "group"), result(8.0, None, metric="perplexity")],
         [sample(i, acc=value) for i, value in enumerate([0, 1, 1, 0])],
     )
-    second = HarnessOutcome([result(0.25, 0.25)], [sample(i, acc=value) for i, value in enumerate([0, 1, 0, 0])])
-    drawn = document_draws(first, 4000, 0)
-    assert list(drawn) == ["harness/t/acc"]
-    assert drawn["harness/t/acc"].mean() == pytest.approx(0.5, abs=0.02)
-    assert drawn["harness/t/acc"].std() == pytest.approx(0.25, abs=0.01)
-    differences = drawn["harness/t/acc"] - document_draws(second, 4000, 0)["harness/t/acc"]
-    assert differences.min() == 0, "each draw has the same documents on both sides"
+    assert document_values(outcome) == {"harness/t/acc": {0: 0, 1: 1, 2: 1, 3: 0}}
 
 
 def test_groups_and_their_sizes_are_read_from_what_the_harness_returns() -> None:

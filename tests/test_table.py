@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mipo_exp.evaluation.error_kinds import KINDS, transitions
-from mipo_exp.reporting.multirun import DRAWS, write_draws
+from mipo_exp.records import Example
 from mipo_exp.reporting.table import write_table
+from mipo_exp.reporting.values import VALUES, write_values
 
-DRAWN = np.arange(19.0)
+EXAMPLES = [Example(str(row), str(row // 2), str(row), "", "", "") for row in range(8)]
+BEFORE = np.array([0.0, 1, 0, 0, 0, 0, 1, 0])
 
 
 def summary(command: str, run_id: str, after: float, seed: int, **more: Any) -> dict[str, Any]:
@@ -24,8 +27,8 @@ def summary(command: str, run_id: str, after: float, seed: int, **more: Any) -> 
         "command": f"python -m mipo_exp {command}",
         **{"task": "personas", "model": "tiny", "method": "mipo", "negatives": "no_context", "git": None},
         **{"seed": seed, "data": {}, "mi": {"k": 3}, "diversity": {}, "error": None, "status": "ok"},
-        "resampling": {"samples": 19, "seed": 0, "examples": 4, "clusters": 2, "digest": "d"},
-        "stages": {"before_responses": {"key": "b"}},
+        "evaluated": {"examples": 8, "clusters": 4, "questions": None, "digest": "d"},
+        "stages": {"before_responses": {"key": "b"}, "adapter": {"key": "a"}},
         "missing": {},
         "metrics": {"before": {"accuracy": {**value, "mean": 0.2}}, "after": {"accuracy": value}, "delta": {}},
         **more,
@@ -33,11 +36,11 @@ def summary(command: str, run_id: str, after: float, seed: int, **more: Any) -> 
 
 
 def job(folder: Path, number: int, content: dict[str, Any], lift: float) -> None:
-    """A finished run whose draws after training are those before it plus `lift`."""
+    """A finished run whose values after training are those before it plus `lift`."""
     path = folder / str(number)
     path.mkdir(parents=True)
     (path / "summary.json").write_text(json.dumps(content))
-    write_draws(path / DRAWS, {"before": {"accuracy": DRAWN}, "after": {"accuracy": DRAWN + lift}})
+    write_values(path / VALUES, EXAMPLES, {"before": {"accuracy": BEFORE}, "after": {"accuracy": BEFORE + lift}}, {})
 
 
 def table(folder: Path) -> dict[str, Any]:
@@ -57,40 +60,70 @@ def test_an_arm_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
     accuracy = mipo["metrics"]["accuracy"]
     assert accuracy["mean"] == pytest.approx(0.6)
     assert accuracy["sd"] == pytest.approx(0.2 / 2**0.5)
-    assert accuracy["against_before"]["ci95"] == pytest.approx([0.4, 0.4], abs=1e-6)
+    # The lifts are the same for all users: the seeds' 0.1 · t(1) = 12.706 is all there is.
+    assert accuracy["against_before"]["ci95"] == pytest.approx([0.4 - 1.2706, 0.4 + 1.2706], abs=1e-3)
     assert accuracy["against_before"]["mean"] == pytest.approx(0.4)
-    # No draw is on the other side: 2 / (19 + 1), times 2 tests in the family.
-    assert accuracy["against_before"]["p"] == pytest.approx(0.1)
-    assert accuracy["against_before"]["p_holm"] == pytest.approx(0.2)
+    assert (accuracy["against_before"]["p"], accuracy["against_before"]["p_holm"]) == (None, None), "two seeds"
     assert accuracy["against_first"] is None
     assert sft["metrics"]["accuracy"]["sd"] is None
-    against_first = sft["metrics"]["accuracy"]["against_first"]
-    assert against_first["mean"] == pytest.approx(-0.5)
-    assert against_first["ci95"] == pytest.approx([-0.5, -0.5], abs=1e-6)
-    assert against_first["p_holm"] == pytest.approx(0.1), "the only cell of its comparison"
+    assert sft["metrics"]["accuracy"]["against_first"]["mean"] == pytest.approx(-0.5)
     text = (tmp_path / "table.md").read_text()
-    assert "| `method=mipo` | 2 | 60.0 ± 14.1 (+40.0 [+40.0, +40.0]) |" in text
-    assert "| `method=sft` | −50.0 [−50.0, −50.0] |" in text
+    assert "| `method=mipo` | 2 | 60.0 ± 14.1 (+40.0 [−87.1, +167.1]) |" in text
 
 
-def test_a_difference_is_starred_only_where_it_survives_the_adjustment(tmp_path: Path) -> None:
-    """With 999 draws p is 2 / 1000 at the least, and 0.004 after an adjustment for two tests."""
-    draws = np.linspace(-1, 1, 999)
-    for number, lift in enumerate((2.0, 0.5)):
-        path = tmp_path / str(number)
-        path.mkdir()
-        (path / "summary.json").write_text(json.dumps(summary(f"method={number}", f"r{number}", 0.2 + lift, 1)))
-        drawn = {"before": {"accuracy": draws}, "after": {"accuracy": 2 * draws + lift}}
-        write_draws(path / DRAWS, drawn)
+def arm(folder: Path, first: int, label: str, rates: list[float], changed: np.ndarray, **more: Any) -> None:
+    """Runs with these means after training, whose examples differ from before by `changed` and a shift."""
+    for number, rate in enumerate(rates):
+        path = folder / str(first + number)
+        path.mkdir(parents=True)
+        content = summary(f"{label} seed={number}", f"{label}{number}", rate, number, **more)
+        (path / "summary.json").write_text(json.dumps(content))
+        after = BEFORE + changed + rate - 0.2 - changed.mean()
+        write_values(path / VALUES, EXAMPLES, {"before": {"accuracy": BEFORE}, "after": {"accuracy": after}}, {})
+
+
+SPREAD = np.array([0.1, 0, -0.1, 0, 0.1, 0, -0.1, 0])
+
+
+def test_a_difference_is_starred_only_where_seeds_and_users_leave_no_doubt(tmp_path: Path) -> None:
+    """Lifts of 0.5, the first alike in three seeds, the second at 0.1, 0.5 and 0.9: p ≥ t(2)'s of 0.5 / (0.4 / √3)."""
+    arm(tmp_path, 0, "method=a", [0.69, 0.70, 0.71], SPREAD)
+    arm(tmp_path, 3, "method=b", [0.3, 0.7, 1.1], SPREAD)
     (panel,) = table(tmp_path)["panels"]
-    clear, unclear = (arm["metrics"]["accuracy"]["against_before"] for arm in panel["arms"])
-    assert clear["p_holm"] == pytest.approx(0.004)
-    assert unclear["p_holm"] == unclear["p"] > 0.4
+    clear, unclear = (of["metrics"]["accuracy"]["against_before"] for of in panel["arms"])
+    assert clear["p_holm"] == pytest.approx(2 * clear["p"])
+    assert clear["p_holm"] < 0.05
+    assert unclear["p_holm"] == unclear["p"] > 0.15
+    assert unclear["ci95"][0] < 0 < clear["ci95"][0]
+    between = panel["arms"][1]["metrics"]["accuracy"]["against_first"]
+    assert (between["mean"], between["p"]) == (0, 1), "equal means"
     lines = (tmp_path / "table.md").read_text().splitlines()
-    (starred,) = (line for line in lines if line.startswith("| `method=0`"))
-    (plain,) = (line for line in lines if line.startswith("| `method=1` | 1"))
+    (starred,) = (line for line in lines if line.startswith("| `method=a`"))
+    (plain,) = (line for line in lines if line.startswith("| `method=b` | 3"))
     assert r"\*" in starred
     assert r"\*" not in plain
+
+
+def test_two_seeds_have_no_star_and_what_trains_nothing_needs_none(tmp_path: Path) -> None:
+    arm(tmp_path, 0, "method=cad", [0.7], SPREAD, stages={"before_responses": {"key": "b"}})
+    arm(tmp_path, 3, "method=a", [0.7, 0.7], SPREAD)
+    (panel,) = table(tmp_path)["panels"]
+    cad, trained = (of["metrics"]["accuracy"]["against_before"] for of in panel["arms"])
+    # Users differ by 0.05 −0.05 0.05 −0.05: t = 0.5 / √(4 · 0.05² / 3 / 4) with 3 degrees of freedom.
+    assert cad["p_holm"] == cad["p"] == pytest.approx(2 * stats.t.sf(0.5 / (0.05 / 3**0.5), 3))
+    assert trained["p"] is None
+    assert trained["p_holm"] is None
+
+
+def test_runs_of_an_older_version_are_named_and_do_not_crash(tmp_path: Path) -> None:
+    for number in range(3):
+        job(tmp_path, number, summary(f"a={number}", f"r{number}", 0.5, 1), 0.3)
+    (tmp_path / "2" / VALUES).unlink()
+    (missing,) = table(tmp_path)["missing"]
+    assert missing["job"] == "2"
+    assert "its folder has no values.npz" in missing["error"]
+    (tmp_path / "1" / VALUES).unlink()
+    assert write_table(tmp_path) is None
 
 
 def test_jobs_that_come_to_the_same_run_count_once(tmp_path: Path) -> None:
@@ -103,9 +136,9 @@ def test_jobs_that_come_to_the_same_run_count_once(tmp_path: Path) -> None:
 
 
 def test_runs_on_other_examples_are_not_compared(tmp_path: Path) -> None:
-    other = {"samples": 19, "seed": 0, "examples": 4, "clusters": 2, "digest": "e"}
+    other = {"examples": 8, "clusters": 4, "questions": None, "digest": "e"}
     job(tmp_path, 0, summary("task=a", "r0", 0.5, 1), 0.3)
-    job(tmp_path, 1, summary("task=b", "r1", 0.5, 1, resampling=other), 0.3)
+    job(tmp_path, 1, summary("task=b", "r1", 0.5, 1, evaluated=other), 0.3)
     job(tmp_path, 2, summary("task=c", "r2", 0.5, 1, stages={"before_responses": {"key": "c"}}), 0.3)
     job(tmp_path, 3, summary("evaluation.k=4", "r3", 0.5, 1, mi={"k": 4}), 0.3)
     panels = table(tmp_path)["panels"]
@@ -121,24 +154,11 @@ def test_seeds_are_the_same_arm_however_they_are_written(tmp_path: Path) -> None
 
 
 def test_a_tie_over_seeds_is_a_tie_however_it_is_rounded(tmp_path: Path) -> None:
-    """0.1, 0.2 and 0.3 are 0.2 on average, and rounded to float32 0.2000000011."""
-    for number, value in enumerate((0.1, 0.2, 0.3)):
-        path = tmp_path / str(number)
-        path.mkdir()
-        (path / "summary.json").write_text(json.dumps(summary(f"seed={number}", f"r{number}", value, number)))
-        drawn = {"before": {"accuracy": np.full(19, 0.2)}, "after": {"accuracy": np.full(19, value)}}
-        write_draws(path / DRAWS, drawn)
+    """0.2 + 0.2 + 0.2 is not 3 · 0.2 in floating point."""
+    arm(tmp_path, 0, "method=a", [0.2, 0.2, 0.2], np.zeros(8))
     (panel,) = table(tmp_path)["panels"]
-    assert panel["arms"][0]["metrics"]["accuracy"]["against_before"]["p"] == 1.0
-
-
-def test_a_table_says_where_nothing_could_be_starred(tmp_path: Path) -> None:
-    """With 19 draws p is 0.1 at the least."""
-    for number in range(2):
-        job(tmp_path, number, summary(f"a={number}", f"r{number}", 0.5, 1), 0.3)
-    table(tmp_path)
-    said = "With 19 resamples none of 2 differences can be starred: raise evaluation.bootstrap_samples"
-    assert said in (tmp_path / "table.md").read_text()
+    found = panel["arms"][0]["metrics"]["accuracy"]["against_before"]
+    assert (found["mean"], found["p"], found["ci95"]) == (0, 1, pytest.approx([0, 0]))
 
 
 def test_kinds_of_response_are_pooled_over_seeds(tmp_path: Path) -> None:
@@ -173,18 +193,19 @@ def test_failed_and_older_jobs_are_left_out_and_failed_ones_named(tmp_path: Path
 
 
 def test_a_win_rate_is_compared_with_a_half(tmp_path: Path) -> None:
-    """0.6 in one run and 0.8 in the other; the draws of both are 0, 1/18 … 18/18, symmetric about a half."""
-    for number, rate in enumerate((0.6, 0.8)):
+    """0.6, 0.7 and 0.8 over seeds, with no difference between users: 0.2 / (0.1 / √3) with 2 degrees of freedom."""
+    for number, rate in enumerate((0.6, 0.7, 0.8)):
         content = summary(f"seed={number}", f"r{number}", 0.5, number)
         content["metrics"]["after"] = {"judge/win_rate": {"mean": rate, "ci95": [0, 1], "n": 4}}
         path = tmp_path / str(number)
         path.mkdir()
         (path / "summary.json").write_text(json.dumps(content))
-        write_draws(path / DRAWS, {"before": {}, "after": {"judge/win_rate": DRAWN / 18}})
+        write_values(path / VALUES, EXAMPLES, {"before": {}, "after": {"judge/win_rate": np.full(8, rate)}}, {})
     (panel,) = table(tmp_path)["panels"]
     found = panel["arms"][0]["metrics"]["judge/win_rate"]["against_before"]
-    assert (found["mean"], found["p"], found["p_holm"]) == (pytest.approx(0.2), 1, 1)
-    assert "| `mipo` | 2 | 70.0 ± 14.1 (+20.0 [−47.5, +47.5]) |" in (tmp_path / "table.md").read_text()
+    expected = 2 * stats.t.sf(0.2 / (0.1 / 3**0.5), 2)
+    assert (found["mean"], found["p"]) == (pytest.approx(0.2), pytest.approx(expected))
+    assert "| `mipo` | 3 | 70.0 ± 10.0 (+20.0 [−4.8, +44.8]) |" in (tmp_path / "table.md").read_text()
 
 
 def test_jobs_in_nested_folders_are_found(tmp_path: Path) -> None:
@@ -221,15 +242,16 @@ def test_metrics_of_the_harness_are_columns_with_differences(tmp_path: Path) -> 
     names = ("accuracy", "harness/arc/acc", "harness/group/acc")
     values = {name: {"mean": 0.5, "ci95": [0.5, 0.5], "n": 4} for name in names}
     metrics = {"before": values, "after": values, "delta": {}}
-    drawn = dict.fromkeys(names[:2], DRAWN)
     for number in range(2):
         job(tmp_path, number, summary(f"method=mipo seed={number}", f"r{number}", 0.5, number, metrics=metrics), 0.3)
-        after = {name: of + 0.1 for name, of in drawn.items()}
-        write_draws(tmp_path / str(number) / DRAWS, {"before": drawn, "after": after})
+        sides = {"before": [0.0, 1, 1, 0, 0], "after": [0.0, 1, 1, 1, 0]}
+        documents = {phase: {"harness/arc/acc": dict(enumerate(of))} for phase, of in sides.items()}
+        accuracy = {phase: {"accuracy": BEFORE} for phase in sides}
+        write_values(tmp_path / str(number) / VALUES, EXAMPLES, accuracy, documents)
     (panel,) = table(tmp_path)["panels"]
     assert panel["columns"] == list(names)
     found = panel["arms"][0]["metrics"]
-    assert found["harness/arc/acc"]["against_before"]["ci95"] == pytest.approx([0.1, 0.1], abs=1e-6)
+    assert found["harness/arc/acc"]["against_before"]["ci95"][0] < 0
     assert found["harness/group/acc"]["against_before"] is None, "its documents are not known"
     assert found["harness/group/acc"]["mean"] == 0.5
     assert "arc: acc" in (tmp_path / "table.md").read_text()

@@ -20,6 +20,10 @@ Reduce = Callable[[Values], float]
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
 Z = float(stats.norm.isf(TAIL))
+# How large the part of the seeds is assumed to be at least, in parts of the examples', where degrees of freedom are
+# counted. Chosen by simulation (`python -m benchmarks statistics`): the family-wise error keeps to 6% for a standard
+# deviation over seeds of up to three standard errors over examples.
+LEAST_SEED_PART = 1.5
 FEWEST_SEEDS = 3  # of an arm, for a star: two say next to nothing about their own variance
 
 
@@ -73,7 +77,8 @@ class Rows:
 
 def measured(values: Values) -> NDArray[np.bool_]:
     """Which rows are measured: a metric marks the responses that it leaves out by NaN."""
-    return ~np.isnan(values.reshape(len(values), -1)).any(axis=1)
+    missing = np.isnan(values)
+    return ~(missing if values.ndim == 1 else np.asarray(missing.any(axis=1)))
 
 
 def pseudo_values(values: Values, reduce: Reduce) -> Values:
@@ -138,7 +143,7 @@ def paired_variance(values: Values, other: Values | None, rows: Rows) -> Varianc
     if any(np.isnan(side).all() for side in sides):
         return Variance(np.nan, np.nan)
     parts = [contributions(side) for side in sides]
-    kept = ~np.isnan(parts).all(axis=0)
+    kept = np.asarray(~np.isnan(parts).all(axis=0))
     total = parts[0] if other is None else np.nan_to_num(parts[0]) - np.nan_to_num(parts[1])
     return sampling_variance(total[kept], rows.take(kept))
 
@@ -165,9 +170,9 @@ def two_way(seeds: Sequence[Variance], sampling: Variance, both: Values | float 
     """Seeds and examples as random effects.
 
     The variance is that over seeds plus that over examples, less what both count, and no less than either. The degrees
-    of freedom are Satterthwaite's (1946), or those that he would give if the seeds' part were as large as the
-    examples', if these are fewer: a part from three seeds is small by chance too often to be trusted, and with it
-    a family of twenty tests has an error of 10 to 20% and not of 5.
+    of freedom are Satterthwaite's (1946), or those that he would give if the seeds' part were `LEAST_SEED_PART` times
+    the examples', if these are fewer: a part from three seeds is small by chance too often to be trusted, and with
+    it a family of twenty tests has an error of 10 to 20% and not of 5.
 
     Args:
         seeds: of each arm that was trained (`seed_variance`); none: what nothing was trained for.
@@ -181,7 +186,7 @@ def two_way(seeds: Sequence[Variance], sampling: Variance, both: Values | float 
     total = np.maximum(over_seeds + over_examples - both, np.maximum(over_seeds, over_examples))
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = np.where(over_seeds > 0, parts / over_seeds, 1 / len(seeds))
-    assumed = np.maximum(over_seeds, over_examples)
+    assumed = np.maximum(over_seeds, LEAST_SEED_PART * over_examples)
     larger = [Variance(share * assumed, part.df) for share, part in zip(shares, seeds, strict=True)]
     df = _satterthwaite(total, [*seeds, sampling])
     return Variance(total, np.minimum(df, _satterthwaite(assumed + over_examples, [*larger, sampling])))
