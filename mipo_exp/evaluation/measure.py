@@ -8,6 +8,7 @@ import numpy as np
 
 from mipo_exp.config import EvaluationConfig
 from mipo_exp.evaluation.accuracy import Measure, mean, measure
+from mipo_exp.evaluation.context_words import context_words
 from mipo_exp.evaluation.diversity import diversity, set_facts
 from mipo_exp.evaluation.options import option_accuracy
 from mipo_exp.evaluation.responses import context_overlap, repetition
@@ -58,10 +59,11 @@ def measures(
     found["response/repetition"] = _mean([repetition(text) for text in texts])
     contexts = [example.context for example in examples]
     if all(context is not None for context in contexts):
-        overlaps = [
-            context_overlap(text, c or "", config.overlap_words) for text, c in zip(texts, contexts, strict=True)
-        ]
-        found["response/context_overlap"] = _mean(overlaps)
+        given = [context or "" for context in contexts]
+        found["response/context_words"] = _mean(context_words(texts, given, [example.prompt for example in examples]))
+        for key, run in (("", config.overlap_words), ("_2", 2), ("_3", 3)):
+            overlaps = [context_overlap(text, context, run) for text, context in zip(texts, given, strict=True)]
+            found[f"response/context_overlap{key}"] = _mean(overlaps)
     if "policy" in evaluated.scores:
         found.update(_kl_to_base(evaluated.scores["policy"], evaluated.scores["base"]))
     found.update(diversity(texts, clusters(examples), config.self_bleu_size, config.seed))
