@@ -45,7 +45,7 @@ def test_runs_of_two_and_three_words_fire_on_a_short_profile() -> None:
 
 
 def test_the_evaluation_has_shares_of_responses_and_of_words() -> None:
-    """Two of four responses have a word of their context. Of 2-word runs: 2 of 4 words of the first; of 3-word runs 0."""
+    """Two of four responses have a word of their context. Runs of two: 2 of 4 words of the first; of three: none."""
     contexts = ["I love sailing boats", "I love chess", "I love tea", "I love owls"]
     texts = ["on sailing boats today", "chess again", "nothing", "love"]
     examples = [Example(str(i), f"u{i}", f"q{i}", c, "p", '{"keywords": ["x"]}') for i, c in enumerate(contexts)]
