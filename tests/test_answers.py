@@ -4,7 +4,16 @@ import time
 
 import pytest
 
-from mipo_exp.evaluation.answers import flexible_number, has_keyword, read_letter, strict_number
+from mipo_exp.evaluation.answers import (
+    flexible_number,
+    has_keyword,
+    last_number,
+    read_letter,
+    strict_number,
+    strict_value,
+)
+from tests import adversarial_answers
+from tests.adversarial_answers import AFTER_HASHES, LETTERS, NUMBERS
 
 LISTED = "A) carbon dioxide: not given\nB) food\nC) protection\nD) water"
 OPTIONS = ["carbon dioxide", "food", "protection", "water"]
@@ -200,3 +209,78 @@ def test_keywords_are_stems_at_the_start_of_a_word() -> None:
     assert has_keyword("a T-Rex", ["t-rex"])
     assert not has_keyword("", ["sail"])
     assert not has_keyword("aXb", ["a.b"])
+
+
+ADVERSARIAL_LETTERS = [(text, letter) for cases in LETTERS.values() for text, letter in cases.items()]
+ADVERSARIAL_NUMBERS = [(text, *read) for cases in NUMBERS.values() for text, read in cases.items()]
+
+
+@pytest.mark.parametrize(("text", "letter"), ADVERSARIAL_LETTERS)
+def test_adversarial_letters_are_read_as_the_table_says(text: str, letter: str | None) -> None:
+    assert read_letter(text, adversarial_answers.OPTIONS) == letter
+
+
+@pytest.mark.parametrize(("text", "value", "written"), ADVERSARIAL_NUMBERS)
+def test_adversarial_numbers_are_read_as_the_table_says(text: str, value: float | None, written: str | None) -> None:
+    assert (last_number(text), flexible_number(text)) == (value, written)
+
+
+@pytest.mark.parametrize(("text", "read"), AFTER_HASHES.items())
+def test_adversarial_numbers_after_hashes_are_read_as_the_table_says(
+    text: str, read: tuple[float | None, str | None]
+) -> None:
+    assert (strict_value(text), strict_number(text)) == read
+
+
+def test_the_table_of_adversarial_answers_is_as_long_as_it_says() -> None:
+    assert len(ADVERSARIAL_LETTERS) >= 100
+    assert len(ADVERSARIAL_NUMBERS) + len(AFTER_HASHES) >= 50
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "letter"),
+    [
+        ("None of the above", ["a", "b", "c", "None of the above"], "D"),
+        ("Answer: both A and B", ["x", "y", "z", "Both A and B"], "D"),
+        ("A and B", ["x", "y", "z", "A and B"], "D"),
+        ("The answer is I.", list("stuvwxyzabc"), "I"),
+        ("I think it is 5, so D", ["5", "6", "7", "8"], "D"),
+        ("It may be June", ["May", "June"], "B"),
+        ("\\frac{1}{2}", ["\\frac{1}{2}", "\\frac{1}{3}"], "A"),
+    ],
+)
+def test_letters_are_told_from_options_that_name_letters_or_look_like_other_words(
+    text: str, options: list[str], letter: str | None
+) -> None:
+    assert read_letter(text, options) == letter
+
+
+HITS = """
+swim: swim swims swimming swimmer swimmers | knit: knitting knitted knitter | bake: bakes baked baker baking
+dive: diving diver | hike: hiking hiker | ride: rider riding | bike: biking | wave: waving wavy | rose: roses rosy
+butterfly: butterflies | pony: ponies | mystery: mysteries | saddle: saddling | glaze: glazing | slice: slicing
+cat: cats cat's | bat: bats | star: stars starry | ship: shipping | lap: laps | ski: skis skiing skier | tea: teas
+bee: bees | sea: seas | owl: owls | sail: sails sailing | boat: boating | wind: windy | bow: bows bowing | loaf: loaves
+sax: saxes | clay: clays | brew: brewing | kick: kicked | rail: railing | astronom: astronomers | infus: infusion
+"""
+MISSES = """
+cat: catalog cater category cattle scatter | bee: beef beer been beet | sea: seat sear season search | tea: steam tear
+star: stare staring start | bat: bated bath battle | ski: skill skin skirt | bow: bowl elbow | lap: lapse laptop
+wind: window | ride: ridge bride | owl: bowl growl | brie: bring brief | dive: divert diversity | knit: knight
+kite: kitchen | lava: lavatory | rose: rosemary prose | ship: shiver friendship | orca: orchard | swim: swum
+"""
+
+
+def table_of(rows: str) -> list[tuple[str, str]]:
+    entries = [entry.split(":") for line in rows.strip().splitlines() for entry in line.split("|")]
+    return [(stem.strip(), word) for stem, words in entries for word in words.split()]
+
+
+@pytest.mark.parametrize(("stem", "word"), table_of(HITS))
+def test_a_keyword_is_found_in_its_inflections(stem: str, word: str) -> None:
+    assert has_keyword(f"We like {word.capitalize()}, too.", [stem])
+
+
+@pytest.mark.parametrize(("stem", "word"), table_of(MISSES))
+def test_a_keyword_is_not_found_in_words_that_only_look_like_it(stem: str, word: str) -> None:
+    assert not has_keyword(f"We like {word.capitalize()}, too.", [stem])

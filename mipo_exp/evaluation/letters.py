@@ -19,10 +19,13 @@ _BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
 # What joins options that are both named: "A, B", "A/B", "A-B", "B) or maybe C)".
 _ANOTHER = (
     r"\.?\s*(?:,\s*(?:and/or|or|and)\b|[,;/&+|]|[–-](?=[A-Z]\b)|\b(?:and/or|or|and|as\s+well\s+as)\b)\s*"
-    r"(?:(?:or|and|maybe|perhaps|possibly|probably|also|even|either|the|option|choice|letter|answer)\b:?\s*){0,4}"
+    r"(?i:(?:or|and|maybe|perhaps|possibly|probably|also|even|either|the|option|choice|letter|answer)\b:?\s*){0,4}"
 )
 # A letter that ends here is meant as one: it is marked, or its sentence is over.
-_ENDED = rf"{_CLOSE}(?:[.):,;\]!?…]|\s*$|\s*\n|\s+(?:because|since)\b|\s*[–-]\s|{_ANOTHER}{_OPEN}[A-Za-z](?![\w'’]))"
+_ENDED = (
+    rf"{_CLOSE}(?:[.):,;\]!?…]|\s*$|\s*\n|\s+(?:because|since|(?:and|but)\s+not)\b|\s*[–-]\s"
+    rf"|{_ANOTHER}{_OPEN}[A-Za-z](?![\w'’]))"
+)
 _SENTENCE_ENDED = rf"{_CLOSE}(?:[.!]|\s*$|\s*\n)"
 # "Answer: A plant needs light" names no letter, "Answer: A because …" does; "I" is a pronoun as "A" is an article.
 _IS_WORD = r"\s+(?!(?:because|since|and|or|is|but|as)\b)[a-z]"
@@ -81,9 +84,11 @@ class _Options:
     def __init__(self, options: Sequence[str]) -> None:
         plain = [_plain(option) for option in options]
         self.letters = letters(len(options))
-        # Each option's text as it is written, and without regard to capitals.
+        # Each option's text as it is written, perhaps with a capital at its beginning, and whatever its capitals are.
+        capitals = [option[:1].islower() and option[:1].upper() + option[1:] not in plain for option in plain]
+        written = [_whole(option, free) for option, free in zip(plain, capitals, strict=True)]
         self.texts = [
-            {letter: re.compile(_whole(option), flags) for letter, option in zip(self.letters, plain, strict=True)}
+            {letter: re.compile(text, flags) for letter, text in zip(self.letters, written, strict=True)}
             for flags in (0, re.IGNORECASE)
         ]
         # An option whose text is a letter could name another one.
@@ -192,7 +197,8 @@ def _after(leads: str) -> Rule:
     def rule(text: str, options: _Options) -> set[str]:
         for lead in reversed(list(pattern.finditer(text))):
             named = options.named(text, lead.end(), lead.lastgroup == "loosely")
-            if named and not _denied(text, lead.start()):
+            # "\boxed{A} or \boxed{B}": the first names both
+            if named and not _denied(text, lead.start()) and not text.endswith("or ", 0, lead.start()):
                 return named
         return set()
 
@@ -299,12 +305,13 @@ def _plain(text: str) -> str:
     return _TAG.sub("", text)
 
 
-def _whole(option: str) -> str:
+def _whole(option: str, free_capital: bool) -> str:
     """A pattern for the option's text as whole words, any white space between them, its full stop optional. A number
-    at either end is whole: no sign and no further digits beside it."""
+    at either end is whole: no sign and no further digits beside it. With `free_capital` its first letter may be one."""
     words = option.strip().rstrip(".").split()
     if not words:
         return r"(?!)"  # an option of full stops is found nowhere
     before = r"(?<!\w)(?<!\d[.,])(?<!(?<![\w)])-)" if words[0][0].isdigit() else r"(?<!\w)"
     after = r"(?!\w)(?![.,]\d)" if words[-1][-1].isdigit() else r"(?!\w)"
-    return before + r"\s+".join(re.escape(word) for word in words) + after
+    text = r"\s+".join(re.escape(word) for word in words)
+    return before + (rf"(?i:{text[0]}){text[1:]}" if free_capital else text) + after

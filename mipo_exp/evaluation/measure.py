@@ -8,6 +8,7 @@ import numpy as np
 
 from mipo_exp.config import EvaluationConfig
 from mipo_exp.evaluation.accuracy import Measure, mean, measure
+from mipo_exp.evaluation.context_words import context_words
 from mipo_exp.evaluation.diversity import diversity, set_facts
 from mipo_exp.evaluation.options import option_accuracy
 from mipo_exp.evaluation.responses import context_overlap, repetition
@@ -65,7 +66,6 @@ def measures(
     if evaluated.options is not None:
         found.update(option_accuracy(evaluated.options, examples))
     contrasted = contrasted_in(examples)
-    contexts = [example.context for example in examples]
     for name, scores in evaluated.scores.items():
         information = _mutual_information(scores, contrasted)
         found.update({f"mi/{name}/{key}": value for key, value in information.items()})
@@ -77,10 +77,11 @@ def measures(
     found["response/finished_rate"] = _mean([response.finished for response in responses])
     found["response/repetition"] = _mean([repetition(text) for text in texts])
     if contrasted == "context":
-        overlaps = [
-            context_overlap(text, c or "", config.overlap_words) for text, c in zip(texts, contexts, strict=True)
-        ]
-        found["response/context_overlap"] = _mean(overlaps)
+        given = [example.context or "" for example in examples]
+        found["response/context_words"] = _mean(context_words(texts, given, [example.prompt for example in examples]))
+        for key, run in (("", config.overlap_words), ("_2", 2), ("_3", 3)):
+            overlaps = [context_overlap(text, context, run) for text, context in zip(texts, given, strict=True)]
+            found[f"response/context_overlap{key}"] = _mean(overlaps)
     if "policy" in evaluated.scores:
         found.update(_kl_to_base(evaluated.scores["policy"], evaluated.scores["base"]))
     found.update(diversity(texts, clusters(examples), config.self_bleu_size, config.seed))

@@ -271,6 +271,15 @@ METRICS: dict[str, Metric] = {
             "Share of responses that ended before the token limit.",
         ),
         Metric(
+            "response/context_words",
+            "With words of the context",
+            _RESPONSES,
+            "proportion",
+            0,
+            "Share of responses with a content word of their context, in any form (sail, sailing), that is neither in "
+            "the prompt nor in most contexts. High is what a good personal answer and mere naming have in common.",
+        ),
+        Metric(
             "response/context_overlap",
             "Copied from the context",
             _RESPONSES,
@@ -278,6 +287,17 @@ METRICS: dict[str, Metric] = {
             0,
             "Share of the response's words that stand in a run of words copied from the context. A large rise says "
             "that mutual information was gained by copying.",
+        ),
+        *(
+            Metric(
+                f"response/context_overlap_{run}",
+                f"Copied in runs of {words}",
+                _RESPONSES,
+                "proportion",
+                0,
+                f"The same with runs of {words} words, for contexts of a few words.",
+            )
+            for run, words in ((2, "two"), (3, "three"))
         ),
         Metric(
             "response/repetition",

@@ -47,7 +47,7 @@ COLUMNS = (
     *("accuracy", "accuracy/strict", "macro_f1", "mae", "rmse", "rouge1", "rougeL", "answer/unparsed_rate"),
     *("options/accuracy", "options/accuracy_norm"),
     *("judge/win_rate", "judge/length_controlled_win_rate", "judge/score", "judge/accuracy"),
-    *("response/tokens", "response/context_overlap", "diversity/self_bleu", "response/kl_to_base"),
+    *("response/tokens", "response/context_words", "diversity/self_bleu", "response/kl_to_base"),
 )
 # What a difference from `before` says nothing new about: it is one already.
 WITHOUT_TEST = ("response/kl_to_base",)

@@ -1,0 +1,39 @@
+"""Whether a response takes up words of its user's context, in whatever form."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+from mipo_exp.evaluation.error_kinds import content_words
+
+
+def context_words(texts: Sequence[str], contexts: Sequence[str], prompts: Sequence[str]) -> list[bool]:
+    """Of each response, whether it contains a content word of its context, inflections included (sail, sailing).
+
+    Content words are those of `error_kinds.content_words` by their stems (Porter's of 2001, "Snowball", for English),
+    without those of the example's own prompt, which the response can have from there, and without those in more than
+    half of all different contexts: "love" in "About me: I love …" belongs to the form and says nothing of a user.
+
+    Args:
+        texts: the responses, n of them.
+        contexts: the context of each, n of them.
+        prompts: the prompt of each, n of them.
+    """
+    different = set(contexts)
+    common = Counter(stem for context in different for stem in _stems(context))
+    form = {stem for stem, count in common.items() if 1 < len(different) < 2 * count}
+    return [
+        bool(_stems(text) & _stems(context) - _stems(prompt) - form)
+        for text, context, prompt in zip(texts, contexts, prompts, strict=True)
+    ]
+
+
+def _stems(text: str) -> set[str]:
+    return {_stem(word.removesuffix("'s")) for word in content_words(text)}
+
+
+@cache
+def _stem(word: str) -> str:
+    from nltk.stem.snowball import EnglishStemmer  # takes a second to import
+
+    return str(EnglishStemmer().stem(word))
