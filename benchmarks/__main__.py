@@ -1,4 +1,4 @@
-"""python -m benchmarks compare|growth|sweep|start|linear|plan|gpu|statistics|trade_off: what our pages say, measured again."""
+"""python -m benchmarks compare|growth|sweep|start|linear|plan|gpu|statistics|trade_off: our pages, measured again."""
 
 import argparse
 
