@@ -85,6 +85,7 @@ class EngineConfig:
 @dataclass(frozen=True)
 class OpenvinoConfig(EngineConfig):
     precision: str = bounded(choices=("auto", "float32", "bfloat16"))
+    policy: str = bounded(choices=("openvino", "transformers"))
 
 
 @dataclass(frozen=True)

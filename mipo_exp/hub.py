@@ -1,22 +1,176 @@
-"""Whether the hub, or another server, can be reached."""
+"""The hub: which repositories this machine has, downloading, and what is wrong where the hub refuses.
+
+All that asks the hub goes through `Repository`, so that one place tells a private repository from a missing network.
+"""
 
 import os
 import socket
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+
+from mipo_exp.errors import UserError
+
+ANSWER_SECONDS = 10.0  # for the hub to say what it has
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # as huggingface_hub reads them
+LOG_IN = "log in (HF_TOKEN=TOKEN in the environment, or hf auth login)"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository on the hub as the config names it.
+
+    Args:
+        key: the config key that holds the id.
+        hub_id: OWNER/NAME.
+        error: what is raised where it cannot be had.
+        remedy: the way out where the hub cannot be asked.
+        revision: branch, tag or commit.
+        kind: of repository.
+    """
+
+    key: str
+    hub_id: str
+    error: type[UserError]
+    remedy: str
+    revision: str = "main"
+    kind: Literal["model", "dataset"] = "model"
+
+    def local(self, patterns: Sequence[str]) -> Path | None:
+        """Its folder in the hub's cache on this machine, which an interrupted download may have left incomplete.
+
+        Raises:
+            UserError: the id is not of the form OWNER/NAME.
+        """
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = snapshot_download(
+                self.hub_id,
+                repo_type=self.kind,
+                revision=self.revision,
+                allow_patterns=list(patterns),
+                local_files_only=True,
+            )
+        except LocalEntryNotFoundError:
+            return None
+        except HFValidationError as error:
+            raise self.error(f"{self.key}={self.hub_id!r} is not of the form OWNER/NAME ({error})") from error
+        return Path(folder)
+
+    def download(self, patterns: Sequence[str]) -> Path:
+        """Download its files that match one of the patterns; to be called within `asking`."""
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(self.hub_id, repo_type=self.kind, revision=self.revision, allow_patterns=list(patterns))
+        )
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Around whatever asks the hub for this repository: what is wrong is found out first and said in one message.
+
+        Raises:
+            UserError: the hub must not or cannot be asked, or does not give the repository or its revision.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        named = f"{self.key}={self.hub_id}"
+        if (why := unreachable()) is not None:
+            raise self.error(f"{named} is neither in the hub's local cache nor reachable ({why}); {self.remedy}")
+        # OSError, and whatever the HTTP library below raises, which depends on the version of huggingface_hub.
+        failures: Any = HfHubHTTPError.__bases__
+        try:
+            # A download would repeat a refused request for half a minute, and look into the local cache instead.
+            HfApi().repo_info(
+                self.hub_id, repo_type=self.kind, revision=self.revision, timeout=ANSWER_SECONDS, expand=["sha"]
+            )
+            yield
+        except failures as error:
+            where = ("datasets/" if self.kind == "dataset" else "") + self.hub_id
+            revision = self.key.removesuffix("hub_id") + "revision=" if self.key.endswith(".hub_id") else "revision "
+            said = refusal(error, named, where, revision + self.revision, self.remedy)
+            raise self.error(said or f"{named}: downloading it failed ({_first_line(error)}); {self.remedy}") from error
+
+
+def refusal(
+    error: BaseException, named: str, where: str | None = None, revision: str = "its revision", remedy: str = ""
+) -> str | None:
+    """What the hub means by refusing something, and the way out; None for an error that is no answer of the hub's.
+
+    Args:
+        error: the answer, or an error that came of it.
+        named: what was asked for, as the message calls it.
+        where: its page on the hub, without the address; None where that is not known.
+        revision: the revision, as the message calls it.
+        remedy: another way out, for a fault of the hub's.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, HfHubHTTPError):
+        found = found.__cause__ or found.__context__
+    if found is None:
+        return None
+    status, hub, has_token = found.response.status_code, hub_endpoint(), get_token() is not None
+    page = f"its page, {hub}/{where}" if where is not None else "its page on the hub"
+    tokens = f"{hub}/settings/tokens"
+    if isinstance(found, GatedRepoError):
+        way = "with the account that your token belongs to" if has_token else f"and {LOG_IN}"
+        return f"{named} is gated: accept its terms on {page}, {way}"
+    if status == 401 and (isinstance(found, RepositoryNotFoundError) or not has_token):
+        return f"{named} is private or does not exist: check the id; if it is private, {LOG_IN}"
+    if isinstance(found, RepositoryNotFoundError):
+        hidden = ", or your token may not see it" if has_token else ""
+        return f"{named} does not exist on {hub}{hidden}: check the id (OWNER/NAME)"
+    if isinstance(found, RevisionNotFoundError):
+        return f"{named} has no branch, tag or commit of this name ({revision}): choose one from {page}"
+    if isinstance(found, DisabledRepoError):
+        return f"{named} has been disabled on {hub}: use another"
+    if status == 401:
+        return f"{named}: {hub} does not accept your token: get a new one from {tokens} and {LOG_IN}"
+    if status == 403:
+        way = f"give it the right to on {tokens}" if has_token else LOG_IN
+        return f"{named}: {hub} forbids access{' with your token' if has_token else ''}: {way}"
+    if status == 429:
+        wait = found.response.headers.get("Retry-After", "")
+        pause = f"{wait} seconds" if wait.isdigit() else "some minutes"
+        more = "" if has_token else f", or {LOG_IN} for a higher limit"
+        return f"{named}: {hub} limits the rate of requests (429): run the same command again in {pause}{more}"
+    if status >= 500:
+        return f"{named}: {hub} has a fault of its own (status {status}): run the same command again later; {remedy}"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def hub_endpoint() -> str:
     """The hub's address (`HF_ENDPOINT` where set)."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def hub_reachable() -> bool:
-    """Whether the hub answers; False at once where HF_HUB_OFFLINE is set."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    return reachable(hub_endpoint())
+def unreachable() -> str | None:
+    """Why the hub must not or cannot be asked; None where it answers."""
+    name = next((name for name in OFFLINE_VARIABLES if os.environ.get(name)), None)
+    if name is not None and os.environ[name].lower() in ("1", "true", "yes", "on"):
+        return f"{name} is set; unset it to download"
+    return None if reachable(hub_endpoint()) else f"{hub_endpoint()} does not answer"
 
 
 def reachable(url: str, seconds: float = 2.0) -> bool:

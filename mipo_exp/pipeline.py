@@ -200,12 +200,13 @@ def declare(
     )
 
     def responses(of: Mapping[str, Stage], decoding: MethodConfig | None = None) -> Stage:
+        elsewhere = bool(of) and isinstance(engine, OpenvinoConfig) and engine.policy == "transformers"
         return stage(
             "responses",
             sample_evaluation,
             {**({"examples": examples} if of else from_base), **of},
             sampling=held_out.sampling,
-            engine=engine,
+            engine=in_process(engine) if elsewhere else engine,
             seed=held_out.seed,
             decoding=decoding,
         )

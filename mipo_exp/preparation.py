@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mipo_exp.checks import check_examples, check_extra, check_harness, check_layers, check_processes
 from mipo_exp.config import Config
+from mipo_exp.config_methods import SoftmaxDpoConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
 from mipo_exp.disk import make_writable
@@ -71,6 +72,7 @@ def prepare(config: Config, output: Path) -> Prepared:
     judging = prepare_judging(config, task, store.root, device)
     rewarding = prepare_rewards(config, judging, task, store.root, device)
     _warn_of_one_judge(judging, rewarding)
+    _warn_of_plain_dpo(config)
     data = task.prepare()
     if not task.needs_tokenizer:
         examples = declare_examples(config, task, data, None)
@@ -101,6 +103,15 @@ def _warn_of_one_judge(judging: Judging | None, rewarding: Judging | None) -> No
             "method=rlaif: %s judges the results and gave the rewards too; for a figure to publish set another judge, "
             "judge@reward_judge=endpoint or judge@reward_judge=local",
             judging.judge.backend.description,
+        )
+
+
+def _warn_of_plain_dpo(config: Config) -> None:
+    """Say it where softmax-DPO has one negative and is another method's loss."""
+    if isinstance(config.method, SoftmaxDpoConfig) and config.negatives.k == 1:
+        log.warning(
+            "method=softmax_dpo with negatives.k=1 is plain DPO, that is method=mipo; set negatives.k=2 or more to "
+            "contrast with several negatives at once"
         )
 
 

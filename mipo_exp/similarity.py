@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.errors import ConfigError
-from mipo_exp.hub import hub_endpoint, hub_reachable
+from mipo_exp.hub import Repository
 from mipo_exp.store import digest, remembered_sha256
 
 # Texts → (n, n) similarities row by row: `similarity(texts)(i)` are those of text i to all of them, shape (n,).
@@ -86,21 +86,13 @@ def locate_encoder(name: str, cache: Path, download: bool = True) -> Encoder:
 
 
 def _from_hub(name: str, key: str, download: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     files = ["*.safetensors", "*.json", "*.txt", "*.model"]
     remedy = "give a folder with a sentence-transformers model, or null for BM25"
-    try:
-        try:
-            return Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
-        except LocalEntryNotFoundError:
-            if not download:
-                raise ConfigError(f"{key} is not on this machine yet") from None
-            if not hub_reachable():
-                raise ConfigError(
-                    f"{key} is no folder, not in the hub's local cache, and {hub_endpoint()} does not answer; {remedy}"
-                ) from None
-        return Path(snapshot_download(name, allow_patterns=files))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise ConfigError(f"{key} cannot be loaded ({error}); {remedy}") from error
+    repository = Repository("negatives.embedding_model", name, ConfigError, remedy)
+    folder = repository.local(files)
+    if folder is not None:
+        return folder
+    if not download:
+        raise ConfigError(f"{key} is not on this machine yet")
+    with repository.asking():
+        return repository.download(files)

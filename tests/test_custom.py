@@ -1,5 +1,6 @@
 """`task=custom`: a stranger's table in every format and family, and what it says about tables that do not fit."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,7 +154,7 @@ def test_the_hubs_cache_is_searched_for_any_format(tmp_path: Path, monkeypatch: 
     (tmp_path / "default" / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"me/mine@main is not on this machine yet"):
         task.prepare(download=False)
-    monkeypatch.setattr("mipo_exp.data.downloads.hub_reachable", lambda: True)
+    monkeypatch.setattr("mipo_exp.hub.Repository.asking", lambda self: contextlib.nullcontext())
     with pytest.raises(DataError, match=r"task\.hub_id=me/mine@main has no file test\[-_\.\]\* or .*task\.path=DIR"):
         task.prepare(download=True)
 

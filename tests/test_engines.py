@@ -36,7 +36,7 @@ from mipo_exp.runtime import Runtime
 from mipo_exp.store import Artefact, Stage, Store, Workspace
 from tests.conftest import Experiment, composed, make_runtime
 
-OPENVINO = OpenvinoConfig("openvino", 4, 4096, "float32")
+OPENVINO = OpenvinoConfig("openvino", 4, 4096, "float32", "openvino")
 TRANSFORMERS = EngineConfig("transformers", 8, 4096)
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11] * 70, [30, 31, 32], [7, 7, 7, 9, 11, 40, 41]]
 
@@ -119,7 +119,7 @@ def test_a_network_with_other_weights_is_refused(
     tiny: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mipo_exp.generation.openvino_model._Network._rotate", lambda self, heads: heads)
-    with pytest.raises(ModelError, match="nats off"):
+    with pytest.raises(ModelError, match="samples from other distributions"):
         write_model(tiny, None, tmp_path / "model")
 
 
@@ -221,6 +221,16 @@ def test_on_policy_methods_sample_with_transformers_whatever_the_engine(experime
     assert own["stages"]["after_responses"]["key"] != other["stages"]["after_responses"]["key"]
 
 
+@needs_openvino
+def test_engine_policy_goes_on_from_the_adapter_that_openvinos_base_model_led_to(tiny: Runtime) -> None:
+    config = composed("+debug=quick", "engine=openvino")
+    other = composed("+debug=quick", "engine=openvino", "engine.policy=transformers")
+    stages, resumed = (declare(item, tiny, declare_examples(item, tiny.task, "data", None)) for item in (config, other))
+    changed = {name for name in stages if stages[name].key != resumed[name].key}
+    assert changed == {"after_responses", "after_scores_base", "after_scores_policy"}
+    assert resumed["after_responses"].config["engine"]["name"] == "transformers"
+
+
 def test_keys_of_the_transformers_engine_have_not_changed(tiny: Runtime) -> None:
     engine = composed("engine.batch_rows=7").engine
     assert engine_identity(engine) == {"name": "transformers", "batch_rows": 7, "batch_tokens": 32768}
@@ -234,7 +244,7 @@ def test_keys_of_the_transformers_engine_have_not_changed(tiny: Runtime) -> None
 
 @needs_openvino
 def test_the_precision_and_the_version_are_in_openvinos_key_and_the_limits_are_not() -> None:
-    assert engine_identity(OPENVINO) == engine_identity(OpenvinoConfig("openvino", 99, 9, "float32"))
+    assert engine_identity(OPENVINO) == engine_identity(OpenvinoConfig("openvino", 99, 9, "float32", "transformers"))
     assert engine_identity(OPENVINO) != engine_identity(dataclasses.replace(OPENVINO, precision="bfloat16"))
     assert {"name", "version", "precision", "network"} == set(engine_identity(OPENVINO))
     auto = settled(dataclasses.replace(OPENVINO, precision="auto"))

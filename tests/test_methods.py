@@ -14,6 +14,7 @@ from mipo_exp.config_methods import METHOD_CONFIGS
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.engine import Contrast
 from mipo_exp.generation.transformers_engine import sample_batch
+from mipo_exp.preparation import prepare
 from mipo_exp.records import Example, Response, ScoredPair
 from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
@@ -168,6 +169,18 @@ def test_the_first_loss_of_the_contrastive_methods_is_the_log_of_their_choices(t
         )
         row = train(tiny, config, Store(tmp_path / method)).json("history")[0]
         assert row["loss"] == pytest.approx(torch.tensor(float(choices)).log().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "k", "warned"), [("softmax_dpo", 1, True), ("softmax_dpo", 2, False), ("mipo", 1, False)]
+)
+def test_softmax_dpo_with_one_negative_is_called_plain_dpo(
+    method: str, k: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = (f"paths.cache={tmp_path}", f"paths.output={tmp_path / 'out'}")
+    prepare(composed("+debug=quick", f"method={method}", f"negatives.k={k}", *paths), tmp_path / "out")
+    said = "method=softmax_dpo with negatives.k=1 is plain DPO, that is method=mipo"
+    assert any(message.startswith(said) for message in caplog.messages) == warned
 
 
 def test_stored_references_that_are_wrong_stop_the_training(tiny: Runtime, tmp_path: Path) -> None:

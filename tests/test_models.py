@@ -1,10 +1,7 @@
 """Finding, converting and loading models: hub layout, GGUF, random weights."""
 
-import hashlib
-import http.server
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from mipo_exp.models import load_model, load_tokenizer, locate
 from mipo_exp.planning.shape import billions_in
 from mipo_exp.runtime import Runtime
 from tests.conftest import Experiment, composed, make_runtime
+from tests.hub_server import HubServer
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox"])
@@ -138,70 +136,14 @@ def test_half_a_download_in_the_hubs_cache_is_not_a_model(
         locate(composed("model=qwen1.5b", "model.hub_id=someone/half").model, tmp_path / "cache")
 
 
-class HubHandler(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as a download asks for: the list of a repository's files, and the files."""
-
-    folder: Path
-    commit = "c" * 40
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        _, _, name = self.path.partition("/resolve/")
-        if name:
-            content = (self.folder / name.partition("/")[2]).read_bytes()
-            kind = "application/octet-stream"
-        elif "/tree/" in self.path:
-            tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in self.files()]
-            content, kind = json.dumps(tree).encode(), "application/json"
-        else:
-            siblings = [{"rfilename": file.name, "size": file.stat().st_size} for file in self.files()]
-            about = {"id": "someone/online", "sha": self.commit, "siblings": siblings, "tags": [], "private": False}
-            content, kind = json.dumps(about).encode(), "application/json"
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("X-Repo-Commit", self.commit)
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def files(self) -> list[Path]:
-        return sorted(path for path in self.folder.iterdir() if path.is_file())
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing on the terminal."""
-
-
 @pytest.fixture
 def online(tiny: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The id of the tiny model on a hub that is served here."""
-    import huggingface_hub.constants
-
     assert tiny.folder is not None
-    handler = type("Handler", (HubHandler,), {"folder": tiny.folder})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(
-            huggingface_hub.constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with HubServer() as hub:
+        hub.add("someone/online", tiny.folder)
+        hub.connect(monkeypatch, tmp_path / "hub")
         yield "someone/online"
-        server.shutdown()
 
 
 def test_a_model_comes_from_the_hub_once(online: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mipo_exp.data.files import looks_like_html
 from mipo_exp.errors import DataError
-from mipo_exp.hub import hub_endpoint, hub_reachable, reachable
+from mipo_exp.hub import Repository, reachable
 from mipo_exp.store import write_atomically
 
 DOWNLOAD_TIMEOUT_S = 60
@@ -55,56 +55,23 @@ def hub_snapshot(
     Raises:
         DataError: it is not on this machine and may not or cannot be downloaded, or lacks the files.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
     if hub_id is None:
         raise DataError(f"task={task} has neither task.path nor task.hub_id; set task.path=DIR")
     remedy = (
         f"download it where the hub can be reached (hf download --repo-type dataset {hub_id}) and set task.path=DIR"
     )
-
+    repository = Repository("task.hub_id", hub_id, DataError, remedy, revision, "dataset")
     wanted = [(pattern,) if isinstance(pattern, str) else pattern for pattern in patterns]
-
-    def fetch(local_only: bool) -> Path:
-        folder = snapshot_download(
-            hub_id,
-            repo_type="dataset",
-            revision=revision,
-            allow_patterns=[pattern for group in wanted for pattern in group],
-            local_files_only=local_only,
-        )
-        return Path(folder)
-
-    try:
-        folder = fetch(local_only=True)
-        if all(any(has_all_shards(list(folder.glob(pattern))) for pattern in group) for group in wanted):
-            return folder
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError as error:
-        raise DataError(f"task.hub_id={hub_id!r} is not of the form OWNER/NAME ({error})") from error
+    every = [pattern for group in wanted for pattern in group]
+    folder = repository.local(every)
+    if folder is not None and all(
+        any(has_all_shards(list(folder.glob(pattern))) for pattern in group) for group in wanted
+    ):
+        return folder
     if not download:
         raise DataError(f"task={task}: {hub_id}@{revision} is not on this machine yet; {remedy}")
-    if not hub_reachable():
-        raise DataError(
-            f"task={task}: {hub_id} is neither in the hub's local cache nor reachable ({hub_endpoint()} does not "
-            f"answer); {remedy}"
-        )
-    try:
-        folder = fetch(local_only=False)
-    except GatedRepoError as error:
-        raise DataError(f"task={task}: {hub_id} is gated; accept its terms on the hub and log in") from error
-    except RepositoryNotFoundError as error:
-        raise DataError(f"task.hub_id={hub_id} does not exist on the hub, or is private") from error
-    except (OSError, HfHubHTTPError) as error:
-        raise DataError(f"task={task}: downloading {hub_id} failed ({error}); {remedy}") from error
+    with repository.asking():
+        folder = repository.download(every)
     for group in wanted:
         if not any(any(folder.glob(pattern)) for pattern in group):
             names = " or ".join(group)

@@ -25,7 +25,7 @@ import yaml
 
 from mipo_exp.config import HarnessConfig
 from mipo_exp.errors import ConfigError, DataError
-from mipo_exp.hub import hub_reachable
+from mipo_exp.hub import refusal, unreachable
 from mipo_exp.records import HarnessResult, HarnessSample
 from mipo_exp.runtime import Runtime
 from mipo_exp.store import Workspace, digest, remembered_sha256
@@ -180,9 +180,14 @@ def _load(harness: Harness) -> Any:
     try:
         loaded = _manager(harness).load(list(config.tasks))
     except (OSError, ImportError, DatasetsError) as error:
+        refused = refusal(error, f"harness.tasks={config.tasks}: the data of a task")
+        if refused is not None:
+            raise DataError(refused) from error
+        why = unreachable()
         raise DataError(
             f"harness.tasks={config.tasks}: the data of a task cannot be loaded ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); connect to the hub once, "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); "
+            f"{'' if why is None else f'{why}; '}connect to the hub once, "
             "or copy the task's YAML to harness.include_path=DIR with dataset_path: json and its data_files"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -231,7 +236,7 @@ def _environment(harness: Harness) -> Iterator[None]:
     handlers = list(logging.getLogger().handlers)
     states = random.getstate(), np.random.get_state()
     changes: list[tuple[Any, str, Any]] = [(datasets.config, "HF_DATASETS_CACHE", harness.cache)]
-    if not hub_reachable():
+    if unreachable() is not None:
         changes += [(of, "HF_HUB_OFFLINE", True) for of in (datasets.config, huggingface_hub.constants)]
     kept = [(of, name, getattr(of, name)) for of, name, _ in changes]
 

@@ -2,16 +2,20 @@
 
 The network is written out operation by operation in the form that openvino-genai turns into paged attention: a stateful
 decoder with a key/value cache for each layer. Weights, frequencies of the rotary embedding and sizes come from the
-loaded transformers model, so that every source of models will do and nothing is rounded; the logits are compared.
+loaded transformers model, so that every source of models will do and nothing is rounded; the distributions are compared
+(`fidelity`).
 """
 
 import logging
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mipo_exp.errors import ModelError
+from mipo_exp.generation import fidelity
 from mipo_exp.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -28,8 +32,9 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 # Rotary embeddings whose frequencies do not change with the length of the text.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-# nats; between two float32 implementations some 1e-5 are usual.
-LARGEST_GAP = 1e-3
+# What a model is tried on: a request in its chat template, and random tokens after it and alone.
+PROBE = "Why is the sky blue? Explain it to a child."
+RANDOM_TOKENS = 8
 
 
 def resolve_precision(precision: str) -> str:
@@ -64,19 +69,37 @@ def convert(work: "Workspace", runtime: Runtime) -> None:
 def write_model(runtime: Runtime, adapter: Path | None, out: Path) -> None:
     """Write the base model, or the policy with its adapter merged in, into the folder `out`, in float32.
 
+    What is written is compared with the model as transformers and PEFT compute it, the adapter unmerged.
+
     Raises:
         ModelError: the model is of a type that is not written out here, or the written one computes something else.
     """
     import openvino
 
     check_type(runtime.text_config)
-    model = runtime.fresh_model().float()
+    model: Any = runtime.fresh_model().float()
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter)).eval().merge_and_unload()
-    network = build_network(model)
-    _compare(model, network)
+        model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    rows = _probe(runtime)
+    expected = fidelity.log_probs(model, rows)
+    own = fidelity.own_rounding(model, rows, expected)
+    network = build_network(model if adapter is None else model.merge_and_unload())
+    found = fidelity.gap(_network_log_probs(network, rows), expected)
+    if found.exceeds(own):
+        what, way = "this model", "use engine=transformers"
+        if adapter is not None:
+            what = "the policy"
+            way = (
+                "the trained adapter is kept in paths.cache: the same command with engine.policy=transformers goes on "
+                "from it; use that"
+            )
+        raise ModelError(
+            f"the OpenVINO form of {what} samples from other distributions: it is off by {found}, and the model's own "
+            f"rounding by {own}; {way}, and report it"
+        )
+    log.info("OpenVINO model written; it is off by %s; the model's own rounding is %s", found, own)
     out.mkdir(parents=True, exist_ok=True)
     openvino.save_model(network, out / FILE, compress_to_fp16=False)
 
@@ -231,30 +254,38 @@ class _Network:
         return op.reshape(repeated, self._int([0, self.heads, -1, self.width]), True)
 
 
-def _compare(model: "PreTrainedModel", network: Any) -> None:
-    """Raise `ModelError` where the network's log-probabilities, also after a cached prefix, are not the model's."""
+def _probe(runtime: Runtime) -> list[list[int]]:
+    """Two rows of token ids of different lengths."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    asked = runtime.renderer.prompt_ids([{"role": "user", "content": PROBE}])
+    first, second = torch.randint(0, runtime.vocabulary, (2, RANDOM_TOKENS), generator=generator).tolist()
+    return [[*asked, *first], second]
+
+
+def _network_log_probs(network: Any, rows: Sequence[Sequence[int]]) -> Any:
+    """The network's log-probabilities as `fidelity.log_probs` has the model's: of all rows at once, the shorter ones
+    padded on the left, in three pieces of which the last is one token, so that the cache and the mask are tried too."""
     import openvino
     import torch
 
     compiled = openvino.Core().compile_model(network, "CPU", properties("float32"))
     request = compiled.create_infer_request()
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randint(0, model.config.vocab_size, (2, 12), generator=generator)
+    lengths = np.array([len(row) for row in rows])
+    longest = int(lengths.max())
+    ids = np.array([[0] * (longest - len(row)) + list(row) for row in rows], dtype=np.int64)
+    places = np.arange(longest) - (longest - lengths)[:, None]
+    cuts = [0, longest - RANDOM_TOKENS // 2, longest - 1, longest]
     found = []
-    for start, end in ((0, 8), (8, 12)):
+    for start, end in pairwise(cuts):
         inputs = {
-            "input_ids": probe[:, start:end].numpy(),
-            "attention_mask": np.ones((2, end), dtype=np.int64),
-            "position_ids": np.tile(np.arange(start, end), (2, 1)),
-            "beam_idx": np.arange(2, dtype=np.int32),
+            "input_ids": ids[:, start:end],
+            "attention_mask": (places[:, :end] >= 0).astype(np.int64),
+            "position_ids": np.maximum(places[:, start:end], 0),
+            "beam_idx": np.arange(len(rows), dtype=np.int32),
         }
         found.append(torch.from_numpy(request.infer(inputs)["logits"].copy()))
-    with torch.inference_mode():
-        expected = torch.log_softmax(model(probe).logits, dim=-1)
-    gap = (torch.log_softmax(torch.cat(found, dim=1), dim=-1) - expected).abs().max().item()
-    if not gap < LARGEST_GAP:
-        raise ModelError(
-            f"the OpenVINO form of this model gives log-probabilities that are {gap:.2g} nats off; use "
-            "engine=transformers and report it"
-        )
-    log.info("OpenVINO model written; its log-probabilities differ by %.1g nats at most", gap)
+    logits = torch.cat(found, dim=1)
+    real = torch.cat([row[-length:] for row, length in zip(logits, lengths.tolist(), strict=True)])
+    return torch.log_softmax(real.double(), dim=-1)

@@ -1,0 +1,168 @@
+"""A hub on this machine: as much of its API as a download asks for, with its ways of refusing.
+
+    with HubServer() as hub:
+        hub.add("someone/model", folder)
+        hub.connect(monkeypatch, cache)  # this process asks it, through the real huggingface_hub
+
+Which answers the hub gives: https://huggingface.co/docs/huggingface_hub, and `hf_raise_for_status` of that package.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+COMMIT = "c" * 40
+Access = Literal["public", "private", "gated", "disabled"]
+
+
+class Answer(NamedTuple):
+    """What the server sends."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What is served under one id."""
+
+    folder: Path
+    access: Access = "public"
+    revisions: tuple[str, ...] = ("main",)
+
+    def files(self) -> dict[str, Path]:
+        """By name within the repository."""
+        return {str(path.relative_to(self.folder)): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
+
+
+def refuse(status: int, message: str, code: str = "", **headers: str) -> Answer:
+    """A refusal as the hub words it."""
+    said = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **headers}
+    return Answer(status, json.dumps({"error": message}).encode(), said)
+
+
+class HubServer:
+    """Repositories by kind and id; `tokens` maps each valid token to the ids that it may read beside the public ones.
+
+    `script` sees the method and path of each request first: what it returns is sent in place of the hub's answer.
+    """
+
+    def __init__(self) -> None:
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.tokens: dict[str, set[str]] = {}
+        self.script: Callable[[str, str], Answer | None] = lambda method, path: None
+        self.requests: list[str] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def add(
+        self,
+        hub_id: str,
+        folder: Path,
+        access: Access = "public",
+        kind: str = "model",
+        revisions: tuple[str, ...] = ("main",),
+    ) -> None:
+        """Serve a folder under an id."""
+        self.repositories[kind, hub_id] = Repository(folder, access, revisions)
+
+    def environment(self, cache: Path) -> dict[str, str]:
+        """The variables with which a process of its own asks this hub."""
+        return {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(cache), "NO_PROXY": "127.0.0.1"}
+
+    def connect(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Make this process, which has read its variables already, ask this hub."""
+        import huggingface_hub.constants as constants
+
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in self.environment(cache).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
+
+    def answer(self, method: str, path: str, token: str | None) -> Answer:
+        """What the hub says to a request."""
+        parts = unquote(urlsplit(path).path).strip("/").split("/")
+        asks_api = parts[0] == "api"
+        parts = parts[asks_api:]
+        kind = "dataset" if parts[0] == "datasets" else "model"
+        parts = parts[parts[0] in ("datasets", "models") :]
+        hub_id, rest = "/".join(parts[:2]), parts[2:]
+        if token is not None and token not in self.tokens:
+            return refuse(401, "Invalid credentials in Authorization header")
+        repository = self.repositories.get((kind, hub_id))
+        allowed = token is not None and hub_id in self.tokens[token]
+        if repository is None or (repository.access == "private" and not allowed):
+            if token is None:  # the hub does not say which of the two it is
+                return refuse(401, "Invalid username or password.")
+            return refuse(404, "Repository not found", "RepoNotFound")
+        if repository.access == "disabled":
+            return refuse(403, "Access to this resource is disabled.")
+        if len(rest) > 1 and rest[1] not in (*repository.revisions, COMMIT):
+            return refuse(404, f"Invalid rev id: {rest[1]}", "RevisionNotFound")
+        if not asks_api and repository.access == "gated" and not allowed:  # what is in it may be listed
+            return refuse(403 if token else 401, f"Access to {kind} {hub_id} is restricted.", "GatedRepo")
+        files = repository.files()
+        if not asks_api:
+            path_inside = files.get("/".join(rest[2:]))
+            if path_inside is None:
+                return refuse(404, "Entry not found", "EntryNotFound")
+            return Answer(200, path_inside.read_bytes(), {"Content-Type": "application/octet-stream"})
+        content: Any
+        if rest[:1] == ["tree"]:
+            content = [{"type": "file", "path": n, "size": f.stat().st_size, "oid": n} for n, f in files.items()]
+        else:
+            siblings = [{"rfilename": name, "size": file.stat().st_size} for name, file in files.items()]
+            content = {"id": hub_id, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+        return Answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.reply()
+
+            def do_GET(self) -> None:
+                self.reply()
+
+            def reply(self) -> None:
+                hub.requests.append(f"{self.command} {self.path}")
+                token = (self.headers.get("authorization") or "").removeprefix("Bearer ") or None
+                answer = hub.script(self.command, self.path) or hub.answer(self.command, self.path, token)
+                self.send_response(answer.status)
+                found = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(answer.body).hexdigest()}"'}
+                for name, value in {**found, **answer.headers, "Content-Length": str(len(answer.body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(answer.body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                return
+
+        return Handler
