@@ -92,8 +92,8 @@ def write_model(runtime: Runtime, adapter: Path | None, out: Path) -> None:
         if adapter is not None:
             what = "the policy"
             way = (
-                "the trained adapter is kept in paths.cache: the same command with engine.policy=transformers goes on "
-                "from it; use that"
+                "the trained adapter is kept in paths.cache; run the same command with engine.policy=transformers to "
+                "continue from it"
             )
         raise ModelError(
             f"the OpenVINO form of {what} samples from other distributions: it is off by {found}, and the model's own "
