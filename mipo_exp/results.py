@@ -111,11 +111,12 @@ def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> 
     """What `summary.json` says of the metrics and of where they come from."""
     config, run, output = prepared.config, prepared.run, prepared.output
     metrics = {phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()}
+    mi = _conditions(run, config.evaluation.k)
     return {
         "metrics": metrics,
-        "costs": costs(metrics),
-        "headline": headline(metrics),
-        "mi": _conditions(run, config.evaluation.k),
+        "mi": mi,
+        "costs": costs({"metrics": metrics, "mi": mi}),
+        "headline": headline({"metrics": metrics, "mi": mi}),
         "evaluated": compared.evaluated,
         "diversity": diversity_facts(run.finished["examples"].artefact.table("eval", Example), config.evaluation),
         "reward_judge": None if prepared.rewarding is None else prepared.rewarding.judge.backend.description,
@@ -271,14 +272,15 @@ def _samples(
 
 
 def _say_result(summary: Mapping[str, Any]) -> None:
-    """The closing lines: first what the gain costs in words, then gains, and costs below them."""
+    """The closing lines: first what the gain costs in words, then the figures of gains and costs."""
     if summary["headline"]:
         log.info("%s", summary["headline"])
-    of_both = ("response/kl_to_base", "response/tokens")
     gains = (*main_information(summary), "accuracy", "options/accuracy", *JUDGED)
-    for name in (*gains, *COSTS, *of_both):
-        if name in summary["metrics"]["delta"]:
-            log.info("%s: %s", name, _said(summary["metrics"], name))
+    beside = (*(name for name in COSTS if name not in gains), "response/kl_to_base", "response/tokens")
+    for title, names in (("gain", gains), ("cost", beside)):
+        for name in names:
+            if name in summary["metrics"]["delta"]:
+                log.info("%s: %s: %s", title, name, _said(summary["metrics"], name))
     if (rate := summary["metrics"]["after"].get("judge/win_rate")) is not None:
         log.info("judge/win_rate of after against before: %s", _with_interval(rate))
     log.info("report: %s", summary["paths"]["report"])

@@ -231,6 +231,8 @@ def _summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     """`before/NAME`, `after/NAME`, `delta/NAME` with their bounds, and plain NAME for the trained model (what a W&B
     sweep optimizes and dashboards plot), the stages' seconds and the status."""
     values: dict[str, Any] = {"status": summary.get("status", "ok")}
+    if summary.get("headline"):
+        values.update(headline=summary["headline"], costs=", ".join(summary["costs"]))
     for phase in PHASES:
         values.update({f"{phase}/{name}": _plain(value) for name, value in flat_metrics(summary, phase).items()})
     after = (summary.get("metrics") or {}).get("after") or {}

@@ -11,12 +11,14 @@ import pytest
 from mipo_exp.evaluation.measure import Evaluated, measures, metric_names
 from mipo_exp.negatives import contrast_conditions, contrast_prompts
 from mipo_exp.records import Example, Response, Scores
+from mipo_exp.reporting.changes import answering
 from mipo_exp.reporting.costs import costs, headline
 from mipo_exp.reporting.metrics import describe
 from mipo_exp.reporting.report import write_report
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.score import scored_conditions
+from mipo_exp.tracking import _summary_values
 from tests.conftest import Experiment, composed
 from tests.test_negatives import grid, questions
 from tests.test_pipeline import artefact
@@ -121,7 +123,7 @@ def entries(**deltas: tuple[float, float]) -> dict[str, dict[str, Any]]:
     """A summary's metrics with these intervals of the paired differences."""
     named = {name.replace("__", "/"): bounds for name, bounds in deltas.items()}
     delta = {name: {"mean": sum(b) / 2, "ci95": list(b), "n": 9} for name, b in named.items()}
-    return {"before": delta, "after": delta, "delta": delta}
+    return {"metrics": {"before": delta, "after": delta, "delta": delta}}
 
 
 def test_a_significant_fall_is_a_cost_and_is_said_in_words() -> None:
@@ -135,7 +137,7 @@ def test_a_significant_fall_is_a_cost_and_is_said_in_words() -> None:
 def test_what_is_not_significant_is_no_cost() -> None:
     found = entries(mi__base__nats=(0.5, 0.9), mi__prompt__accuracy=(-0.1, 0.1), fluency__nats_per_token=(-0.3, -0.1))
     assert costs(found) == []
-    assert headline(found) == "No significant cost: prompt relevance and fluency did not fall significantly."
+    assert headline(found) == "No significant cost in prompt relevance and fluency."
     assert headline(entries(accuracy=(0.1, 0.2))) == "", "nothing of it was measured"
 
 
@@ -144,10 +146,44 @@ def test_a_report_with_costs_says_so_first_and_calls_nothing_better(tmp_path: Pa
     content = summary()
     if fell:
         content["metrics"]["delta"]["mi/prompt/accuracy"] = {"mean": -0.6, "ci95": [-0.8, -0.4], "n": 48}
-    content |= {"costs": costs(content["metrics"]), "headline": headline(content["metrics"])}
-    content["costs"] = content["costs"] if fell else []
+    for name in ("fluency/nats_per_token", "response/repetition"):  # less is better; the page's values all rise
+        content["metrics"]["delta"][name] = {"mean": 0.0, "ci95": [-0.1, 0.1], "n": 48}
+    content |= {"costs": costs(content), "headline": headline(content)}
     write_report(tmp_path / "report.html", content, HISTORY, LENGTHS, [SAMPLE])
     page = (tmp_path / "report.html").read_text()
-    assert page.count('class="verdict good"') == (0 if fell else page.count('class="verdict good"'))
     assert ('class="verdict good"' in page) != fell
     assert page.index(content["headline"].split(":")[0]) < page.index("Gain</h3>") < page.index("Cost</h3>")
+
+
+def test_without_contexts_the_main_information_is_prompt_relevance() -> None:
+    """GSM8K, ARC: a fall of the information about the prompt is a cost there, and the table has no other."""
+    found = entries(mi__base__nats=(-1.7, -1.3), accuracy=(0.1, 0.2), fluency__nats_per_token=(-0.1, 0.1))
+    assert costs(found | {"mi": {"contrasted": "prompt"}}) == ["mi/base/nats"]
+    assert "information with the prompt fell" in headline(found | {"mi": {"contrasted": "prompt"}})
+    assert costs(found | {"mi": {"contrasted": "context"}}) == [], "with contexts it is the gain that failed"
+
+
+def test_nothing_is_said_of_what_could_not_be_tested() -> None:
+    found = entries(response__finished_rate=(-0.1, 0.1))
+    assert headline(found) == "No significant cost in fluency."
+    found["metrics"]["delta"]["response/finished_rate"]["ci95"] = [None, None]
+    assert headline(found) == "", "one cluster has no interval"
+
+
+def test_wandb_is_told_of_costs_first() -> None:
+    content = summary()
+    content["metrics"]["delta"]["mi/prompt/nats"] = {"mean": -2.0, "ci95": [-3.0, -1.0], "n": 48}
+    values = _summary_values(content | {"costs": costs(content), "headline": headline(content)})
+    assert list(values)[:3] == ["status", "headline", "costs"]
+    assert "mi/prompt/nats" in values["costs"]
+
+
+def test_answering_beside_knowing_is_read_from_the_intervals_also_in_a_costly_run() -> None:
+    """A gain that is not called better, since the training has a cost, is no missing change."""
+    rows = [
+        {"metric": describe(name), "verdict": ("none", "higher"), "direction": change}
+        for name, change in (("accuracy", 1), ("options/accuracy", 1))
+    ]
+    found = answering(None, [{"rows": rows}])
+    assert found is not None
+    assert found["reading"].startswith("Generated answers and the likeliest option are both right more often")

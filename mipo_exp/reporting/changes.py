@@ -5,26 +5,23 @@ from typing import Any
 
 from mipo_exp.evaluation.error_kinds import SIDES
 
-# What the changes of generated answers and of the likeliest option say together, by their verdicts.
+# What the changes of generated answers and of the likeliest option say together: 1 for the better, −1 for the worse.
 READINGS = {
-    ("good", "none"): "Generated answers are right more often, and the likeliest option shows no clear change: what "
+    (1, 0): "Generated answers are right more often, and the likeliest option shows no clear change: what "
     "improved is answering, not knowing, as far as these intervals can tell.",
-    ("good", "good"): "Generated answers and the likeliest option are both right more often: the model does not only "
+    (1, 1): "Generated answers and the likeliest option are both right more often: the model does not only "
     "answer better, it also ranks the options better.",
-    ("good", "bad"): "Generated answers are right more often although the likeliest option is right less often: what "
+    (1, -1): "Generated answers are right more often although the likeliest option is right less often: what "
     "improved is answering, and knowing was lost.",
-    ("none", "good"): "The likeliest option is right more often, and generated answers show no clear change: what was "
+    (0, 1): "The likeliest option is right more often, and generated answers show no clear change: what was "
     "learned does not reach the answers.",
-    ("bad", "none"): "Generated answers are right less often, and the likeliest option shows no clear change: what was "
+    (-1, 0): "Generated answers are right less often, and the likeliest option shows no clear change: what was "
     "lost is answering, not knowing, as far as these intervals can tell.",
-    ("bad", "bad"): "Generated answers and the likeliest option are both right less often.",
-    (
-        "bad",
-        "good",
-    ): "Generated answers are right less often although the likeliest option is right more often: what was "
+    (-1, -1): "Generated answers and the likeliest option are both right less often.",
+    (-1, 1): "Generated answers are right less often although the likeliest option is right more often: what was "
     "lost is answering.",
-    ("none", "bad"): "The likeliest option is right less often, although generated answers show no clear change.",
-    ("none", "none"): "Neither generated answers nor the likeliest option show a clear change.",
+    (0, -1): "The likeliest option is right less often, although generated answers show no clear change.",
+    (0, 0): "Neither generated answers nor the likeliest option show a clear change.",
 }
 
 
@@ -48,10 +45,11 @@ def answering(found: Mapping[str, Any] | None, groups: Sequence[Mapping[str, Any
         return None
     names = ("accuracy", "options/accuracy", "options/accuracy_norm")
     known = rows["accuracy"]["verdict"][1] and ranked["verdict"][1]
+    changes = rows["accuracy"]["direction"], ranked["direction"]
     table = (found or {}).get("options")
     return {
         "rows": [rows[name] for name in names if name in rows],
-        "reading": READINGS[rows["accuracy"]["verdict"][0], ranked["verdict"][0]] if known else "",
+        "reading": READINGS[changes] if known else "",
         "table": None if table is None else _table(table),
     }
 

@@ -3,10 +3,10 @@
 Everything here reads `summary.json`, so that the terminal, the report, W&B and tables say the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mipo_exp.reporting.metrics import COSTS, Metric, describe, written
+from mipo_exp.reporting.metrics import FLUENCY, RELEVANCE, Metric, describe, written
 
 
 def contrasted(summary: Mapping[str, Any]) -> str:
@@ -28,34 +28,38 @@ def direction(metric: Metric, entry: Mapping[str, Any] | None) -> int:
     return metric.direction if low > 0 else -metric.direction
 
 
-def costs(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The names of the metrics of prompt relevance and fluency that became significantly worse.
-
-    Args:
-        metrics: as in summary.json: entries by phase and name.
-    """
-    return [name for name in COSTS if direction(describe(name), metrics.get("delta", {}).get(name)) < 0]
+def cost_metrics(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the metrics whose change for the worse is a cost. Without user contexts the information about the
+    prompt is the main one."""
+    relevance = main_information(summary) if contrasted(summary) == "prompt" else RELEVANCE
+    return (*relevance, *FLUENCY)
 
 
-def headline(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """One sentence on what the gain costs, which stands before all figures; empty where nothing was measured."""
-    if not any(name in metrics.get("delta", {}) for name in COSTS):
-        return ""
-    worse = costs(metrics)
+def costs(summary: Mapping[str, Any]) -> list[str]:
+    """The names of the metrics of prompt relevance and fluency that became significantly worse."""
+    deltas = summary["metrics"]["delta"]
+    return [name for name in cost_metrics(summary) if direction(describe(name), deltas.get(name)) < 0]
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """One sentence on what the gain costs, which stands before all figures; empty where nothing could be tested."""
+    worse = costs(summary)
     if worse:
-        changes = "; ".join(_change(name, metrics) for name in worse)
+        changes = "; ".join(_change(name, summary) for name in worse)
         return f"The training has a cost: {changes}. Read the responses before calling anything a gain."
-    measured = " and ".join(
-        words
-        for start, words in (("mi/prompt", "prompt relevance"), ("fluency", "fluency"))
-        if any(name.startswith(start) for name in metrics["delta"])
-    )
-    return f"No significant cost: {measured} did not fall significantly."
+    deltas = summary["metrics"]["delta"]
+    return no_cost(name for name in cost_metrics(summary) if None not in (deltas.get(name) or {}).get("ci95", [None]))
 
 
-def _change(name: str, metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    metric = describe(name)
-    before, after, delta = (metrics[phase][name] for phase in ("before", "after", "delta"))
+def no_cost(tested: Iterable[str]) -> str:
+    """That none of the tested metrics became significantly worse; empty where there are none."""
+    kinds = dict.fromkeys("fluency" if name in FLUENCY else "prompt relevance" for name in tested)
+    return f"No significant cost in {' and '.join(kinds)}." if kinds else ""
+
+
+def _change(name: str, summary: Mapping[str, Any]) -> str:
+    metric = describe(name, contrasted(summary))
+    before, after, delta = (summary["metrics"][phase][name] for phase in ("before", "after", "delta"))
     low, high = (written(metric, bound, signed=True) for bound in delta["ci95"])
     unit = "" if metric.unit == "proportion" else f" {metric.unit}"
     verb = "fell" if metric.direction > 0 else "rose"

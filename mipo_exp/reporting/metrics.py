@@ -111,8 +111,8 @@ METRICS: dict[str, Metric] = {
             _RELEVANCE,
             "proportion",
             1,
-            "Share of responses for which the base model gives the true prompt the highest likelihood of all K. Chance "
-            "is 1/K.",
+            "Share of responses for which the base model gives the true prompt the highest likelihood of all K; a tie "
+            "of m prompts counts 1/m. Chance is 1/K.",
         ),
         Metric(
             "fluency/nats_per_token",
@@ -125,7 +125,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "fluency/marginal_nats_per_token",
-            "The same, own marginal",
+            "Negative log-likelihood per token, own marginal",
             _FLUENCY,
             "nats per token",
             0,
@@ -302,7 +302,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "response/repetition",
             "Repetition",
-            _RESPONSES,
+            _FLUENCY,
             "proportion",
             -1,
             "1 − different runs of four words / all runs of four words: 0 where nothing is said twice.",
@@ -363,8 +363,11 @@ _WITHOUT_CONTEXT: dict[str, Metric] = {
     )
 }
 
-# A significant change of one of these for the worse is what a gain costs.
-COSTS = ("mi/prompt/nats", "mi/prompt/accuracy", "fluency/nats_per_token", "response/finished_rate")
+# A significant change of one of these for the worse is what a gain costs: does the response still answer its prompt,
+# and does it read like the model's own?
+RELEVANCE = ("mi/prompt/nats", "mi/prompt/accuracy")
+FLUENCY = ("fluency/nats_per_token", "response/finished_rate", "response/repetition")
+COSTS = (*RELEVANCE, *FLUENCY)
 
 
 def describe(name: str, contrasted: str = "context") -> Metric:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.reporting import changes, plots
-from mipo_exp.reporting.costs import contrasted, main_information
+from mipo_exp.reporting.costs import contrasted, direction, main_information
 from mipo_exp.reporting.facts import items, judge_facts, missing_parts, number, run_facts, stages
 from mipo_exp.reporting.metrics import COSTS, METRICS, PERCENT, Metric, describe, written
 
@@ -35,8 +35,8 @@ JUDGE_CARDS = ("judge/win_rate", "judge/score", "judge/accuracy")
 class Sample:
     """One held-out example with the responses of both models to it.
 
-    `pmi_before` and `pmi_after` are the responses' terms of the mutual information `mi/base/nats`: against K contexts,
-    under the base model, in nats.
+    `pmi_before` and `pmi_after` are the responses' terms of the mutual information `mi/base/nats`: against K contexts
+    (prompts, where there are no contexts), under the base model, in nats.
     """
 
     user: str | None
@@ -83,6 +83,7 @@ def write_report(
         facts=run_facts(summary),
         command=summary.get("command"),
         headline=summary.get("headline"),
+        contrasted=contrasted(summary),
         costly=bool(summary.get("costs")),
         cards=[{"title": title, "cards": found} for title, of in _headlines(summary) if (found := _cards(summary, of))],
         groups=groups,
@@ -177,6 +178,7 @@ def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "after": _cell(metric, after),
                 "delta": _cell(metric, delta, signed=True),
                 "verdict": _verdict(metric, _change(metric, after, delta), summary),
+                "direction": direction(metric, (metrics.get("delta") or {}).get(name)),
                 "n": entry.get("n"),
             }
         )
@@ -203,7 +205,8 @@ def _headlines(summary: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     )
     judged = next((name for name in JUDGE_CARDS if _interval(summary, "after", name)), None)
     gains = [*main_information(summary), *(name for name in (quality, judged) if name is not None)]
-    return [("Gain", gains), ("Cost", [*COSTS, "response/kl_to_base", "response/tokens"])]
+    beside = [name for name in COSTS if name not in gains]
+    return [("Gain", gains), ("Cost", [*beside, "response/kl_to_base", "response/tokens"])]
 
 
 def _cards(summary: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from mipo_exp.evaluation.error_kinds import KINDS
 from mipo_exp.evaluation.statistics import FEWEST_SEEDS
-from mipo_exp.reporting.costs import contrasted, direction
-from mipo_exp.reporting.metrics import COSTS, PERCENT, Metric, describe, written
+from mipo_exp.reporting.costs import contrasted, cost_metrics, direction, no_cost
+from mipo_exp.reporting.metrics import PERCENT, Metric, describe, written
 from mipo_exp.reporting.multirun import ALPHA, WITHOUT_TEST, Difference, Panel, group, kind_shares, read_run, spread
 from mipo_exp.store import write_atomically
 
@@ -101,19 +101,20 @@ def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> 
 
 def _costs(panel: Panel) -> Iterable[str]:
     """What stands before any gain: the arms whose prompt relevance or fluency became significantly worse."""
-    measured = [name for name in COSTS if name in panel.columns]
+    names = [name for name in cost_metrics(panel.summary) if name in panel.columns]
     costly = False
     for index, arm in enumerate(panel.arms):
         worse = []
-        for name in measured:
-            cell, metric = panel.against_before.get((index, name)), describe(name)
+        for name in names:
+            cell, metric = panel.against_before.get((index, name)), describe(name, contrasted(panel.summary))
             if cell is not None and direction(metric, cell.estimate.as_json()) < 0:
                 worse.append(f"{_heading(metric)} {_written(metric, cell)}")
         if worse:
             costly = True
             yield f"- **`{arm.label}` has a cost**: {'; '.join(worse)}."
-    if measured and not costly:
-        yield "No arm has a significant cost in prompt relevance or fluency."
+    tested = [name for name in names if all((index, name) in panel.against_before for index in range(len(panel.arms)))]
+    if not costly and (said := no_cost(tested)):
+        yield said
     yield ""
 
 
