@@ -16,11 +16,13 @@ from mipo_exp.evaluation.statistics import (
     TAIL,
     Rows,
     Values,
+    Variance,
     interaction,
     p_value,
     sampling_variance,
     seed_variance,
     share_bounds,
+    share_doubt,
     two_way,
 )
 from mipo_exp.records import Example
@@ -42,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print the tables."""
-    sys.stdout.writelines(f"{line}\n" for line in [*_coverage_tables(args.trials), *_error_tables(args.trials)])
+    for table in (_coverage_tables, _error_tables, _crossed_table):
+        sys.stdout.writelines(f"{line}\n" for line in table(args.trials))
 
 
 def normal_means(rng: Rng, trials: int, clusters: int) -> Values:
@@ -138,8 +141,9 @@ def covered_not_mean(make: Callable[[Rng, int], Measure], rng: Rng, trials: int,
 
 def differences(
     rng: Rng, tests: int, seeds: int, clusters: int, spread: float, new: float = 0.3, rate: float | None = None
-) -> Values:
-    """Clusters' paired differences of an arm from `before` without any true gain, shape (seeds, tests, clusters).
+) -> tuple[Values, Values | float]:
+    """Clusters' paired differences of an arm from `before` without any true gain, shape (seeds, tests, clusters), and
+    the `share_doubt` of both sides.
 
     Args:
         tests: how many, independent of each other.
@@ -150,7 +154,7 @@ def differences(
     shape = (seeds, tests, clusters)
     if rate is None:
         shared = math.sqrt(1 - new) * rng.normal(size=shape[1:]) + math.sqrt(new) * rng.normal(size=shape)
-        return shared + spread / math.sqrt(clusters) * rng.normal(size=(seeds, tests, 1))
+        return shared + spread / math.sqrt(clusters) * rng.normal(size=(seeds, tests, 1)), 0.0
     # A latent normal value decides; what a cluster's responses share is a fifth of its variance.
     user = math.sqrt(0.2) * rng.normal(size=shape[1:])[..., None]
     edge = float(stats.norm.ppf(rate))
@@ -159,14 +163,34 @@ def differences(
     before = (user + math.sqrt(0.8) * rng.normal(size=(*shape[1:], SIZE)) < edge).mean(axis=-1)
     moved = edge * math.sqrt(1 + shift**2) + shift * rng.normal(size=(seeds, tests, 1, 1))
     after = (user + math.sqrt(0.8) * rng.normal(size=(*shape, SIZE)) < moved).mean(axis=-1)
-    return np.asarray(after - before)
+    sides = [before.mean(axis=-1), after.mean(axis=(0, -1))]
+    return np.asarray(after - before), sum(share_doubt(side, SIZE * clusters) for side in sides)
 
 
-def p_values(found: Values) -> Values:
-    """The two-way p-values of differences of shape (seeds, tests, clusters)."""
+def crossed_differences(
+    rng: Rng, tests: int, seeds: int, clusters: int, questions: int, spread: float, effects: tuple[float, float]
+) -> tuple[Values, Rows]:
+    """The same by example where every cluster meets SIZE of a few questions, shape (seeds, tests, examples).
+
+    Args:
+        effects: standard deviations over clusters and over questions, in those within them.
+    """
+    users = np.repeat(np.arange(clusters), SIZE)
+    asked = np.concatenate([rng.permutation(questions)[:SIZE] for _ in range(clusters)])
+    shared = math.sqrt(0.7) * rng.normal(size=(tests, len(users)))
+    shared += effects[0] * rng.normal(size=(tests, clusters))[:, users]
+    shared += effects[1] * rng.normal(size=(tests, questions))[:, asked]
+    error = math.sqrt(effects[0] ** 2 / clusters + effects[1] ** 2 / questions + 1 / len(users))
+    found = shared + math.sqrt(0.3) * rng.normal(size=(seeds, *shared.shape))
+    return found + spread * error * rng.normal(size=(seeds, tests, 1)), Rows.of(users.tolist(), asked.tolist())
+
+
+def p_values(found: Values, doubt: Values | float = 0.0, rows: Rows | None = None) -> Values:
+    """The two-way p-values of differences of shape (seeds, tests, clusters), or of examples with their rows."""
     effects, count = found.mean(axis=-1), found.shape[-1]
-    parts, rows = (found - effects[..., None]) / count, Rows.of(range(count))
+    parts, rows = (found - effects[..., None]) / count, rows or Rows.of(range(count))
     variance = two_way([seed_variance(effects)], sampling_variance(parts.mean(axis=0), rows), interaction(parts, rows))
+    variance = Variance(variance.value + doubt, variance.df)
     point = effects.mean(axis=0)
     return p_value(np.where(np.abs(point) < 1e-12, 0.0, point), variance)
 
@@ -197,7 +221,7 @@ def simulated_error(
     parts: list[NDArray[np.float64]] = []
     for start in range(0, trials, tables):
         tests = family * min(tables, trials - start)
-        parts.append(p_values(differences(rng, tests, seeds, clusters, spread, **how)))
+        parts.append(p_values(*differences(rng, tests, seeds, clusters, spread, **how)))
     return family_wise_error(np.concatenate(parts), family)
 
 
@@ -235,17 +259,35 @@ def _error_tables(trials: int) -> Iterator[str]:
                 cells = [simulated_error(rng, tables, family, seeds, clusters, spread) for spread in spreads]
                 yield _row(f"{seeds}; {clusters}; normal", cells)
             for rate in (0.5, 0.9):
-                cells = [simulated_error(rng, tables // 4, family, seeds, 20, spread, rate=rate) for spread in spreads]
+                cells = [simulated_error(rng, tables // 2, family, seeds, 20, spread, rate=rate) for spread in spreads]
                 yield _row(f"{seeds}; 20; rate {rate}", cells)
         old = [
             family_wise_error(
-                p_values_of_resampled_users(rng, differences(rng, family * tables // 5, 3, 20, spread)), family
+                p_values_of_resampled_users(rng, differences(rng, family * tables // 5, 3, 20, spread)[0]), family
             )
             for spread in spreads
         ]
         if family == 1:  # 400 resamples cannot give the p-values that a family of 20 needs
             yield _row("3; 20; normal, resampled users alone", old)
         yield ""
+
+
+def _crossed_table(trials: int) -> Iterator[str]:
+    rng = np.random.default_rng(2)
+    spreads = (0.0, 1.0, 2.0, 3.0)
+    yield f"Error at 5%, %, where users and questions are crossed, by the SD over seeds ({trials // 5} tests)"
+    yield from _head("seeds; users; questions; their SD", spreads)
+    for seeds, clusters, questions in ((3, 20, 10), (5, 40, 10), (10, 50, 20)):
+        for effects in ((0.0, 0.0), (0.5, 0.0), (0.3, 0.3), (0.0, 0.5)):
+            cells, alone = [], []
+            for spread in spreads:
+                found, rows = crossed_differences(rng, trials // 5, seeds, clusters, questions, spread, effects)
+                cells.append(family_wise_error(p_values(found, rows=rows), 1))
+                alone.append(family_wise_error(p_values(found, rows=Rows(rows.clusters)), 1))
+            yield _row(f"{seeds}; {clusters}; {questions}; {effects[0]} and {effects[1]}", cells)
+            if effects == (0.3, 0.3):
+                yield _row("… users alone", alone)
+    yield ""
 
 
 def _head(name: str, columns: tuple[float, ...]) -> Iterator[str]:

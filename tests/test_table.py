@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from mipo_exp.evaluation.error_kinds import KINDS, transitions
+from mipo_exp.evaluation.statistics import share_doubt
 from mipo_exp.records import Example
 from mipo_exp.reporting.table import write_table
 from mipo_exp.reporting.values import VALUES, write_values
@@ -60,15 +61,16 @@ def test_an_arm_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
     accuracy = mipo["metrics"]["accuracy"]
     assert accuracy["mean"] == pytest.approx(0.6)
     assert accuracy["sd"] == pytest.approx(0.2 / 2**0.5)
-    # The lifts are the same for all users: the seeds' 0.1 · t(1) = 12.706 is all there is.
-    assert accuracy["against_before"]["ci95"] == pytest.approx([0.4 - 1.2706, 0.4 + 1.2706], abs=1e-3)
+    # The lifts are the same for all users: the seeds' 0.1 · t(1) = 12.706, and what shares of 0.2 and 0.6 of 8 lack.
+    reach = 12.706 * (0.1**2 + share_doubt(0.2, 8) + share_doubt(0.6, 8)) ** 0.5
+    assert accuracy["against_before"]["ci95"] == pytest.approx([0.4 - reach, 0.4 + reach], abs=1e-3)
     assert accuracy["against_before"]["mean"] == pytest.approx(0.4)
     assert (accuracy["against_before"]["p"], accuracy["against_before"]["p_holm"]) == (None, None), "two seeds"
     assert accuracy["against_first"] is None
     assert sft["metrics"]["accuracy"]["sd"] is None
     assert sft["metrics"]["accuracy"]["against_first"]["mean"] == pytest.approx(-0.5)
     text = (tmp_path / "table.md").read_text()
-    assert "| `method=mipo` | 2 | 60.0 ± 14.1 (+40.0 [−87.1, +167.1]) |" in text
+    assert "| `method=mipo` | 2 | 60.0 ± 14.1 (+40.0 [" in text
 
 
 def arm(folder: Path, first: int, label: str, rates: list[float], changed: np.ndarray, **more: Any) -> None:
@@ -109,8 +111,9 @@ def test_two_seeds_have_no_star_and_what_trains_nothing_needs_none(tmp_path: Pat
     arm(tmp_path, 3, "method=a", [0.7, 0.7], SPREAD)
     (panel,) = table(tmp_path)["panels"]
     cad, trained = (of["metrics"]["accuracy"]["against_before"] for of in panel["arms"])
-    # Users differ by 0.05 −0.05 0.05 −0.05: t = 0.5 / √(4 · 0.05² / 3 / 4) with 3 degrees of freedom.
-    assert cad["p_holm"] == cad["p"] == pytest.approx(2 * stats.t.sf(0.5 / (0.05 / 3**0.5), 3))
+    # Users differ by 0.05 −0.05 0.05 −0.05: 4 · 0.05² / 3 / 4 with 3 degrees of freedom, and what the shares lack.
+    variance = 0.05**2 / 3 + share_doubt(0.2, 8) + share_doubt(0.7, 8)
+    assert cad["p_holm"] == cad["p"] == pytest.approx(2 * stats.t.sf(0.5 / variance**0.5, 3))
     assert trained["p"] is None
     assert trained["p_holm"] is None
 
@@ -193,7 +196,8 @@ def test_failed_and_older_jobs_are_left_out_and_failed_ones_named(tmp_path: Path
 
 
 def test_a_win_rate_is_compared_with_a_half(tmp_path: Path) -> None:
-    """0.6, 0.7 and 0.8 over seeds, with no difference between users: 0.2 / (0.1 / √3) with 2 degrees of freedom."""
+    """0.6, 0.7 and 0.8 over seeds, with no difference between users: 0.1² / 3 with 2 degrees of freedom, and what a
+    share of 0.7 of 8 lacks."""
     for number, rate in enumerate((0.6, 0.7, 0.8)):
         content = summary(f"seed={number}", f"r{number}", 0.5, number)
         content["metrics"]["after"] = {"judge/win_rate": {"mean": rate, "ci95": [0, 1], "n": 4}}
@@ -203,9 +207,9 @@ def test_a_win_rate_is_compared_with_a_half(tmp_path: Path) -> None:
         write_values(path / VALUES, EXAMPLES, {"before": {}, "after": {"judge/win_rate": np.full(8, rate)}}, {})
     (panel,) = table(tmp_path)["panels"]
     found = panel["arms"][0]["metrics"]["judge/win_rate"]["against_before"]
-    expected = 2 * stats.t.sf(0.2 / (0.1 / 3**0.5), 2)
+    expected = 2 * stats.t.sf(0.2 / (0.1**2 / 3 + share_doubt(0.7, 8)) ** 0.5, 2)
     assert (found["mean"], found["p"]) == (pytest.approx(0.2), pytest.approx(expected))
-    assert "| `mipo` | 3 | 70.0 ± 10.0 (+20.0 [−4.8, +44.8]) |" in (tmp_path / "table.md").read_text()
+    assert "| `mipo` | 3 | 70.0 ± 10.0 (+20.0 [−11.1, +51.1]) |" in (tmp_path / "table.md").read_text()
 
 
 def test_jobs_in_nested_folders_are_found(tmp_path: Path) -> None:

@@ -28,10 +28,11 @@ from mipo_exp.evaluation.statistics import (
     p_value,
     sampling_variance,
     seed_variance,
+    share_doubt,
     t_interval,
     two_way,
 )
-from mipo_exp.reporting.metrics import COSTS, HARNESS
+from mipo_exp.reporting.metrics import COSTS, HARNESS, describe
 from mipo_exp.reporting.values import VALUES, MetricValues, read_values
 
 log = logging.getLogger(__name__)
@@ -210,6 +211,10 @@ class Panel:
         point = float(effects.mean()) - middle
         if abs(point) <= ROUNDING * max(abs(middle), abs(float(effects.mean()))):
             point = 0.0  # equal runs: their mean is a last bit off
+        if describe(name).unit == "proportion" and (point or sampled.any()):
+            ends = [float(effects.mean()), *([] if phase == "before" and name in NO_DIFFERENCE else [middle])]
+            doubt = sum(float(share_doubt(end, len(sampled))) for end in ends)
+            variance = replace(variance, value=variance.value + doubt)
         count = int(arm.runs[0].summary["metrics"]["after"][name]["n"])
         enough = arm.enough and (phase == "before" or other.enough)
         chance = float(p_value(point, variance)) if enough else float("nan")
