@@ -108,6 +108,8 @@ def test_numbers_are_read_as_the_harness_reads_them(text: str, strict: str | Non
         ("Option A is right. Option B is wrong", "A"),
         ("Option B: food. Option C: protection.", None),
         ("Choose between option A and C.", None),
+        ("Option A is a gas. Option C is bark. (B)", "B"),
+        ("Option A is a gas. Option C is bark. It gives food.", "B"),
         ("option A, B or C", None),
         ("None of the options is right", None),
         ("The correct answer is B. Answer choice C is incorrect because it is bark.", "B"),
@@ -198,9 +200,9 @@ def test_a_number_is_its_sign_and_all_its_digits(text: str, options: list[str], 
 
 def test_long_responses_are_read_in_no_time() -> None:
     started = time.process_time()
-    for piece in ("\n", "a\n", " ", "is ", "answer ", "option A ", "\\boxed{", "answer x "):
-        assert read_letter(f"q{piece * 4000}z", OPTIONS) == ("A" if "A" in piece else None)
-    assert time.process_time() - started < 5
+    for piece in ("\n", "a\n", " ", "is ", "answer ", "option A ", "\\boxed{", "answer x ", "**", "no, ", "A or "):
+        assert read_letter(f"q{piece * 2000}z", OPTIONS) == ("A" if "option" in piece else None)
+    assert time.process_time() - started < 3
 
 
 def test_keywords_are_stems_at_the_start_of_a_word() -> None:

@@ -227,8 +227,11 @@ def _at_start(text: str, options: _Options) -> set[str]:
 
 
 def _named_option(text: str, options: _Options) -> set[str]:
-    places = [found for found in _NAMED.finditer(text) if not _denied(text, found.start())]
-    return {letter for found in places for letter in options.named(text, found.end())}
+    """Several that are not joined ("Option A is a gas. Option C …") are talked about, and none is chosen."""
+    places = [found.end() for found in _NAMED.finditer(text) if not _denied(text, found.start())]
+    named = [options.named(text, at) for at in places]
+    everything = set().union(*named)
+    return everything if len(everything) == 1 or any(len(joined) > 1 for joined in named) else set()
 
 
 def _in_brackets(text: str, options: _Options) -> set[str]:
