@@ -163,7 +163,7 @@ def word_vectors(folder: Path, vectors: dict[str, tuple[float, float]]) -> Path:
 
 
 def test_an_embedding_model_that_is_not_there_says_what_to_do(tmp_path: Path, no_network: None) -> None:
-    with pytest.raises(ConfigError, match=r"negatives\.embedding_model=some/encoder is no folder, .* null for BM25"):
+    with pytest.raises(ConfigError, match=r"negatives\.embedding_model=some/encoder is neither .* null for BM25"):
         locate_encoder("some/encoder", tmp_path)
     with pytest.raises(ConfigError, match="has no safetensors weights"):
         locate_encoder(str(tmp_path), tmp_path)

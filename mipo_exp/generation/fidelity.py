@@ -49,16 +49,26 @@ class Gap:
         )
 
 
-def log_probs(model: Any, rows: Sequence[Sequence[int]]) -> "torch.Tensor":
-    """The next-token log-probabilities at every position of each row, one after the other: (positions, V), float64."""
+@dataclass(frozen=True)
+class Reference:
+    """Next-token log-probabilities (positions, V) that another computation is held against, and which tokens are
+    likely at each position (boolean, the same shape)."""
+
+    log_probs: "torch.Tensor"
+    likely: "torch.Tensor"
+
+
+def reference(model: Any, rows: Sequence[Sequence[int]]) -> Reference:
+    """The distributions of the model itself at every position of each row."""
     import torch
 
-    with torch.inference_mode():
-        logits = torch.cat([model(torch.tensor([list(row)])).logits[0] for row in rows])
-    return torch.log_softmax(logits.double(), dim=-1)
+    found = _log_probs(model, rows)
+    probs, order = found.exp().sort(dim=-1, descending=True)
+    likely = torch.zeros_like(found, dtype=torch.bool).scatter(-1, order, probs.cumsum(-1) - probs < LIKELY)
+    return Reference(found, likely)
 
 
-def own_rounding(model: Any, rows: Sequence[Sequence[int]], expected: "torch.Tensor") -> Gap:
+def own_rounding(model: Any, rows: Sequence[Sequence[int]], expected: Reference) -> Gap:
     """How far the model gets from itself where the output of every layer is rounded otherwise: by up to one `UNIT` of
     its value more or less, at random, which is the least that another order of its sums can do (Monte Carlo arithmetic,
     Parker 1997)."""
@@ -74,7 +84,7 @@ def own_rounding(model: Any, rows: Sequence[Sequence[int]], expected: "torch.Ten
     leaves = [module for module in model.modules() if next(module.children(), None) is None]
     hooks = [module.register_forward_hook(round_otherwise) for module in leaves]
     try:
-        gaps = [gap(log_probs(model, rows), expected) for _ in range(RUNS)]
+        gaps = [gap(_log_probs(model, rows), expected) for _ in range(RUNS)]
     finally:
         for hook in hooks:
             hook.remove()
@@ -85,10 +95,17 @@ def own_rounding(model: Any, rows: Sequence[Sequence[int]], expected: "torch.Ten
     )
 
 
-def gap(found: "torch.Tensor", expected: "torch.Tensor") -> Gap:
-    """How far log-probabilities (positions, V) are from the expected ones of the same shape."""
-    probs, order = expected.exp().sort(dim=-1, descending=True)
-    likely = probs.cumsum(-1) - probs < LIKELY
-    variation = (found.exp() - expected.exp()).abs().sum(-1) / 2
-    difference = (found - expected).abs().gather(-1, order)
-    return Gap(variation.mean().item(), variation.max().item(), difference[likely].max().item())
+def gap(found: "torch.Tensor", expected: Reference) -> Gap:
+    """How far log-probabilities (positions, V) are from the expected ones."""
+    variation = (found.exp() - expected.log_probs.exp()).abs().sum(-1) / 2
+    difference = (found - expected.log_probs).abs()[expected.likely]
+    return Gap(variation.mean().item(), variation.max().item(), difference.max().item())
+
+
+def _log_probs(model: Any, rows: Sequence[Sequence[int]]) -> "torch.Tensor":
+    """One row after the other: (positions, V), float64."""
+    import torch
+
+    with torch.inference_mode():
+        logits = torch.cat([model(torch.tensor([list(row)])).logits[0] for row in rows])
+    return torch.log_softmax(logits.double(), dim=-1)

@@ -83,7 +83,7 @@ def write_model(runtime: Runtime, adapter: Path | None, out: Path) -> None:
 
         model = PeftModel.from_pretrained(model, str(adapter)).eval()
     rows = _probe(runtime)
-    expected = fidelity.log_probs(model, rows)
+    expected = fidelity.reference(model, rows)
     own = fidelity.own_rounding(model, rows, expected)
     network = build_network(model if adapter is None else model.merge_and_unload())
     found = fidelity.gap(_network_log_probs(network, rows), expected)
@@ -265,8 +265,11 @@ def _probe(runtime: Runtime) -> list[list[int]]:
 
 
 def _network_log_probs(network: Any, rows: Sequence[Sequence[int]]) -> Any:
-    """The network's log-probabilities as `fidelity.log_probs` has the model's: of all rows at once, the shorter ones
-    padded on the left, in three pieces of which the last is one token, so that the cache and the mask are tried too."""
+    """The network's log-probabilities at every position of each row, one row after the other: (positions, V), float64.
+
+    It reads all rows at once, the shorter ones padded on the left, in three pieces of which the last is one token, so
+    that the cache and the mask are tried too.
+    """
     import openvino
     import torch
 
