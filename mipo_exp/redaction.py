@@ -188,7 +188,7 @@ def search_jobs(loader: "ConfigLoader") -> None:
     """Have the config of every job of a multirun searched as soon as it is composed.
 
     The multirun's own config lacks what a swept group chooses, Hydra calls no callback before it writes a job's config,
-    and only the sweeper knows the jobs. Each of them is composed by this method, all of a batch before the first starts.
+    and only the sweeper knows the jobs. Each of them is composed by this method, a whole batch before its first starts.
     """
     compose = loader.load_sweep_config
 
@@ -239,7 +239,7 @@ def _secret_in(name: str, value: Any) -> str | None:
     if (_ADDRESS.search(name) and "@" in text) or (_USER.search(name) and ":" in text) or _USERINFO.search(text):
         return "contains a user or password"
     if any(_is_secret_query(key) for key, _ in parse_qsl(_query(text))):
-        return "contains a key behind its question mark"
+        return "contains a key behind its ? or #"
     if _VALUE.search(text) or _BEARER.search(text) or any(_is_login(found[1]) for found in _BASIC.finditer(text)):
         return "contains what looks like the key of an account"
     if blot(text) != text:

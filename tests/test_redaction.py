@@ -144,7 +144,7 @@ def test_a_secret_in_a_swept_config_file_is_refused_before_any_job_starts(tmp_pa
 def test_secrets_that_a_server_sends_are_taken_out(text: str) -> None:
     said = redact(f"401: {text} (end)")
     assert "[redacted]" in said
-    assert "phrase" not in said and "dTp" not in said
+    assert not [part for part in ("phrase", "dTp") if part in said]
     assert redact(said) == said
 
 
