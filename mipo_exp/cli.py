@@ -129,6 +129,8 @@ def _main() -> None:
         _exit("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
     except Exception as error:
         if _composing(error):
+            if "Config group override must be" in str(error):
+                _exit(not_an_option(sys.argv[1:], _groups(), str(error)), EXIT_BAD_INPUT)
             _exit(unreadable(error, _config_folders(), sys.argv[1:]), EXIT_BAD_INPUT)
         if not _is_known(error):
             if isinstance(error, UserError):  # a job of a multirun that may not start
@@ -344,8 +346,6 @@ def _composition_error(error: Exception) -> str:
             f"cannot read the override {error.override!r} ({said}); a value with special characters needs quotes of "
             "its own inside those of the shell: 'key=\"value\"'"
         )
-    if "Config group override must be" in text:
-        return not_an_option(sys.argv[1:], _groups(), text)
     if "No match in the defaults list" in text:
         group = text.split("'", 2)[1]
         argument = next((item for item in sys.argv[1:] if item.startswith(f"{group}=")), f"{group}=NAME")
