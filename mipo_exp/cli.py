@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
@@ -32,7 +33,7 @@ from mipo_exp.config_files import unreadable
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.overrides import not_an_option, wrong_override
 from mipo_exp.processes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, AllEnd, quiet_follower, team
-from mipo_exp.redaction import redact, refuse_secrets
+from mipo_exp.redaction import redact, search, search_jobs
 from mipo_exp.run_folder import new_folder, occupy
 from mipo_exp.run_log import set_up_logging
 
@@ -128,8 +129,12 @@ def _main() -> None:
         _exit("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
     except Exception as error:
         if _composing(error):
+            if "Config group override must be" in str(error):
+                _exit(not_an_option(sys.argv[1:], _groups(), str(error)), EXIT_BAD_INPUT)
             _exit(unreadable(error, _config_folders(), sys.argv[1:]), EXIT_BAD_INPUT)
         if not _is_known(error):
+            if isinstance(error, UserError):  # a job of a multirun that may not start
+                _exit(str(error), EXIT_BAD_INPUT)
             if _raised_by_hydra(error):
                 _exit(_composition_error(error), EXIT_BAD_INPUT)
             raise
@@ -203,12 +208,12 @@ class BeforeRuns(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra once, before the first job."""
         _multiruns.append((self._begin(config, "hydra.sweep.dir", OTHER_SWEEP_FOLDER), time.time() - CLOCK_SECONDS))
+        search_jobs(GlobalHydra.instance().config_loader())
 
     def _begin(self, config: DictConfig, key: str, way_out: str) -> Path:
         # Hydra would make warnings of exceptions that are raised here.
         try:
-            plain: Any = OmegaConf.to_container(config, resolve=False)
-            refuse_secrets(plain, [*config.hydra.overrides.task, *config.hydra.overrides.hydra])
+            search(config)
             folder = Path(str(OmegaConf.select(config, key)))
             _folders.append(folder)
             occupy(folder, key, way_out)
@@ -341,8 +346,6 @@ def _composition_error(error: Exception) -> str:
             f"cannot read the override {error.override!r} ({said}); a value with special characters needs quotes of "
             "its own inside those of the shell: 'key=\"value\"'"
         )
-    if "Config group override must be" in text:
-        return not_an_option(sys.argv[1:], _groups(), text)
     if "No match in the defaults list" in text:
         group = text.split("'", 2)[1]
         argument = next((item for item in sys.argv[1:] if item.startswith(f"{group}=")), f"{group}=NAME")
@@ -358,7 +361,6 @@ def _composition_error(error: Exception) -> str:
 def _known_keys() -> list[str]:
     """Every key of the config that the group choices on the command line compose."""
     from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
 
     groups = _groups()
     choices = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups and "," not in argument]

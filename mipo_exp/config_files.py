@@ -27,7 +27,7 @@ def unreadable(error: Exception, folders: Iterable[Path], arguments: Sequence[st
         line = text.count("\n", 0, error.position) + 1
         return f"{error.name}, line {line}: the character {error.character!r} is not allowed in YAML; remove it"
     known = [folder for folder in folders if folder.is_dir()]
-    return _wrong_override(arguments, known) or _wrong_file(error, known) or f"the config cannot be composed: {error}"
+    return _long_number(arguments) or _wrong_file(error, known) or f"the config cannot be composed: {error}"
 
 
 def _wrong_file(error: Exception, folders: Sequence[Path]) -> str | None:
@@ -46,17 +46,13 @@ def _wrong_file(error: Exception, folders: Sequence[Path]) -> str | None:
     return None
 
 
-def _wrong_override(arguments: Sequence[str], folders: Sequence[Path]) -> str | None:
+def _long_number(arguments: Sequence[str]) -> str | None:
+    """The first override with a number of more digits than Python reads."""
     parser = OverridesParser.create()
     for text in arguments:
-        key = text.partition("=")[0].lstrip("+~").partition("@")[0]
         with contextlib.suppress(HydraException):
             try:
-                value = parser.parse_override(text).value()
-            except ValueError as error:  # a number of more digits than Python reads
+                parser.parse_override(text).value()
+            except ValueError as error:
                 return f"cannot read the override {text[:60]}… ({error}); write a shorter number"
-            if not key:
-                return f"the override {text!r} has no key; write KEY=VALUE"
-            if not isinstance(value, str | list) and any((folder / key).is_dir() for folder in folders):
-                return f"{text}: {key} is a config group, which takes the name of an option, not {value!r}"
     return None

@@ -5,42 +5,40 @@ with a secret in it is refused before the first of them is written. A server may
 `redact` takes it out of replies and messages.
 """
 
+import base64
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
-from urllib.parse import parse_qsl, quote, urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote
+
+from omegaconf import DictConfig, OmegaConf
 
 from mipo_exp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
 
 REDACTED = "[redacted]"
 LEAST_CHARACTERS = 8  # a shorter value of a variable that is named like a key is none
 LEAST_NAMED = 5  # the same for a variable that the config names as that of a key
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-# Words that make a name that of a secret wherever they stand, and those that do so at its end.
-_ANYWHERE = {
-    "secret",
-    "secrets",
-    "password",
-    "passwords",
-    "passwd",
-    "pwd",
-    "passphrase",
-    "credential",
-    "credentials",
-} | {
-    *("authorization", "apikey", "apikeys", "cookie", "cookies", "bearer", "jwt"),
-}
-_AT_THE_END = {"key", "token", "auth", "signature", "sig", "pass", "pat"}
-_MANY = {"keys", "tokens"}  # secrets behind one of _KINDS, counts or names otherwise
-_KINDS = {"api", "access", "auth", "bearer", "hub", "hf", "secret", "private", "session", "refresh"}
-# In front of "key" and "token": what is no secret. `pad_token` is a text, `prompt_cache_key` a label.
+# What makes a name that of a secret wherever it stands in it, without its case and its separators.
+_IN_NAME = re.compile(
+    r"auth(?!or(?!i[sz]))|secret|passw(or)?d|passphrase|credential|cookie|bearer"
+    r"|(api|access|hub|hf|private|session|refresh|signing|encryption|subscription|account|license|wandb)_?(key|token)"
+)
+_WHOLE_WORDS = {"pwd", "jwt", "pat"}
+_ALONE = {"token", "pass"}  # with a word in front of it, a token is text and a key a label: pad_token, json_key
+# In the environment, whose names are in capitals, and in the query of an address these are secrets as well.
+_AT_THE_END = {"key", "token", "signature", "sig", "pass"}
+# In front of them: what is no secret.
 _HARMLESS = {"cache", "sort", "primary", "foreign", "partition", "public", "group", "column", "metric", "label"} | {
     *("pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "audio", "video", "special", "end", "start", "stop"),
-    *("per", "answer", "max", "min", "each", "every", "first", "last", "next"),
+    *("per", "answer", "max", "min", "num", "page", "next", "first", "last"),
 }
 _REFERENCES = {
     "env",
@@ -59,15 +57,28 @@ _REFERENCES = {
 }
 _VALUE = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v\d+_\w{20,}|gh[a-z]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
+    r"|gsk_[A-Za-z0-9]{16,}|r8_[A-Za-z0-9]{16,}|xai-[A-Za-z0-9-]{16,}|pplx-[A-Za-z0-9]{20,}|nvapi-[\w-]{20,}"
     r"|glpat-[\w-]{20,}|xox[a-z]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+)"
 )
 _BEARER = re.compile(r"(?i)\bbearer\s+[\w.~+/=-]{8,}")
+_BASIC = re.compile(r"(?i)\bbasic\s+([A-Za-z0-9+/_-]{4,}={0,2})")
 _USERINFO = re.compile(r"(?<=://)(?:[^\s/?#@]*|[^\s/?#@:]*:(?!\d+/)[^\s@]*)@")
 _QUERY = re.compile(r"(?<=[?&])([\w.%-]+)=([^&\s#'\"]+)")
 _ADDRESS = re.compile(r"(^|_)(url|uri|address|endpoint)$")
 _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*(\w+)")
 _ASSIGNED = re.compile(r"([\w.@/-]+)['\"]?\s*[:=]\s*(['\"]?)([^\s,{}\[\]'\"]+)")
+# NAME: value, NAME=value, "NAME": "value", also within a JSON text; a header's value may have its scheme in front.
+_SAID = re.compile(
+    r"(?<![\w.-])([A-Za-z][\w.-]*)(\\?['\"]?\s*[:=]\s*)"
+    r"(?:(\\?['\"])(.+?)(\3|$)|(?:(?:basic|bearer|digest|token|apikey)\s+)?[^\s,;&{}()\[\]'\"\\]+)",
+    re.IGNORECASE,
+)
 _IN_QUERY = {"code", "sign", "signed"}  # beside the names above
+_USER = re.compile(r"(?i)(^|_)(user|username|login)$")
+_HEADERS = re.compile(r"(?i)headers?(?=[.\[]|$)")
+_HARMLESS_HEADERS = {"accept", "content-type", "user-agent", "http-referer", "referer", "x-title", "x-request-id"} | {
+    *("accept-encoding", "accept-language", "cache-control", "anthropic-version", "anthropic-beta", "openai-beta"),
+}
 
 _named: set[str] = set()  # variables that the config says hold a key
 
@@ -78,10 +89,13 @@ def is_secret_name(name: str) -> bool:
     words = [word.lower() for word in _WORDS.findall(name)]
     if not words or words[-1] in _REFERENCES:
         return False
-    if _ANYWHERE.intersection(words):
+    if _IN_NAME.search("_".join(words)) or _WHOLE_WORDS.intersection(words):
         return True
-    before = words[-2] if len(words) > 1 else ""
-    return (words[-1] in _AT_THE_END and before not in _HARMLESS) or (words[-1] in _MANY and before in _KINDS)
+    return (len(words) == 1 and words[0] in _ALONE) or (name.isupper() and _ends_like_a_secret(words))
+
+
+def _ends_like_a_secret(words: Sequence[str]) -> bool:
+    return words[-1] in _AT_THE_END and not _HARMLESS.intersection(words[-2:-1])
 
 
 def name_variable(name: str) -> None:
@@ -113,10 +127,26 @@ def blot(text: str) -> str:
 
 def redact(text: str) -> str:
     """The text without anything that is, or looks like, a secret: keys of the environment, passwords and keys in
-    addresses, tokens of well-known services."""
+    addresses, tokens of well-known services, and what stands behind a name such as `api_key:`."""
     text = _USERINFO.sub(f"{REDACTED}@", blot(text))
     text = _QUERY.sub(lambda found: f"{found[1]}={REDACTED}" if _is_secret_query(found[1]) else found[0], text)
+    text = _SAID.sub(_without_value, text)
+    text = _BASIC.sub(lambda found: f"Basic {REDACTED}" if _is_login(found[1]) else found[0], text)
     return _BEARER.sub(f"Bearer {REDACTED}", _VALUE.sub(REDACTED, text))
+
+
+def _without_value(found: re.Match[str]) -> str:
+    if not is_secret_name(_last(found[1])) or found[4] == REDACTED:
+        return found[0]
+    return f"{found[1]}{found[2]}{found[3] or ''}{REDACTED}{found[5] or ''}"
+
+
+def _is_login(text: str) -> bool:
+    """Whether it is USER:PASSWORD in base64, as behind `Basic`; the word stands in front of others as well."""
+    try:
+        return b":" in base64.b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4), b"-_")
+    except ValueError:
+        return False
 
 
 def without_secrets(value: Any, names: bool = True) -> Any:
@@ -148,9 +178,31 @@ def refuse_secrets(config: Mapping[str, Any], overrides: list[str]) -> None:
     _refuse_values({"hydra": config.get("hydra", {})})  # last: it repeats the overrides, under names that say less
 
 
+def search(config: DictConfig) -> None:
+    """Raise `ConfigError` where a config that Hydra has composed holds a secret."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    refuse_secrets(plain, [*config.hydra.overrides.task, *config.hydra.overrides.hydra])
+
+
+def search_jobs(loader: "ConfigLoader") -> None:
+    """Have the config of every job of a multirun searched as soon as it is composed.
+
+    The multirun's own config lacks what a swept group chooses, Hydra calls no callback before it writes a job's config,
+    and only the sweeper knows the jobs. Each of them is composed by this method, a whole batch before its first starts.
+    """
+    compose = loader.load_sweep_config
+
+    def composed(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        config = compose(master_config, sweep_overrides)
+        search(config)
+        return config
+
+    setattr(loader, "load_sweep_config", composed)  # noqa: B010
+
+
 def _refuse_values(config: Mapping[str, Any]) -> None:
     for path, name, value in _leaves(config, "", ""):
-        if reason := _secret_in(name, value):
+        if reason := _secret_in(name, value) or _header_in(path, name, value):
             raise ConfigError(f"{path} {reason}; {_way_out(path)}")
 
 
@@ -184,31 +236,33 @@ def _secret_in(name: str, value: Any) -> str | None:
         return "is a secret by its name, and what the config holds is written to the run's files"
     if name.endswith("_env") and text not in os.environ and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", text):
         return "takes the name of a variable of the environment, and this looks like the key itself"
-    if _ADDRESS.search(name):
-        if "@" in text:
-            return "contains a user or password"
-        if "?" in text or "#" in text:
-            return "contains a query or fragment (behind ? or #), which may hold a key and has no place in an address"
-    if _USERINFO.search(text):
+    if (_ADDRESS.search(name) and "@" in text) or (_USER.search(name) and ":" in text) or _USERINFO.search(text):
         return "contains a user or password"
-    if "?" in text and any(_is_secret_query(key) for key, _ in parse_qsl(_query(text))):
-        return "contains a key behind its question mark"
-    if _VALUE.search(text) or _BEARER.search(text):
+    if any(_is_secret_query(key) for key, _ in parse_qsl(_query(text))):
+        return "contains a key behind its ? or #"
+    if _VALUE.search(text) or _BEARER.search(text) or any(_is_login(found[1]) for found in _BASIC.finditer(text)):
         return "contains what looks like the key of an account"
     if blot(text) != text:
         return "contains a key that stands in a variable of the environment"
     return None
 
 
+def _header_in(path: str, name: str, value: Any) -> str | None:
+    """Why a header for a judge's server is refused: servers have keys in headers of any name."""
+    group, _, rest = path.partition(".extra.")
+    if "judge" not in group or value is None or not _HEADERS.search(rest) or name.lower() in _HARMLESS_HEADERS:
+        return None
+    return "is a header, which may hold a key and would be written to the run's files"
+
+
 def _query(text: str) -> str:
-    try:
-        return urlsplit(text).query
-    except ValueError:  # brackets that are no address
-        return text.partition("?")[2]
+    """What stands behind ? and # in a text that may be an address."""
+    return "&".join(re.split("[?#]", text)[1:])
 
 
 def _is_secret_query(name: str) -> bool:
-    return name.lower() in _IN_QUERY or is_secret_name(name)
+    words = [word.lower() for word in _WORDS.findall(name)]
+    return name.lower() in _IN_QUERY or is_secret_name(name) or (bool(words) and _ends_like_a_secret(words))
 
 
 def _way_out(path: str) -> str:

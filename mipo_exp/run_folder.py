@@ -1,7 +1,6 @@
 """The folder of a run: a new one each, and never one that another running process writes to."""
 
 import contextlib
-import itertools
 import os
 from pathlib import Path
 
@@ -19,16 +18,17 @@ def new_folder(wanted: str) -> str:
     not. Making a folder is atomic, so runs that start in the same second get one each."""
     with contextlib.suppress(OSError):
         Path(wanted).parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        folder = wanted if number == 1 else f"{wanted}-{number}"
+    folder, number = wanted, 1
+    while True:
         try:
             os.mkdir(folder)
         except FileExistsError:
-            continue
+            number += 1
+            folder = f"{wanted}-{number}"
         except OSError:  # Hydra makes it again, and what it meets is reported
             return folder
-        return folder
-    raise AssertionError("there is always a next number")
+        else:
+            return folder
 
 
 def occupy(folder: Path, key: str, way_out: str) -> None:

@@ -22,7 +22,17 @@ PLANTED = [
     ("judge.base_url=http://user:Pa55phrase@host/v1", r"judge\.base_url contains a user .*api_key_env=NAME"),
     ("judge.base_url=http://user:Pa/55phrase@host/v1", r"judge\.base_url contains a user or password"),
     ("judge.base_url='user:Pa55phrase@host:8000/v1'", r"judge\.base_url contains a user or password"),
-    ("judge.base_url='http://host/v1?api_key=Pa55phrase'", r"judge\.base_url contains a query"),
+    ("judge.base_url='http://host/v1?api_key=Pa55phrase'", r"judge\.base_url contains a key behind"),
+    ("judge.base_url='http://host/v1?api-version=1&sig=Pa55phrase'", r"judge\.base_url contains a key behind"),
+    ("judge.base_url='http://host/v1#access_token=Pa55phrase'", r"judge\.base_url contains a key behind"),
+    ("+judge.extra.extra_headers.X-Auth-Header=Pa55phrase", r"X-Auth-Header is a secret"),
+    ("+judge.extra.extra_headers.X-Mine=Pa55phrase", r"extra_headers\.X-Mine is a header"),
+    ("+judge.extra={auth_header:Pa55phrase}", r"judge\.extra\.auth_header is a secret"),
+    ("+judge.extra.headers=[Accept,Pa55phrase]", r"judge\.extra\.headers\[0\] is a header"),
+    ("+judge.extra.user=alice:Pa55phrase", r"judge\.extra\.user contains a user or password"),
+    ("+judge.extra.note=gsk_Pa55phrasePa55phrase00", r"judge\.extra\.note contains what looks like the key"),
+    ("+judge.extra.note=r8_Pa55phrasePa55phrase00", r"judge\.extra\.note contains what looks like the key"),
+    ("+judge.extra.note=xai-Pa55phrasePa55phrase00", r"judge\.extra\.note contains what looks like the key"),
     ("judge@reward_judge=endpoint reward_judge.base_url=http://Pa55phrase@h/v1", r"reward_judge\.api_key_env=NAME"),
     ("+judge.extra.api_key=Pa55phrase", r"judge\.extra\.api_key is a secret by its name"),
     ("+judge.extra={a:{b:[{Authorization:Pa55phrase}]}}", r"judge\.extra\.a\.b\[0\]\.Authorization is a secret"),
@@ -73,12 +83,14 @@ def test_no_shipped_config_looks_like_a_secret(monkeypatch: pytest.MonkeyPatch) 
     searched(
         *("judge=endpoint", "judge.model=m", "judge.api_key_env=OPENAI_API_KEY", "+judge.extra.max_tokens_per_reply=5"),
         *("+judge.extra.prompt_cache_key=mine", "+trainer.extra.pad_token='<pad>'", "sampling.max_new_tokens=5"),
-        *("judge.base_url='http://[::1]:8000/v1'", "+judge.extra.seed=3"),
+        *("judge.base_url='https://[::1]:8000/v1?api-version=2024'", "+judge.extra.seed=3"),
+        *("+judge.extra.headers={Accept:json}", "+judge.extra.user=alice", "+judge.extra.note='basic arithmetic'"),
     )
 
 
 def test_names_of_secrets_are_told_from_others() -> None:
     secret = ("token", "apiKey", "X-API-Key", "hub_token", "HF_TOKEN", "client_secret", "DB_PASSWORD", "authorization")
+    secret += ("X-Auth-Header", "auth_header", "proxy_authorisation", "MY_KEY", "accesskey", "private_key", "api_keys")
     other = (
         "max_tokens",
         "pad_token",
@@ -87,6 +99,7 @@ def test_names_of_secrets_are_told_from_others() -> None:
         "num_key_value_heads",
         "monkey",
         "author",
+        *("num_token", "value_key", "json_key", "key", "max_token", "authored_by", "PAD_TOKEN"),
     )
     assert [name for name in secret if not is_secret_name(name)] == []
     assert [name for name in other if is_secret_name(name)] == []
@@ -100,6 +113,47 @@ def test_a_refused_config_leaves_no_file_with_the_secret(tmp_path: Path) -> None
         assert done.stderr.startswith("error: judge.base_url contains a user or password; ")
         assert "phrase" not in done.stderr + done.stdout
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"phrase" in path.read_bytes()]
+
+
+def test_a_secret_in_a_swept_config_file_is_refused_before_any_job_starts(tmp_path: Path) -> None:
+    """The config of the multirun, which is searched first, has nothing of what a swept group chooses."""
+    (tmp_path / "experiment").mkdir()
+    head = "# @package _global_\ndefaults:\n  - override /judge: endpoint\n"
+    judge = (
+        "judge:\n  model: m\n  base_url: https://u:Pa55phrase@h/v1\n  extra: {headers: {Authorization: Pa55phrase}}\n"
+    )
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 3\n")
+    (tmp_path / "experiment" / "mine2.yaml").write_text(head + judge)
+    done = run("-m", f"--config-dir={tmp_path}", "+experiment=mine,mine2", "hydra.sweep.dir=many", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: judge.base_url contains a user or password; ")
+    assert "phrase" not in done.stderr + done.stdout
+    written = [path for path in (tmp_path / "many").rglob("*") if path.is_file()]
+    assert not [path for path in written if b"phrase" in path.read_bytes()]
+    assert not (tmp_path / "many" / "0").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("Authorization: Basic dTpzZWNyZXQxMjM=", "api-key: Pa55phrase", "{'api_key': 'Pa55 phrase'}"),
+        *("token=Pa55phrase", '{\\"api_key\\": \\"Pa55phrase\\"}', '"password": "Pa55phrase', "X-Auth: Pa55phrase"),
+        *("sent Basic dTpQYTU1cGhyYXNl", "gsk_Pa55phrasePa55phrase00"),
+    ],
+)
+def test_secrets_that_a_server_sends_are_taken_out(text: str) -> None:
+    said = redact(f"401: {text} (end)")
+    assert "[redacted]" in said
+    assert not [part for part in ("phrase", "dTp") if part in said]
+    assert redact(said) == said
+
+
+def test_ordinary_messages_stay_as_they_are() -> None:
+    for text in (
+        *("max_tokens: 512 is too large", "basic arithmetic, Basic knowledge", "KeyError: 'x'", "num_token=5 key=3"),
+        *("judge.api_key_env=NAME: not set", "pad_token='<pad>'", "author: me", "https://h/v1?api-version=2024"),
+    ):
+        assert redact(text) == text
 
 
 KEY = "judge-KEY/with+odd=characters"

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from mipo_exp.config import EndpointJudgeConfig
 from mipo_exp.errors import ConfigError, JudgeError
@@ -79,7 +79,14 @@ class Endpoint:
 
         config = self.config
         key = os.environ.get(config.api_key_env, "") if config.api_key_env is not None else "none"
-        client = OpenAI(base_url=config.base_url, api_key=key, timeout=config.timeout_s, max_retries=config.retries)
+        address = urlsplit(config.base_url)  # the client would put the path of a request behind the query
+        client = OpenAI(
+            base_url=address._replace(query="").geturl(),
+            default_query=dict(parse_qsl(address.query)),
+            api_key=key,
+            timeout=config.timeout_s,
+            max_retries=config.retries,
+        )
         calls = _Calls(self, client, keep)
         with client, ThreadPoolExecutor(config.concurrency) as pool:
             futures: list[Future[None]] = [pool.submit(calls.one, i, request) for i, request in enumerate(requests)]

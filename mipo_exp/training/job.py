@@ -16,6 +16,7 @@ from mipo_exp.config import EngineConfig, LoraConfig, PairsConfig, SamplingConfi
 from mipo_exp.config_methods import MethodConfig, MipoConfig, OnPolicyConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.judging.stage import Judging
+from mipo_exp.models import read_config
 from mipo_exp.records import ScoredPair
 from mipo_exp.rotation import rotation_limit
 from mipo_exp.runtime import Runtime
@@ -278,11 +279,11 @@ def check_targets(lora: LoraConfig, trainer: TrainerConfig, runtime: Runtime) ->
     """Raise `ConfigError` for `lora.target_modules` that fit no layer of the model, which is built without weights."""
     import peft
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     remote = runtime.config.trust_remote_code
+    config = read_config(runtime.model_folder, runtime.config)
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(runtime.model_folder, trust_remote_code=remote)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
         try:
             peft.get_peft_model(model, lora_config(lora, trainer))
