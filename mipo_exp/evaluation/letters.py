@@ -53,7 +53,8 @@ _CORRECTED = rf"(?:{_CORRECTION})(?:(?:{_CORRECTION}|{_I_CHOOSE}|{_IT_IS})[\s,:]
 _CHOICE = r"\b(?:choice|option|letter|(?:right|correct|best)\s+one)\b"
 _CHOSEN = (
     rf"(?:(?:\A|(?<=[.!?:\n]\s)|(?<=\n)){_ADVERB}|\b(?:{_IT_IS}|(?:so|thus|hence|therefore|maybe|perhaps|probably|"
-    rf"choose|chose|pick|picked|select|selected|{_GO}|(?:my\s+guess|I\s+(?:would\s+)?(?:say|think|guess|believe|suggest)|I['’]d\s+say)"
+    rf"choose|chose|pick|picked|select|selected|{_GO}|"
+    r"(?:my\s+guess|I\s+(?:would\s+)?(?:say|think|guess|believe|suggest)|I['’]d\s+say)"
     rf"(?:\s+is)?(?:\s+that)?(?:\s+{_IT_IS})?)\b))[\s,:]*"
 )
 _RIGHT = (
