@@ -7,6 +7,7 @@ reading is no number that the response gives: `5/2` is one number and not 2, and
 `tests/adversarial_answers.py` says of more than 150 responses how each is read, and why.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ _NUMBER = re.compile(
     rf"(?P<minus>(?<![\w.)])-)?(?:\$(?P<inner>-?))?(?:(?P<whole>\d+) +(?=\d+/\d))?(?P<digits>{_UNSIGNED})"
     r"(?:/(?P<divisor>\d+(?:\.\d+)?)|[eE](?P<exponent>[-+]?\d+)\b|\s?(?:×|\*|x|\\times)\s?10\^\{?(?P<power>-?\d+)\}?)?"
 )
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_LATEX_FRACTION = re.compile(r"(?P<beside>(?<=[\d}]))?\\[dt]?frac\{\s*([-−]?\d+)\s*\}\{\s*(\d+)\s*\}")
+_FRACTION_SIGN = re.compile(r"(?P<beside>(?<=\d))?([¼-¾⅐-⅞])")
 _DATE = re.compile(r"\d+(?:/\d+){2,}")
 
 
@@ -70,26 +72,36 @@ def _with_digit(text: str) -> str | None:
 
 
 def _with_fractions(text: str) -> str:
-    """LaTeX's fractions as `a/b`, and dates, which are none, with spaces between their numbers."""
-    text = _LATEX_FRACTION.sub(r"\1/\2", text)
+    """LaTeX's fractions as `a/b`, apart from a number before them (`1\\frac{1}{2}` is `1 1/2`), and dates, which are
+    none, with spaces between their numbers."""
+    text = _LATEX_FRACTION.sub(lambda found: f"{_space(found)}{found[2]}/{found[3]}", text)
     return _DATE.sub(lambda date: date[0].replace("/", " "), text)
 
 
 def _number_text(text: str) -> str:
     """The part that counts, with ½ as 1/2."""
     text = _with_fractions(before_new_question(text).replace("−", "-"))
-    return re.sub("[¼-¾⅐-⅞]", lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("⁄", "/"), text)
+    return _FRACTION_SIGN.sub(
+        lambda found: _space(found) + unicodedata.normalize("NFKC", found[2]).replace("⁄", "/"), text
+    )
+
+
+def _space(found: re.Match[str]) -> str:
+    """What sets a fraction apart from the number that stands right before it."""
+    return "" if found["beside"] is None else " "
 
 
 def _value(found: re.Match[str]) -> float | None:
-    """The value of a match of `_NUMBER`; None of a division by zero."""
+    """The value of a match of `_NUMBER`; None of a division by zero and of what is too large for a float."""
     digits = re.sub(r"[,\u00a0\u202f]", "", found["digits"])
     value = float(f"{digits}e{found['exponent'] or found['power'] or 0}")
     if found["divisor"]:
         divisor = float(found["divisor"])
-        if not divisor:
+        if not divisor or math.isinf(divisor):
             return None
         value = float(found["whole"] or 0) + value / divisor
+    if not math.isfinite(value):
+        return None
     return -value if found["minus"] or found["inner"] else value
 
 

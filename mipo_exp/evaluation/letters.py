@@ -34,27 +34,32 @@ _KIND = re.compile(r"\b(?:option|choice|letter)\W*\Z", re.IGNORECASE)
 # Between "answer" and the answer.
 _SAYS = rf"{_CLOSE}(?:\s+(?:is|are|was|(?:would|should|must|could)\s+be)\b|\s*[:=–→-])"
 _GAP = rf"\s*{_CLOSE}\s*(?:[:=–→]|-(?!\d))?\s*{_CLOSE}\s*"
-_FILLERS = (
-    r"(?i:(?:either|both|(?:most\s+)?likely|probably|definitely|clearly|certainly|indeed|simply|actually|the|option|"
-    r"choice|letter|answer)\b[\s:*]*+){0,4}"
-)
-# With words between, "answer to the question is"; a colon that ends a line begins a list.
-_FAR = r"\b[^.:\n]{1,60}?(?:\b(?:is|be)\b\s*:?|:[ \t]*(?=\S))"
+# "Obviously", "most likely"; but not an adverb that turns down what follows.
+_ADVERB = r"(?!(?:unlike|hard|scarce|bare|rare|wrong|false|incorrect|mistaken|supposed|alleged)ly)[a-z]+ly"
+_FILLERS = rf"(?i:(?:either|both|most|very|{_ADVERB}|indeed|the|option|choice|letter|answer)\b[\s:*]*+){{0,4}}"
+# With words between, "answer to the question is", but not "answer cannot be"; a colon that ends a line begins a list.
+_NOT = r"\b(?:not|cannot|never|neither|nor|unlikely|hardly|least|less)\b|n['’]t\b"
+_FAR = rf"\b(?:(?!{_NOT})[^.:\n]){{1,60}}?(?:\b(?:is|be)\b\s*:?|:[ \t]*(?=\S))"
 _CORRECTION = (
-    r"\bbut\b\s*|\b(?:no|wait|actually|sorry|correction|hmm+|instead|rather|(?:on\s+)?second\s+thoughts?|scratch\s+that|"
+    r"(?<!anything )\bbut\b\s*"
+    r"|\b(?:no|wait|actually|sorry|correction|hmm+|instead|rather|(?:on\s+)?second\s+thoughts?|scratch\s+that|"
     r"make\s+(?:it|that)|I\s+meant?)\b[\s,.:;!…–—-]+"
+    rf"|\?[ \t]+(?={_LETTER}{_CLOSE}[.!]?\s*\Z)"  # "B or D? D."
 )
 _IT_IS = r"(?:it|that)(?:\s+is|['’]s|\s+(?:would|should|must)\s+be)\b"
-_CORRECTED = rf"(?:{_CORRECTION})(?:(?:{_CORRECTION}|I\s+(?:think|believe|choose|would\s+say)|{_IT_IS})[\s,:]*){{0,4}}"
+_GO = r"(?:go(?:ing)?|went)\s+(?:with|for)"
+_I_CHOOSE = rf"I(?:\s+would|['’]d|['’]m)?\s+(?:think|believe|choose|pick|say|{_GO})"
+_CORRECTED = rf"(?:{_CORRECTION})(?:(?:{_CORRECTION}|{_I_CHOOSE}|{_IT_IS})[\s,:]*){{0,4}}"
 _CHOICE = r"\b(?:choice|option|letter|(?:right|correct|best)\s+one)\b"
 _CHOSEN = (
-    rf"\b(?:{_IT_IS}|(?:so|thus|hence|therefore|maybe|perhaps|probably|choose|chose|pick|picked|select|selected|"
-    r"go(?:ing)?\s+with|went\s+with|(?:my\s+guess|I\s+(?:would\s+)?(?:say|think|guess|believe|suggest)|I['’]d\s+say)"
-    rf"(?:\s+is)?(?:\s+that)?(?:\s+{_IT_IS})?)\b)[\s,:]*"
+    rf"(?:(?:\A|(?<=[.!?:\n]\s)|(?<=\n)){_ADVERB}|\b(?:{_IT_IS}|(?:so|thus|hence|therefore|maybe|perhaps|probably|"
+    rf"choose|chose|pick|picked|select|selected|{_GO}|"
+    r"(?:my\s+guess|I\s+(?:would\s+)?(?:say|think|guess|believe|suggest)|I['’]d\s+say)"
+    rf"(?:\s+is)?(?:\s+that)?(?:\s+{_IT_IS})?)\b))[\s,:]*"
 )
 _RIGHT = (
     rf"{_CLOSE}(?i:\s+(?:is|would\s+be|must\s+be)\s+(?:(?:the\s+)?(?:correct|right)\b(?!\s+(?:about|if|only)\b)"
-    r"|(?:the\s+)?best(?=\s+(?:choice|option|answer|one|fit)\b|\s*[.,;!]|\s*$)|(?:the|my)\s+answer\b)"
+    r"|(?:the\s+)?(?:best|better)(?=\s+(?:choice|option|answer|one|fit)\b|\s*[.,;!]|\s*$)|(?:the|my)\s+answer\b)"
     r"|\s*[:–-]\s*(?:correct|right|true)\b)"
 )
 _CALLED_RIGHT = re.compile(
@@ -64,17 +69,21 @@ _CALLED_RIGHT = re.compile(
 _NAMED = re.compile(rf"\b(?:choice|option|answer|letter){_CLOSE}\s+", re.IGNORECASE)
 # Turned down by what stands before ("not", "the wrong option is") or after ("is wrong").
 _DENIED = re.compile(
-    r"(?:\b(?:not|never|neither|nor|than|without|unlike|eliminated?|excluded?|rule\s+out|discard|reject|instead\s+of|"
-    r"wrong|incorrect|false|invalid|if|whether|suppose|assuming|assume)|n['’]t)\s+"
-    r"(?:(?:that|think|believe|say|be|choose|pick|it|is|the|an?|correct|right|best|final|option|choice|answer)\s+)*"
+    r"(?:\b(?:(?:can)?not|never|neither|nor|than|without|unlike|eliminated?|excluded?|rule\s+out|discard|reject|"
+    r"instead\s+of|wrong|incorrect|false|invalid|if|whether|suppose|assuming|assume|unlikely|worst|anything\s+but|"
+    r"(?:least|less)\s+(?:likely|probable|plausible|correct|accurate|suitable|appropriate))|n['’]t):?\s+"
+    r"(?:(?:that|think|believe|say|be|to|want|go|with|for|choose|pick|it|is|the|(?-i:an?)|correct|right|best|"
+    r"final|option|choice|answer|[a-z]+ly)\s+)*"
     rf"{_OPEN}\Z",
     re.IGNORECASE,
 )
 _WRONG = (
     rf"{_CLOSE}(?i:(?:\s*\([^()\n]{{0,60}}\))?\s*(?:(?:is|are|was|would\s+be)\s+(?:also\s+|both\s+|clearly\s+)?"
     r"(?:not|incorrect|wrong|false|invalid|out|ruled\s+out|eliminated)\b|(?:is|are|was|does)n['’]t\b|(?:does|can)\s*not\b"
-    r"|can['’]t\b|[:–-]?\s*\(?(?:incorrect|wrong|false)\b))"
+    r"|can['’]t\b|[:–-]?\s*\(?(?:incorrect|wrong|false)\b"
+    r"|\?\s*(?:no|nope|not|never|wrong|incorrect)\b))"
 )
+_ALL_WRONG = re.compile(r"\bare|\?", re.IGNORECASE)  # "A and C are wrong", "A or C? No."
 _NEAR = 80  # characters before a place that are searched for what turns it down
 
 
@@ -110,8 +119,8 @@ class _Options:
         at = _end(_FILLERS, text, at)
         while found := found or self._text_at(text, at, strict) or self._letter_at(text, at, strict):
             letter, end = found
-            if _match(_WRONG, text, end):
-                break
+            if wrong := _match(_WRONG, text, end):
+                return set() if _ALL_WRONG.search(wrong[0]) else named
             named.add(letter)
             another = _match(_ANOTHER, text, _end(_CLOSE, text, end))
             if not another:
@@ -138,8 +147,12 @@ class _Options:
         is_word = letter in "AI" and _match(_IS_WORD, text, end) and not _KIND.search(text, max(0, at - _NEAR), at)
         if (strict or is_word or found[1] != letter) and not _match(_ENDED, text, end):
             return None
-        own = self.texts[1][letter].match(text, _end(r"[\s.):,–-]*", text, end))
-        return letter, own.end() if own else end
+        return letter, self.own_end(letter, text, end)
+
+    def own_end(self, letter: str, text: str, at: int) -> int:
+        """Where the option's own text ends if it stands behind its letter; here where it does not."""
+        own = self.texts[1][letter].match(text, _end(r"[\s.):,–-]*", text, at)) if letter in self.letters else None
+        return own.end() if own else at
 
 
 def read_letter(text: str, options: Sequence[str]) -> str | None:
@@ -238,7 +251,7 @@ def _in_brackets(text: str, options: _Options) -> set[str]:
     found = [
         match
         for match in _BRACKETED.finditer(text)
-        if not _denied(text, match.start()) and not _match(_WRONG, text, match.end())
+        if not _denied(text, match.start()) and not _match(_WRONG, text, options.own_end(match[1], text, match.end()))
     ]
     return {match[1] for match in found} & set(options.letters)
 
@@ -246,7 +259,11 @@ def _in_brackets(text: str, options: _Options) -> set[str]:
 def _option_text(text: str, options: _Options) -> set[str]:
     for texts in options.texts:
         spans = {
-            letter: [found.span() for found in pattern.finditer(text) if not _denied(text, found.start())]
+            letter: [
+                found.span()
+                for found in pattern.finditer(text)
+                if not _denied(text, found.start()) and not _match(_WRONG, text, found.end())
+            ]
             for letter, pattern in texts.items()
         }
         everything = {span for found in spans.values() for span in found}
@@ -263,7 +280,8 @@ def _outermost(span: tuple[int, int], everything: set[tuple[int, int]]) -> bool:
 _RULES: tuple[Rule, ...] = (
     _whole_response,
     _after(rf"\bans(?:wers?)?\b\.?{_SAYS}|(?P<loosely>{_CORRECTED})"),
-    _after(rf"{_CHOICE}(?!{_CLOSE}\s*[:=–-]\s*\n){_SAYS}"),  # "each option:" at the end of a line begins a list
+    # "each option:" at the end of a line begins a list
+    _after(rf"{_CHOICE}(?!{_CLOSE}\s*[:=–-]\s*\n){_SAYS}|(?<![\w:,)–-] )\b(?:correct|right)\s*:"),
     _after(rf"(?<!to )\banswer{_FAR}"),
     _after(rf"{_CHOICE}(?!\s+{_OPEN}(?-i:[A-Z])\b){_FAR}"),  # not "option B is"
     _claimed,
