@@ -71,7 +71,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         (
             "lab/gated",
             None,
-            r"=lab/gated is gated: accept its terms on its page, .*lab/gated, and log in \(put the token into the variable HF_TOKEN",
+            r"=lab/gated is gated: accept its terms on its page, .*lab/gated, and log in \(put .* HF_TOKEN",
         ),
         ("lab/gated", "hf_stranger", r"=lab/gated is gated: accept its terms on .*the account that your token belongs"),
         ("lab/disabled", None, r"=lab/disabled has been disabled on http"),
