@@ -18,7 +18,7 @@ from mipo_exp.errors import UserError
 
 ANSWER_SECONDS = 10.0  # for the hub to say what it has
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # as huggingface_hub reads them
-LOG_IN = "log in (HF_TOKEN=TOKEN in the environment, or hf auth login)"
+LOG_IN = "log in (put the token into the variable HF_TOKEN, or run hf auth login)"
 
 
 @dataclass(frozen=True)

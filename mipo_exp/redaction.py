@@ -91,7 +91,9 @@ def is_secret_name(name: str) -> bool:
         return False
     if _IN_NAME.search("_".join(words)) or _WHOLE_WORDS.intersection(words):
         return True
-    return (len(words) == 1 and words[0] in _ALONE) or (name.isupper() and _ends_like_a_secret(words))
+    return (len(words) == 1 and words[0] in _ALONE) or (
+        len(words) > 1 and name.isupper() and _ends_like_a_secret(words)
+    )
 
 
 def _ends_like_a_secret(words: Sequence[str]) -> bool:

@@ -68,7 +68,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         ("lab/private", "hf_stranger", r"=lab/private does not exist on .*, or your token may not see it: check the"),
         ("lab/absent", None, r"=lab/absent is private or does not exist: check the id"),
         ("lab/absent", "hf_stranger", r"=lab/absent does not exist on .*: check the id \(OWNER/NAME\)"),
-        ("lab/gated", None, r"=lab/gated is gated: accept its terms on its page, .*lab/gated, and log in \(HF_TOKEN="),
+        (
+            "lab/gated",
+            None,
+            r"=lab/gated is gated: accept its terms on its page, .*lab/gated, and log in \(put .* HF_TOKEN",
+        ),
         ("lab/gated", "hf_stranger", r"=lab/gated is gated: accept its terms on .*the account that your token belongs"),
         ("lab/disabled", None, r"=lab/disabled has been disabled on http"),
         (

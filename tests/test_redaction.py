@@ -26,7 +26,7 @@ PLANTED = [
     ("judge.base_url='http://host/v1?api-version=1&sig=Pa55phrase'", r"judge\.base_url contains a key behind"),
     ("judge.base_url='http://host/v1#access_token=Pa55phrase'", r"judge\.base_url contains a key behind"),
     ("+judge.extra.extra_headers.X-Auth-Header=Pa55phrase", r"X-Auth-Header is a secret"),
-    ("+judge.extra.extra_headers.X-Mine=Pa55phrase", r"extra_headers\.X-Mine is a header"),
+    ("+judge.extra.extra_headers.X-Mine=a-phrase", r"extra_headers\.X-Mine is a header"),
     ("+judge.extra={auth_header:Pa55phrase}", r"judge\.extra\.auth_header is a secret"),
     ("+judge.extra.headers=[Accept,Pa55phrase]", r"judge\.extra\.headers\[0\] is a header"),
     ("+judge.extra.user=alice:Pa55phrase", r"judge\.extra\.user contains a user or password"),
@@ -151,7 +151,13 @@ def test_secrets_that_a_server_sends_are_taken_out(text: str) -> None:
 def test_ordinary_messages_stay_as_they_are() -> None:
     for text in (
         *("max_tokens: 512 is too large", "basic arithmetic, Basic knowledge", "KeyError: 'x'", "num_token=5 key=3"),
-        *("judge.api_key_env=NAME: not set", "pad_token='<pad>'", "author: me", "https://h/v1?api-version=2024"),
+        *(
+            "an override is KEY=VALUE",
+            "judge.api_key_env=NAME: not set",
+            "pad_token='<pad>'",
+            "author: me",
+            "https://h/v1?api-version=2024",
+        ),
     ):
         assert redact(text) == text
 
