@@ -87,10 +87,11 @@ class Repository:
             raise self.error(f"{named} is neither in the hub's local cache nor reachable ({why}); {self.remedy}")
         # OSError, and whatever the HTTP library below raises, which depends on the version of huggingface_hub.
         failures: Any = HfHubHTTPError.__bases__
+        fields: Any = ["sha"]
         try:
             # A download would repeat a refused request for half a minute, and look into the local cache instead.
             HfApi().repo_info(
-                self.hub_id, repo_type=self.kind, revision=self.revision, timeout=ANSWER_SECONDS, expand=["sha"]
+                self.hub_id, repo_type=self.kind, revision=self.revision, timeout=ANSWER_SECONDS, expand=fields
             )
             yield
         except failures as error:

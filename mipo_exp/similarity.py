@@ -77,6 +77,8 @@ def locate_encoder(name: str, cache: Path, download: bool = True) -> Encoder:
             "BM25"
         )
     folder = Path(name).expanduser()
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".")):
+        raise ConfigError(f"{key} is not a folder; give a folder with a sentence-transformers model, or null for BM25")
     if not folder.is_dir():
         folder = _from_hub(name, key, download)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))

@@ -64,8 +64,8 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["negatives.k=0"], r"negatives\.k=0 is out of range; it must be at least 1"),
         (["negatives.strategy=no_contxt"], r"did you mean 'no_context'"),
         (["evaluation.k=1"], r"evaluation\.k=1 is out of range; it must be at least 2"),
-        (["evaluation.k=500"], r"evaluation\.k=500 needs 499 contexts .* set evaluation\.k=20"),
-        (["negatives=random_context", "negatives.k=100"], r"negatives\.k=100 .* there are 39"),
+        (["evaluation.k=500"], r"evaluation\.k=500 needs 499 contexts .* set evaluation\.k=40"),
+        (["negatives=random_context", "negatives.k=100"], r"negatives\.k=100 .* there are 59"),
         (["task=quiz", "negatives=no_context"], r"task=quiz has none; use one of random_prompt, empty_prompt"),
         (["task=quiz", "negatives=mixture"], r"negatives=no_context needs a user context, and task=quiz has none"),
         (
@@ -74,7 +74,10 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         ),
         (["negatives=mixture", "negatives.weights.no_context=-1"], r"none negative and one above 0"),
         (["negatives=no_context", "negatives.weights={no_context: 1}"], r"use negatives=mixture, or null"),
-        (["negatives.embedding_model=x"], r"no_context looks for nothing near; use negatives=hard_context"),
+        (
+            ["negatives.embedding_model=x"],
+            r"no_context, random_prompt looks? for nothing near; use negatives=hard_context",
+        ),
         (["negatives=hard_context", "negatives.embedding_model=/nowhere"], r"embedding_model=/nowhere .*null for BM25"),
         (["method.loss_type=[sigmod]"], r"did you mean 'sigmoid'"),
         (["method.loss_type=[sigmoid]", "method.loss_weights=[1,2]"], r"has 2 entries for 1 losses"),
@@ -97,7 +100,7 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["task=custom"], r"task=custom has neither task\.path nor task\.hub_id; set task\.path=DIR"),
         (["task=custom", "task.family=math"], r"task\.family=math needs task\.columns\.reference"),
         (["model.path=nowhere"], r"model\.path=nowhere does not exist"),
-        (["task.eval_users=99"], r"task\.eval_users=60 leaves fewer than 2"),
+        (["task.eval_users=99"], r"task\.eval_users=99 leaves fewer than 2"),
         (["model=qwen1.5b"], r"Qwen/Qwen2\.5-1\.5B-Instruct is neither .* nor reachable .* model\.path=DIR"),
         (["task=gsm8k"], r"openai/gsm8k.*task\.path"),
         (["@foo=1"], r"^error: '@foo=1' names no key; an override is KEY=VALUE or GROUP=OPTION"),
@@ -421,7 +424,7 @@ def test_a_failed_run_leaves_a_summary_that_says_why(tmp_path: Path) -> None:
     assert done.returncode == 2
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["status"] == "failed"
-    assert "evaluation.k=20" in summary["error"]
+    assert "evaluation.k=40" in summary["error"]
 
 
 def test_a_random_model_takes_no_key_that_its_type_lacks(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_the_families_are_those_of_the_config_and_their_scorers_exist(tmp_path: 
 def test_the_negatives_follow_the_family() -> None:
     for family in FAMILIES:
         given = composed("task=custom", f"task.family={family}", "task.columns.context=profile")
-        expected = "no_context" if family == "personalization" else "random_prompt"
+        expected = "mixture" if family == "personalization" else "random_prompt"
         assert given.negatives.strategy == expected
     assert composed("task=custom", "negatives=empty_prompt").negatives.strategy == "empty_prompt"
     with pytest.raises(ConfigError, match=r"no_context needs a user context, and task=custom has none; use one of"):
@@ -477,7 +477,7 @@ def test_a_personalization_table_runs_with_its_users(
     path = write(tmp_path / "x.parquet", people(16, 2))
     overrides = ["task=custom", f"task.path={path}", *PERSONAL, USERS, *overrides, "trainer.max_steps=1"]
     summary, _ = experiment(*overrides)
-    assert (summary["status"], summary["negatives"]) == ("ok", "no_context")
+    assert (summary["status"], summary["negatives"]) == ("ok", "mixture")
     assert ("accuracy" in summary["metrics"]["delta"]) == (ANSWER in overrides)
 
 

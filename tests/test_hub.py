@@ -139,7 +139,8 @@ def test_offline_mode_and_a_hub_that_does_not_answer_are_told_apart(
             ask("lab/public", "main")
     assert not hub.requests
     hub._server.server_close()
-    with pytest.raises(kind, match=key + "=lab/public is neither in .* does not answer"):
+    # On a busy machine the closing socket may still take the connection, and then resets it.
+    with pytest.raises(kind, match=key + "=lab/public( is neither in .* does not answer|: downloading it failed)"):
         ask("lab/public", "main")
 
 

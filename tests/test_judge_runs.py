@@ -113,7 +113,9 @@ def test_a_local_judge_needs_no_server(experiment: Experiment, no_network: None)
     assert summary["metrics"]["after"]["judge/parse_failure_rate"]["mean"] == 1.0
     equal = 6 - summary["judge"]["judgements"] // 2
     assert 0 < equal < 6
-    assert summary["metrics"]["after"]["judge/win_rate"] == {"mean": 0.5, "ci95": [0.5, 0.5], "n": equal}
+    rate = summary["metrics"]["after"]["judge/win_rate"]
+    assert (rate["mean"], rate["n"]) == (0.5, equal)
+    assert rate["ci95"][0] < 0.5 < rate["ci95"][1], "a few ties do not show that all will be"
     assert summary["metrics"]["after"]["judge/position_consistency"]["mean"] is None
     assert summary["judge"]["cost"] is None
     summary, output = experiment(*local)

@@ -204,7 +204,7 @@ UNTRAINED = sorted(name for name, schema in METHOD_CONFIGS.items() if schema.tra
 @pytest.mark.parametrize("method", UNTRAINED)
 def test_a_method_without_training_only_answers(method: str, experiment: Experiment) -> None:
     # The tiny model hardly heeds its context: only a large α changes what it samples.
-    summary, output = experiment(f"method={method}", *(["method.alpha=100"] if method == "cad" else []))
+    summary, output = experiment(f"method={method}", *(["method.alpha=10"] if method == "cad" else []))
     assert summary["status"] == "ok"
     assert not {"chosen", "pairs", "adapter"} & set(summary["stages"])
     assert summary["paths"]["adapter"] is None

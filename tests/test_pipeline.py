@@ -161,7 +161,7 @@ def test_before_is_the_base_model_and_after_the_trained_one(experiment: Experime
 
 
 def test_greedy_repetitions_of_a_pair_are_dropped_and_counted(experiment: Experiment) -> None:
-    summary, _ = experiment("sampling.temperature=0", "negatives.k=3")
+    summary, _ = experiment("sampling.temperature=0", "negatives=no_context", "negatives.k=3")
     counts = summary["counts"]
     pairs = artefact(summary, "pairs").table("pairs", Pair)
     assert len({(pair.example, tuple(pair.rejected_ids)) for pair in pairs}) == len(pairs) == counts["pairs"]
@@ -226,7 +226,7 @@ def test_every_strategy_of_the_configs_runs(name: str, experiment: Experiment) -
     summary, _ = experiment(f"negatives={name}", "negatives.k=2", "trainer.max_steps=1")
     assert summary["negatives"] == name
     pairs = artefact(summary, "pairs").table("pairs", Pair)
-    assert {pair.strategy for pair in pairs} == ({"no_context", "random_context"} if name == "mixture" else {name})
+    assert {pair.strategy for pair in pairs} == ({"no_context", "random_prompt"} if name == "mixture" else {name})
 
 
 @pytest.mark.parametrize("task", yaml_names("task"))

@@ -275,7 +275,7 @@ def test_prefeval_as_multiple_choice_reports_what_changed(tmp_path: Path, experi
     prefeval_repository(tmp_path / "data", form="implicit_persona")
     data = (f"task.path={tmp_path / 'data'}", "task.form=implicit_persona", "task.answering=mcq")
     summary, _ = experiment("task=prefeval", *data, "trainer.max_steps=1", "task.max_new_tokens=8")
-    assert summary["negatives"] == "no_context"
+    assert summary["negatives"] == "mixture"
     assert 0 <= summary["metrics"]["after"]["accuracy"]["mean"] <= 1
     assert "response/context_overlap" in summary["metrics"]["after"]
     assert sum(sum(row.values()) for row in summary["transitions"]["kinds"].values()) == 5

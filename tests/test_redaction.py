@@ -16,6 +16,7 @@ from mipo_exp.redaction import is_secret_name, redact, refuse_secrets
 from tests.command_line import run
 from tests.conftest import compose_raw, composed
 from tests.judge_server import Answer, JudgeServer, completion
+from tests.test_judge_runs import CHANGED
 
 # Where a secret has been put, and what the message says; the secret itself is always "Pa55phrase".
 PLANTED = [
@@ -177,7 +178,7 @@ def test_a_server_that_echoes_the_key_does_not_get_it_written(
         judge = ("judge=endpoint", f"judge.base_url={server.url}", "judge.model=m", "judge.api_key_env=THE_JUDGE")
         if status == 400:
             judge = (*judge, "judge.max_parse_failures=1")
-        _, output = experiment(*judge, "tracker=wandb", cache=tmp_path / "cache")
+        _, output = experiment(*judge, *CHANGED, "tracker=wandb", cache=tmp_path / "cache")
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
     files = [path for folder in (output, tmp_path / "cache") for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 20
