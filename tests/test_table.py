@@ -209,7 +209,7 @@ def test_a_win_rate_is_compared_with_a_half(tmp_path: Path) -> None:
     found = panel["arms"][0]["metrics"]["judge/win_rate"]["against_before"]
     expected = 2 * stats.t.sf(0.2 / (0.1**2 / 3 + share_doubt(0.7, 8)) ** 0.5, 2)
     assert (found["mean"], found["p"]) == (pytest.approx(0.2), pytest.approx(expected))
-    assert "| `mipo` | 3 | 70.0 ± 10.0 (+20.0 [−11.1, +51.1]) |" in (tmp_path / "table.md").read_text()
+    assert "| `mipo` | 3 | 70.0 ± 10.0 (+20.0 [−10.8, +50.8]) |" in (tmp_path / "table.md").read_text()
 
 
 def test_jobs_in_nested_folders_are_found(tmp_path: Path) -> None:

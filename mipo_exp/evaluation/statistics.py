@@ -21,8 +21,8 @@ CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
 Z = float(stats.norm.isf(TAIL))
 # How large the part of the seeds is assumed to be at least, in parts of the examples', where degrees of freedom are
-# counted. Chosen by simulation (`python -m benchmarks statistics`): the family-wise error keeps to 6% for a standard
-# deviation over seeds of up to three standard errors over examples.
+# counted. Chosen by simulation (`python -m benchmarks statistics`): the family-wise error is at most 6% for a
+# standard deviation over seeds of up to two standard errors over examples, and about that for three.
 LEAST_SEED_PART = 1.5
 FEWEST_SEEDS = 3  # of an arm, for a star: two say next to nothing about their own variance
 
