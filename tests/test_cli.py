@@ -120,7 +120,6 @@ def test_every_sweep_runs(sweep: str, tmp_path: Path) -> None:
     runs = [run["run_id"] for panel in panels for arm in panel["arms"] for run in arm["runs"]]
     assert sorted(runs) == sorted({summary["run_id"] for summary in summaries}), "the table has every run once"
     sampled = [s for s in summaries if "chosen" in s["stages"] and not s["stages"]["chosen"]["cached"]]
-    temperatures = len(str(params.get("sampling.temperature", "")).split(","))
     assert len(sampled) == len({s["seed"] for s in summaries}) * temperatures, (
         "chosen responses are sampled once a seed"
     )
