@@ -120,9 +120,7 @@ def test_every_sweep_runs(sweep: str, tmp_path: Path) -> None:
     runs = [run["run_id"] for panel in panels for arm in panel["arms"] for run in arm["runs"]]
     assert sorted(runs) == sorted({summary["run_id"] for summary in summaries}), "the table has every run once"
     sampled = [s for s in summaries if "chosen" in s["stages"] and not s["stages"]["chosen"]["cached"]]
-    assert len(sampled) == len({s["seed"] for s in summaries}) * temperatures, (
-        "chosen responses are sampled once a seed"
-    )
+    assert len(sampled) == len({s["seed"] for s in summaries}), "chosen responses are sampled once a seed"
 
 
 def test_the_space_of_a_wandb_sweep_is_the_space_of_its_hydra_twin() -> None:
