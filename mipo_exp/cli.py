@@ -353,6 +353,8 @@ def _composition_error(error: Exception) -> str:
     # In this order: the first names the whole key, the last only its end.
     for pattern in (r"full_key: (\S+)", "Could not override '([^']*)'", "Key '([^']*)'"):
         if found := re.search(pattern, f"{text}\n{error.__cause__}"):
+            if found[1] in _groups():
+                return not_an_option(sys.argv[1:], _groups(), " ".join(text.split()))
             with contextlib.suppress(HydraException, OmegaConfBaseException, ConfigError):
                 return str(unknown_key(found[1], _known_keys()))
     return " ".join(text.split())

@@ -434,7 +434,8 @@ def test_transformers_serve_with_smollm2_says_what_the_same_model_says_in_proces
         serving = subprocess.Popen([*command, "--device", "cpu"], env=environment, stdout=log, stderr=log)
     try:
         wait_for(f"http://127.0.0.1:{port}/health", serving)
-        real = ["model=smollm2", f"model.path={smollm2.folder}", "task.max_new_tokens=24", "trainer.max_steps=4"]
+        real = ["model=smollm2", f"model.path={smollm2.folder}", "task.max_new_tokens=24"]
+        real += ["trainer.max_steps=4", "trainer.learning_rate=6e-4"]  # changes most responses
         shape = [*real, f"judge.prompts={prompts}", "judge.max_tokens=1"]
         server = ["judge=endpoint", f"judge.base_url=http://127.0.0.1:{port}/v1", f"judge.model={smollm2.folder}"]
         served, _ = experiment(*shape, *server, "judge.concurrency=2")
