@@ -1,14 +1,17 @@
 """What is wrong where the hub refuses: each reason has its own message, for models, data sets and encoders."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from mipo_exp.config import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError, ModelError, UserError
 from mipo_exp.evaluation.harness import _load, locate_harness
@@ -21,13 +24,19 @@ from tests.hub_server import Answer, HubServer, refuse
 Ask = Callable[[str, str], object]
 
 
+@cache
+def base() -> Config:
+    """Composed once for all."""
+    return composed("model=qwen0.5b", "task=custom")
+
+
 def ask_for_model(hub_id: str, revision: str) -> object:
-    config = composed("model=qwen0.5b", f"model.hub_id={hub_id}", f"model.revision={revision}").model
+    config = dataclasses.replace(base().model, hub_id=hub_id, revision=revision)
     return locate(config, Path(os.environ["HF_HUB_CACHE"]))
 
 
 def ask_for_data(hub_id: str, revision: str) -> object:
-    config = composed("task=custom", f"task.hub_id={hub_id}", f"task.revision={revision}").task
+    config = dataclasses.replace(base().task, hub_id=hub_id, revision=revision)
     return make_task(config, Path(os.environ["HF_HUB_CACHE"])).prepare(download=True)
 
 
@@ -138,6 +147,7 @@ def test_offline_mode_and_a_hub_that_does_not_answer_are_told_apart(
         with pytest.raises(kind, match="TRANSFORMERS_OFFLINE is set; unset it"):
             ask("lab/public", "main")
     assert not hub.requests
+    hub._server.shutdown()
     hub._server.server_close()
     # On a busy machine the closing socket may still take the connection, and then resets it.
     with pytest.raises(kind, match=key + "=lab/public( is neither in .* does not answer|: downloading it failed)"):
