@@ -49,7 +49,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     import yaml
 
     summary = json.loads(path.read_text(encoding="utf-8"))
-    if summary["status"] != "ok" or "mi/prompt/nats" not in summary["metrics"]["after"]:
+    measured = summary["metrics"]["after"].get("mi/prompt/nats")
+    if summary["status"] != "ok" or measured is None or None in measured["ci95"]:
         return None
     config = yaml.safe_load((path.parent / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
     rate = config["trainer"]["learning_rate"]
@@ -64,7 +65,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _cell(run: dict[str, Any], name: str, phase: str) -> str:
     entry = run["metrics"][phase][name]
-    return f"{entry['mean']:.2f} [{entry['ci95'][0]:.2f}, {entry['ci95'][1]:.2f}]"
+    low, high = ("–" if bound is None else f"{bound:.2f}" for bound in entry["ci95"])
+    return f"{entry['mean']:.2f} [{low}, {high}]"
 
 
 def _draw(runs: list[dict[str, Any]], path: Path) -> None:
