@@ -9,15 +9,16 @@ Which answers the hub gives: https://huggingface.co/docs/huggingface_hub, and `h
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from tests.local_server import LocalServer
 
 COMMIT = "c" * 40
 Access = Literal["public", "private", "gated", "disabled"]
@@ -50,7 +51,7 @@ def refuse(status: int, message: str, code: str = "", **headers: str) -> Answer:
     return Answer(status, json.dumps({"error": message}).encode(), said)
 
 
-class HubServer:
+class HubServer(LocalServer):
     """Repositories by kind and id; `tokens` maps each valid token to the ids that it may read beside the public ones.
 
     `script` sees the method and path of each request first: what it returns is sent in place of the hub's answer.
@@ -61,17 +62,7 @@ class HubServer:
         self.tokens: dict[str, set[str]] = {}
         self.script: Callable[[str, str], Answer | None] = lambda method, path: None
         self.requests: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(self._handler())
 
     def add(
         self,

@@ -3,12 +3,13 @@
 import json
 import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any, NamedTuple
 
 import torch
 
 from mipo_exp.runtime import Runtime
+from tests.local_server import LocalServer
 
 
 class Answer(NamedTuple):
@@ -33,7 +34,7 @@ FORMS = (
 WORDS = {"Y": "Yes", "N": "No"}
 
 
-class JudgeServer:
+class JudgeServer(LocalServer):
     """Its verdicts are the model's: of the characters allowed, the one with the highest logit after the prompt."""
 
     def __init__(self, runtime: Runtime, script: Script = lambda number: None) -> None:
@@ -42,17 +43,8 @@ class JudgeServer:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(self._handler())
+        self.url += "/v1"
 
     @property
     def prompts(self) -> list[str]:

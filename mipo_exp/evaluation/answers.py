@@ -4,7 +4,7 @@
 `flexible-extract` and `strict-match`), so that accuracies compare with published ones. They differ on purpose where its
 reading is no number that the response gives: `5/2` is one number and not 2, and more than one space may follow `####`.
 
-`tests/adversarial_answers.py` says of more than 150 responses how each is read, and why.
+`tests/adversarial_answers.py` says of more than 250 responses how each is read, and why.
 """
 
 import math
