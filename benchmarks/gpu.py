@@ -19,9 +19,9 @@ from benchmarks.ours import SAME_TRAINING, Sizes, prepared, report, train
 from mipo_exp.generation.responses import opened_engine
 from mipo_exp.planning.cost import forward_operations
 from mipo_exp.planning.machine import measure
+from mipo_exp.planning.preparation import Prepared
 from mipo_exp.planning.shape import find_shape
-from mipo_exp.preparation import Prepared
-from mipo_exp.records import Condition
+from mipo_exp.store.records import Condition
 
 # What TRL and PEFT do without this package: every sequence with a prompt of its own, the whole batch at once, and the
 # reference by a second forward pass in each step.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from mipo_exp import onednn
+from mipo_exp.kernels import onednn
 
 ROWS = (1, 8, 32, 128, 512, 2048)
 REPEATS = 15

@@ -25,11 +25,11 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from mipo_exp import cli
+from mipo_exp.config.parsing import parse
 from mipo_exp.generation.engine import settled
 from mipo_exp.generation.responses import opened_engine
-from mipo_exp.parsing import parse
-from mipo_exp.preparation import Prepared, prepare
-from mipo_exp.records import Pair, Response
+from mipo_exp.planning.preparation import Prepared, prepare
+from mipo_exp.store.records import Pair, Response
 
 SETTINGS = {
     "gsm8k": ("task.family=open", "negatives=random_prompt"),

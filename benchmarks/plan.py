@@ -13,7 +13,7 @@ from mipo_exp.planning.machine import measure
 from mipo_exp.planning.memory import LIBRARIES_BYTES
 from mipo_exp.planning.shape import find_shape
 from mipo_exp.planning.work import Work, estimate_work
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -25,7 +25,7 @@ from mipo_exp.evaluation.statistics import (
     share_doubt,
     two_way,
 )
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 Rng = np.random.Generator
 CLUSTERS = (10, 20, 50, 200)

@@ -29,13 +29,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mipo_exp.config_files import unreadable
+from mipo_exp.config.files import unreadable
+from mipo_exp.config.overrides import not_an_option, wrong_override
+from mipo_exp.config.redaction import redact, search, search_jobs
 from mipo_exp.errors import ConfigError, UserError
-from mipo_exp.overrides import not_an_option, wrong_override
-from mipo_exp.processes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, AllEnd, quiet_follower, team
-from mipo_exp.redaction import redact, search, search_jobs
-from mipo_exp.run_folder import new_folder, occupy
-from mipo_exp.run_log import set_up_logging
+from mipo_exp.execution.processes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, AllEnd, quiet_follower, team
+from mipo_exp.reporting.run_folder import new_folder, occupy
+from mipo_exp.reporting.run_log import set_up_logging
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ class Ended(NamedTuple):
 
 def register_resolvers() -> None:
     """The values in conf/ that only the program knows."""
-    from mipo_exp.config_tasks import FAMILY_NEGATIVES, LAMP_ERRORS
-    from mipo_exp.store import default_cache
+    from mipo_exp.config.tasks import FAMILY_NEGATIVES, LAMP_ERRORS
+    from mipo_exp.store.artefacts import default_cache
 
     OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
     for name, value in (("default_cache", default_cache), ("project_root", lambda: PROJECT_ROOT)):
@@ -102,8 +102,8 @@ def main() -> None:
 
 def _follow(announced: Any) -> None:
     """Take part in a run of process 0."""
+    from mipo_exp.config.parsing import parse
     from mipo_exp.experiment import take_part
-    from mipo_exp.parsing import parse
 
     take_part(parse(OmegaConf.create(announced["config"])), announced["data"])
 
@@ -188,7 +188,7 @@ def _said(job: Ended) -> str:
 
 
 def _record(settings: Any, message: str, failed: bool, bad_input: bool = False) -> None:
-    from mipo_exp.store import write_atomically
+    from mipo_exp.store.artefacts import write_atomically
 
     job = Ended(settings.runtime.output_dir, " ".join(settings.overrides.task), message, failed, bad_input)
     _ended.append(job)
@@ -244,8 +244,8 @@ def _write_table(failures: Sequence[Ended]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 def _hydra_main(raw: DictConfig) -> float | None:
-    from mipo_exp.mixture_weights import settle
-    from mipo_exp.parsing import parse, resolve
+    from mipo_exp.config.mixture_weights import settle
+    from mipo_exp.config.parsing import parse, resolve
 
     register_resolvers()  # a launcher may have started this process
     settings = HydraConfig.get()
@@ -337,7 +337,7 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 def _composition_error(error: Exception) -> str:
     """A key that does not exist gets the nearest one that does; everything else its own first line."""
-    from mipo_exp.parsing import unknown_key
+    from mipo_exp.config.parsing import unknown_key
 
     text = str(error)
     if isinstance(error, OverrideParseException):

@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mipo_exp import tracking
-from mipo_exp.config import Config
+from mipo_exp.config.redaction import redact
+from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import make_task
-from mipo_exp.disk import full_disk
 from mipo_exp.errors import UserError
-from mipo_exp.models import locate
+from mipo_exp.execution.processes import team
+from mipo_exp.execution.workers import make_pool
+from mipo_exp.models.loading import locate
+from mipo_exp.models.runtime import Runtime, choose_device
+from mipo_exp.pairing.similarity import locate_encoder
 from mipo_exp.pipeline import Run, declare, declare_examples
-from mipo_exp.preparation import Prepared, prepare, warn_of_memory
-from mipo_exp.processes import team
-from mipo_exp.redaction import redact
-from mipo_exp.results import Outcome, model_name, summary_head, write_results, write_summary
-from mipo_exp.runtime import Runtime, choose_device
-from mipo_exp.similarity import locate_encoder
-from mipo_exp.store import Store, digest
-from mipo_exp.workers import make_pool
+from mipo_exp.planning.preparation import Prepared, prepare, warn_of_memory
+from mipo_exp.reporting import tracking
+from mipo_exp.reporting.results import Outcome, model_name, summary_head, write_results, write_summary
+from mipo_exp.store.artefacts import Store, digest
+from mipo_exp.store.disk import full_disk
 
 
 def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, command: str) -> Outcome:

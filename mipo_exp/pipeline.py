@@ -19,27 +19,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mipo_exp import conversion
-from mipo_exp.config import Config, EngineConfig, OpenvinoConfig, TrainerConfig
-from mipo_exp.config_methods import MethodConfig, MiRlConfig, PromptedConfig, RlaifConfig, RlvrConfig, TrainsOn
+from mipo_exp.config.methods import MethodConfig, MiRlConfig, PromptedConfig, RlaifConfig, RlvrConfig, TrainsOn
+from mipo_exp.config.schema import Config, EngineConfig, OpenvinoConfig, TrainerConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError, StorageError
 from mipo_exp.evaluation import accuracy
 from mipo_exp.evaluation.harness import Harness, run_harness
+from mipo_exp.execution.processes import team
 from mipo_exp.generation import openvino_model
 from mipo_exp.generation.engine import engine_identity, in_process, settled
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
 from mipo_exp.judging.judge import RUBRIC_PROMPTS
 from mipo_exp.judging.stage import Judging, judge_responses
-from mipo_exp.pairs import build_pairs
-from mipo_exp.processes import team
-from mipo_exp.records import Example
-from mipo_exp.runtime import Runtime
+from mipo_exp.models import conversion
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.pairing.pairs import build_pairs
+from mipo_exp.pairing.similarity import Encoder
 from mipo_exp.scoring import mutual_information
 from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
-from mipo_exp.similarity import Encoder
-from mipo_exp.store import Artefact, Stage, Store, Workspace
+from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
+from mipo_exp.store.records import Example
 from mipo_exp.training.adapter import train_adapter
 from mipo_exp.training.job import Rollout
 

@@ -19,15 +19,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from mipo_exp import cli
-from mipo_exp.config import Config
+from mipo_exp.config.parsing import parse, resolve
+from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.experiment import run_experiment
-from mipo_exp.models import locate
-from mipo_exp.parsing import parse, resolve
+from mipo_exp.models.loading import locate
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import declare_model
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import Store
-from mipo_exp.tables import Table, read_table, write_table
+from mipo_exp.store.artefacts import Store
+from mipo_exp.store.tables import Table, read_table, write_table
 
 # The cache of tasks in tests that have no folder of their own: what is kept there are hashes of data files.
 SCRATCH = Path(tempfile.gettempdir()) / f"mipo-exp-tests-{os.getuid()}"

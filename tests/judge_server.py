@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 from tests.local_server import LocalServer
 
 

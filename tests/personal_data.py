@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mipo_exp.config_tasks import TaskConfig
+from mipo_exp.config.tasks import TaskConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.tasks import make_task
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 from tests.conftest import SCRATCH, composed
 
 Row = dict[str, Any]

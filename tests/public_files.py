@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mipo_exp.config_tasks import MMLU_SUBJECTS, TASK_CONFIGS, TaskConfig
+from mipo_exp.config.tasks import MMLU_SUBJECTS, TASK_CONFIGS, TaskConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.svamp import test_ids as svamp_test_ids
 from mipo_exp.data.tasks import make_task

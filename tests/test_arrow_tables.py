@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mipo_exp.records import Example, Response
-from mipo_exp.tables import BLOCK_ROWS, ById, Gathered, Mapped, read_table, write_table
+from mipo_exp.store.records import Example, Response
+from mipo_exp.store.tables import BLOCK_ROWS, ById, Gathered, Mapped, read_table, write_table
 from tests.conftest import table_of
 
 ROWS = [Response(f"r{i}", list(range(i % 50)), "é" * (i % 7), i % 2 == 0) for i in range(2 * BLOCK_ROWS + 7)]

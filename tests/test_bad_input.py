@@ -14,12 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 from mipo_exp.cli import CONFIG_DIR
-from mipo_exp.config import ENGINE_CONFIGS, JUDGE_CONFIGS, WORKERS_CONFIGS, Config, NegativesConfig
-from mipo_exp.config_methods import METHOD_CONFIGS, MipoConfig
-from mipo_exp.config_tasks import TASK_CONFIGS
+from mipo_exp.config.methods import METHOD_CONFIGS, MipoConfig
+from mipo_exp.config.parsing import parse
+from mipo_exp.config.schema import ENGINE_CONFIGS, JUDGE_CONFIGS, WORKERS_CONFIGS, Config, NegativesConfig
+from mipo_exp.config.tasks import TASK_CONFIGS
 from mipo_exp.errors import ConfigError
-from mipo_exp.parsing import parse
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 from tests.command_line import run
 from tests.conftest import compose_raw
 
@@ -461,9 +461,9 @@ def test_one_failing_job_of_a_multirun_does_not_end_the_others(tmp_path: Path) -
 def test_too_little_disk_is_said_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Runtime
 ) -> None:
-    from mipo_exp import preparation
+    from mipo_exp.config.parsing import parse
     from mipo_exp.errors import StorageError
-    from mipo_exp.parsing import parse
+    from mipo_exp.planning import preparation
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(preparation.shutil, "disk_usage", lambda path: usage._replace(free=2**20))

@@ -132,8 +132,8 @@ def test_the_space_of_a_wandb_sweep_is_the_space_of_its_hydra_twin() -> None:
 
 
 def test_a_sweeper_gets_the_metric_that_the_objective_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mipo_exp.config.parsing import parse, resolve
     from mipo_exp.experiment import run_experiment
-    from mipo_exp.parsing import parse, resolve
     from tests.conftest import compose_raw
 
     raw = compose_raw(

@@ -61,7 +61,7 @@ def test_a_file_that_asks_for_more_examples_than_there_are_gets_all_with_a_warni
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """`+debug=quick` and the tasks' defaults are for data of any size; the command line is refused (test_bad_input)."""
-    from mipo_exp.checks import _check_amount
+    from mipo_exp.planning.checks import _check_amount
 
     for asked in (None, 5, 6):
         _check_amount("task.eval_examples", asked, 6)

@@ -5,7 +5,7 @@ import pytest
 from mipo_exp.evaluation.context_words import context_words
 from mipo_exp.evaluation.measure import Evaluated, measures
 from mipo_exp.evaluation.responses import context_overlap
-from mipo_exp.records import Example, Response
+from mipo_exp.store.records import Example, Response
 from tests.conftest import composed
 
 CONTEXTS = ["About me: I love sailing boats.", "About me: I love chess.", "About me: I love honey and bees."]

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from mipo_exp.evaluation.measure import Evaluated, measures, metric_names
-from mipo_exp.negatives import contrast_conditions, contrast_prompts
-from mipo_exp.records import Example, Response, Scores
+from mipo_exp.pairing.negatives import contrast_conditions, contrast_prompts
 from mipo_exp.reporting.changes import answering
 from mipo_exp.reporting.costs import costs, headline
 from mipo_exp.reporting.metrics import describe
 from mipo_exp.reporting.report import write_report
+from mipo_exp.reporting.tracking import _summary_values
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.score import scored_conditions
-from mipo_exp.tracking import _summary_values
+from mipo_exp.store.records import Example, Response, Scores
 from tests.conftest import Experiment, composed
 from tests.test_negatives import grid, questions
 from tests.test_pipeline import artefact

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from mipo_exp.config_tasks import FAMILIES
+from mipo_exp.config.tasks import FAMILIES
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.custom import NEEDED, REFUSED
 from mipo_exp.data.splitting import split_rows
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation.accuracy import SCORERS, measure
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 from tests.command_line import run
 from tests.conftest import SCRATCH, Experiment, composed
 from tests.personal_data import write_rows
@@ -154,7 +154,7 @@ def test_the_hubs_cache_is_searched_for_any_format(tmp_path: Path, monkeypatch: 
     (tmp_path / "default" / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"me/mine@main is not on this machine yet"):
         task.prepare(download=False)
-    monkeypatch.setattr("mipo_exp.hub.Repository.asking", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr("mipo_exp.models.hub.Repository.asking", lambda self: contextlib.nullcontext())
     with pytest.raises(DataError, match=r"task\.hub_id=me/mine@main has no file test\[-_\.\]\* or .*task\.path=DIR"):
         task.prepare(download=True)
 

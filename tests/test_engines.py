@@ -15,7 +15,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import LlamaConfig, Qwen2Config
 
-from mipo_exp.config import EngineConfig, OpenvinoConfig, SamplingConfig, VllmConfig
+from mipo_exp.config.schema import EngineConfig, OpenvinoConfig, SamplingConfig, VllmConfig
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation import openvino_engine, responses
 from mipo_exp.generation.engine import (
@@ -30,10 +30,10 @@ from mipo_exp.generation.openvino_engine import OpenvinoEngine
 from mipo_exp.generation.openvino_model import check_type, write_model
 from mipo_exp.generation.transformers_engine import TransformersEngine
 from mipo_exp.generation.vllm_engine import VllmEngine
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import declare, declare_examples
-from mipo_exp.records import Condition
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import Artefact, Stage, Store, Workspace
+from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
+from mipo_exp.store.records import Condition
 from tests.conftest import Experiment, composed, make_runtime
 
 OPENVINO = OpenvinoConfig("openvino", 4, 4096, "float32", "openvino")

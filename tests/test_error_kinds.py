@@ -8,7 +8,7 @@ import pytest
 from mipo_exp.data.tasks import TASKS
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.error_kinds import KINDS, READERS, RIGHT, Reading, is_off_topic, kind, kinds, transitions
-from mipo_exp.records import Example, Response
+from mipo_exp.store.records import Example, Response
 from tests.conftest import composed
 
 PROBLEM = "Janet's ducks lay 16 eggs per day. She eats 3. How many are left?"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mipo_exp import cli
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 from tests import personal_data
 from tests.command_line import run
 from tests.judge_server import JudgeServer

@@ -11,7 +11,7 @@ import torch
 from mipo_exp.errors import ModelError
 from mipo_exp.generation import openvino_model
 from mipo_exp.generation.openvino_model import write_model
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 from tests.conftest import composed, make_runtime
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")

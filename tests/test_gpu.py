@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.log_probs import can_share, token_log_probs
 from tests.conftest import Experiment, composed, make_runtime
 from tests.test_log_probs import some_items

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mipo_exp.config import HarnessConfig
+from mipo_exp.config.schema import HarnessConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation import harness as module
 from mipo_exp.evaluation.harness import check_tasks, language_model, locate_harness, results
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
-from mipo_exp.records import HarnessResult, HarnessSample
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.reporting.metrics import describe
 from mipo_exp.reporting.values import VALUES
-from mipo_exp.runtime import Runtime
+from mipo_exp.store.records import HarnessResult, HarnessSample
 from tests.conftest import Experiment
 from tests.test_harness_agreement import choices, harness_task, problems, write_rows
 from tests.test_pipeline import artefact

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import yaml
 
-from mipo_exp.config import SamplingConfig
+from mipo_exp.config.schema import SamplingConfig
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.answers import flexible_number
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.evaluation.options import option_accuracy
 from mipo_exp.generation.transformers_engine import sample_batch
-from mipo_exp.records import Condition, Example, HarnessSample, OptionScores, Response
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.records import Condition, Example, HarnessSample, OptionScores, Response
 from tests.conftest import Experiment, composed, make_runtime
 from tests.test_pipeline import artefact
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from mipo_exp.config import Config
+from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError, ModelError, UserError
 from mipo_exp.evaluation.harness import _load, locate_harness
-from mipo_exp.hub import refusal
-from mipo_exp.models import locate
-from mipo_exp.similarity import locate_encoder
+from mipo_exp.models.hub import refusal
+from mipo_exp.models.loading import locate
+from mipo_exp.pairing.similarity import locate_encoder
 from tests.conftest import composed
 from tests.hub_server import Answer, HubServer, refuse
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.errors import ConfigError, JudgeError, ModelError
 from mipo_exp.experiment import run_experiment
 from mipo_exp.judging.endpoint import Endpoint
@@ -26,12 +27,11 @@ from mipo_exp.judging.judge import Judge
 from mipo_exp.judging.replies import Reply
 from mipo_exp.judging.stage import Judging, judge_measures, judge_responses
 from mipo_exp.judging.templates import load_templates
-from mipo_exp.parsing import parse, resolve
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.planning.describe import describe
-from mipo_exp.preparation import prepare
-from mipo_exp.records import Example, Judgement, Response
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import Stage, Store
+from mipo_exp.planning.preparation import prepare
+from mipo_exp.store.artefacts import Stage, Store
+from mipo_exp.store.records import Example, Judgement, Response
 from tests.command_line import run
 from tests.conftest import Experiment, compose_raw, composed
 from tests.judge_server import Answer, JudgeServer, Script, completion

@@ -14,7 +14,7 @@ import yaml
 from scipy.optimize import minimize
 
 from mipo_exp import cli
-from mipo_exp.config import JUDGE_CONFIGS, JUDGE_KINDS
+from mipo_exp.config.schema import JUDGE_CONFIGS, JUDGE_KINDS
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.measure import compare
 from mipo_exp.judging import formulas
@@ -24,8 +24,8 @@ from mipo_exp.judging.kinds import KINDS, Measures
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import DEFAULT_RUBRIC, FILES, SHIPPED, load_templates
 from mipo_exp.judging.verdicts import read_choice, read_restatement, read_score, read_yes_no
-from mipo_exp.records import Example, Judgement
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.records import Example, Judgement
 
 TEMPLATES = load_templates(None)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mipo_exp.config_tasks import LampConfig
+from mipo_exp.config.tasks import LampConfig
 from mipo_exp.data import lamp
 from mipo_exp.data.base import Examples
 from mipo_exp.data.lamp import MOVIE_TAGS, Lamp

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mipo_exp import libraries, preparation
 from mipo_exp.errors import LibraryError
-from mipo_exp.libraries import check_libraries
+from mipo_exp.planning import libraries, preparation
+from mipo_exp.planning.libraries import check_libraries
 from mipo_exp.training import job
 from tests.conftest import composed
 

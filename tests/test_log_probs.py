@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring import log_probs
 from mipo_exp.scoring.log_probs import Scorable, can_share, token_log_probs
 from mipo_exp.scoring.prefix_tree import PrefixTree, build_tree

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mipo_exp.config_tasks import MMLU_SUBJECTS
+from mipo_exp.config.tasks import MMLU_SUBJECTS
 from mipo_exp.data.files import Record
 from mipo_exp.data.mmlu import from_authors, from_hub
 from mipo_exp.data.options import options_key

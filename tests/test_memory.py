@@ -9,10 +9,10 @@ import torch
 
 from mipo_exp.errors import JudgeError, ModelError
 from mipo_exp.generation import transformers_engine
-from mipo_exp.memory import memory_for
-from mipo_exp.records import ScoredPair
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import Store
+from mipo_exp.models.memory import memory_for
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import Store
+from mipo_exp.store.records import ScoredPair
 from tests.conftest import Experiment, composed
 from tests.test_training import pairs as pairs  # the fixture
 from tests.test_training import train

@@ -9,17 +9,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mipo_exp.config import Config, SamplingConfig
-from mipo_exp.config_methods import METHOD_CONFIGS
+from mipo_exp.config.methods import METHOD_CONFIGS
+from mipo_exp.config.schema import Config, SamplingConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.engine import Contrast
 from mipo_exp.generation.transformers_engine import sample_batch
-from mipo_exp.preparation import prepare
-from mipo_exp.records import Example, Response, ScoredPair
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.planning.preparation import prepare
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
-from mipo_exp.store import Artefact, Stage, Store
-from mipo_exp.tables import read_table
+from mipo_exp.store.artefacts import Artefact, Stage, Store
+from mipo_exp.store.records import Example, Response, ScoredPair
+from mipo_exp.store.tables import read_table
 from mipo_exp.training.adapter import train_adapter
 from mipo_exp.training.groups import build_trainer
 from mipo_exp.training.methods import METHODS

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_exp.config import Config
-from mipo_exp.config_methods import LOSS_TYPES, METHOD_CONFIGS
+from mipo_exp.config.methods import LOSS_TYPES, METHOD_CONFIGS
+from mipo_exp.config.schema import Config
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import SPEED_ONLY, declare, declare_examples
-from mipo_exp.records import ScoredPair
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import Store
+from mipo_exp.store.artefacts import Store
+from mipo_exp.store.records import ScoredPair
 from mipo_exp.training.dpo import _share_prompts, make_trainer
 from mipo_exp.training.micro_batches import WHOLE_BATCH_LOSSES, may_split, settle_budget, split, token_budget
 from tests.conftest import composed, make_runtime, table_of

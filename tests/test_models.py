@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_exp import conversion, models
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ModelError, StorageError
-from mipo_exp.models import load_model, load_tokenizer, locate
+from mipo_exp.models import conversion
+from mipo_exp.models import loading as models
+from mipo_exp.models.loading import load_model, load_tokenizer, locate
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.planning.shape import billions_in
-from mipo_exp.runtime import Runtime
 from tests.conftest import Experiment, composed, make_runtime
 from tests.hub_server import HubServer
 

@@ -7,8 +7,8 @@ import pytest
 
 from mipo_exp.evaluation.accuracy import Measure, mean
 from mipo_exp.evaluation.measure import Evaluated, diversity_facts, measures, metric_names
-from mipo_exp.records import Example, Response, Scores
 from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
+from mipo_exp.store.records import Example, Response, Scores
 from tests.conftest import composed
 from tests.test_statistics import estimate
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mipo_exp.config import NegativesConfig
-from mipo_exp.config_fields import STRATEGIES as NAMED
+from mipo_exp.config.fields import STRATEGIES as NAMED
+from mipo_exp.config.schema import NegativesConfig
 from mipo_exp.errors import ConfigError
-from mipo_exp.negatives import STRATEGIES, contrast_conditions, sample_negatives
-from mipo_exp.records import Example, Negative
-from mipo_exp.similarity import locate_encoder
+from mipo_exp.pairing.negatives import STRATEGIES, contrast_conditions, sample_negatives
+from mipo_exp.pairing.similarity import locate_encoder
+from mipo_exp.store.records import Example, Negative
 
 
 def grid(users: int, prompts: int) -> list[Example]:

@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mipo_exp.checks import check_examples
-from mipo_exp.config import Config
-from mipo_exp.config_methods import GRPO_LOSSES, METHOD_CONFIGS, MiRlConfig, OnPolicyConfig
+from mipo_exp.config.methods import GRPO_LOSSES, METHOD_CONFIGS, MiRlConfig, OnPolicyConfig
+from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError
-from mipo_exp.negatives import contrast_conditions
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.pairing.negatives import contrast_conditions
+from mipo_exp.planning.checks import check_examples
 from mipo_exp.planning.work import estimate_work
-from mipo_exp.records import Condition, Example
-from mipo_exp.runtime import Runtime
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
-from mipo_exp.store import Artefact, Stage, Store, Workspace
+from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
+from mipo_exp.store.records import Condition, Example
 from mipo_exp.training import adapter as training
 from mipo_exp.training.job import Job, Rollout, argument_names, training_arguments
 from mipo_exp.training.mi_rl import build_mi_rl, pmi_rewards, reward_conditions

@@ -11,13 +11,13 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralCon
 from transformers import Qwen2ForCausalLM as Qwen2
 from transformers.cache_utils import DynamicLayer
 
-from mipo_exp import onednn
-from mipo_exp.config import SamplingConfig
-from mipo_exp.generation.cache import RoomyLayer, roomy_cache
+from mipo_exp.config.schema import SamplingConfig
 from mipo_exp.generation.transformers_engine import sample_batch
-from mipo_exp.onednn import OnednnLinear, linear, pack, use_onednn
-from mipo_exp.runtime import Runtime
-from mipo_exp.training.lora_linear import use_lora_linear
+from mipo_exp.kernels import onednn
+from mipo_exp.kernels.generation_cache import RoomyLayer, roomy_cache
+from mipo_exp.kernels.lora_linear import use_lora_linear
+from mipo_exp.kernels.onednn import OnednnLinear, linear, pack, use_onednn
+from mipo_exp.models.runtime import Runtime
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -234,7 +234,7 @@ def test_sampling_with_room_gives_the_same_tokens(name: str, monkeypatch: pytest
 
     def sample(cache: Any) -> list[list[int]]:
         monkeypatch.setattr(
-            "mipo_exp.generation.cache.roomy_cache", lambda *args: made.append(cache(*args)) or made[-1]
+            "mipo_exp.kernels.generation_cache.roomy_cache", lambda *args: made.append(cache(*args)) or made[-1]
         )
         return [row.token_ids for row in sample_batch(model, PROMPTS, settings, [0], 0, seed=3)]
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from mipo_exp.checks import check_examples
-from mipo_exp.config_tasks import MMLU_SUBJECTS
+from mipo_exp.config.tasks import MMLU_SUBJECTS
 from mipo_exp.data.base import reference
 from mipo_exp.data.options import question_text
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import DataError
 from mipo_exp.evaluation.error_kinds import answering_and_knowing
 from mipo_exp.evaluation.options import likeliest_right, option_accuracy
-from mipo_exp.records import Example, OptionScores
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.planning.checks import check_examples
 from mipo_exp.scoring.options import scored_options
+from mipo_exp.store.records import Example, OptionScores
 from tests.conftest import Experiment, composed, make_runtime
 from tests.test_log_probs import one_token_at_a_time
 from tests.test_pipeline import artefact

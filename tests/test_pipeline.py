@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from mipo_exp import cli
-from mipo_exp.config import ENGINE_CONFIGS
+from mipo_exp.config.schema import ENGINE_CONFIGS
 from mipo_exp.data.tasks import TASKS
-from mipo_exp.records import Example, Negative, Pair, Response, ScoredPair
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
-from mipo_exp.store import Artefact
-from mipo_exp.tables import ById
+from mipo_exp.store.artefacts import Artefact
+from mipo_exp.store.records import Example, Negative, Pair, Response, ScoredPair
+from mipo_exp.store.tables import ById
 from tests import personal_data
 from tests.conftest import Experiment, composed, make_runtime
 from tests.public_files import REAL
@@ -169,8 +169,8 @@ def test_greedy_repetitions_of_a_pair_are_dropped_and_counted(experiment: Experi
 
 
 def test_pairs_that_cannot_teach_are_dropped_with_the_reason() -> None:
-    from mipo_exp.config import PairsConfig
-    from mipo_exp.pairs import why_dropped
+    from mipo_exp.config.schema import PairsConfig
+    from mipo_exp.pairing.pairs import why_dropped
 
     good, cut = Response("a", [1, 2, 3, 9], "fine", True), Response("b", [4, 5], "cut", False)
     strict = PairsConfig(keep_cut_off=False, min_pmi_margin=None, max_length_ratio=1.5)

@@ -14,7 +14,7 @@ from mipo_exp.planning.fit import find_limits, needs
 from mipo_exp.planning.machine import Machine, free_bytes, measure
 from mipo_exp.planning.shape import find_shape, parameter_count
 from mipo_exp.planning.work import COUNTED, Work, estimate_work, pieces
-from mipo_exp.records import Condition, Example
+from mipo_exp.store.records import Condition, Example
 from tests.command_line import run
 from tests.conftest import Experiment, composed
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from mipo_exp.progress import Progress
+from mipo_exp.execution.progress import Progress
 
 
 class Clock:

@@ -9,10 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from mipo_exp import cli
+from mipo_exp.config.redaction import is_secret_name, redact, refuse_secrets
 from mipo_exp.errors import ConfigError
 from mipo_exp.judging.endpoint import Endpoint
 from mipo_exp.judging.replies import Reply
-from mipo_exp.redaction import is_secret_name, redact, refuse_secrets
 from tests.command_line import run
 from tests.conftest import compose_raw, composed
 from tests.judge_server import Answer, JudgeServer, completion

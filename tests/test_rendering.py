@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from mipo_exp.conversion import CHATML, byte_tokenizer
-from mipo_exp.data import rendering
-from mipo_exp.data.rendering import Renderer
 from mipo_exp.errors import ModelError
-from mipo_exp.records import Condition
-from mipo_exp.runtime import Runtime
+from mipo_exp.models import rendering
+from mipo_exp.models.conversion import CHATML, byte_tokenizer
+from mipo_exp.models.rendering import Renderer
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.records import Condition
 from tests.conftest import composed, make_runtime
 
 LLAMA3_LIKE = (

@@ -14,8 +14,8 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from mipo_exp.training import response_head
-from mipo_exp.training.response_head import use_response_head
+from mipo_exp.kernels import response_head
+from mipo_exp.kernels.response_head import use_response_head
 from mipo_exp.training.shared_prompt import PER_TOKEN
 from tests.test_onednn import SIZES, make
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 import transformers
 
-from mipo_exp.config import ScoringConfig
+from mipo_exp.config.schema import ScoringConfig
 from mipo_exp.errors import ConfigError
-from mipo_exp.records import ScoredPair
-from mipo_exp.rotation import rotation_limit
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.rotation import rotation_limit
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
-from mipo_exp.store import Store
+from mipo_exp.store.artefacts import Store
+from mipo_exp.store.records import ScoredPair
 from mipo_exp.training.layout import lay_out
 from tests.conftest import composed, make_runtime
 from tests.test_shared_prompt import pair

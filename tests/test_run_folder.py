@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from mipo_exp import run_folder
 from mipo_exp.errors import ConfigError
+from mipo_exp.reporting import run_folder
 from tests.command_line import run
 
 # What ${new_folder:outputs/DATE/TIME} is for runs that start in the same second.

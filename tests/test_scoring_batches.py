@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mipo_exp.config import ScoringConfig
+from mipo_exp.config.schema import ScoringConfig
 from mipo_exp.errors import ModelError
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring import batches, score
 from mipo_exp.scoring.batches import Scorer, plan_batches, summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.scoring.prefix_tree import MIN_SHARED_TOKENS, build_tree, common_prefix
-from mipo_exp.store import Workspace
-from mipo_exp.tables import Mapped, read_table
+from mipo_exp.store.artefacts import Workspace
+from mipo_exp.store.tables import Mapped, read_table
 from tests.test_log_probs import branching_items, some_items
 
 SCORING = ScoringConfig(batch_tokens=150, share_prefix=True)

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import HashStore
 
-from mipo_exp import checks
 from mipo_exp.errors import ConfigError
-from mipo_exp.processes import Failure, Team, threads
-from mipo_exp.records import Response
-from mipo_exp.runtime import choose_device
-from mipo_exp.store import PartTaken, Workspace
+from mipo_exp.execution.processes import Failure, Team, threads
+from mipo_exp.models.runtime import choose_device
+from mipo_exp.planning import checks
+from mipo_exp.store.artefacts import PartTaken, Workspace
+from mipo_exp.store.records import Response
 from tests.command_line import Done, environment, run, with_cache
 from tests.conftest import Experiment, composed
 
@@ -254,7 +254,7 @@ def test_the_first_failure_counts_and_claims_are_given_once() -> None:
 
 
 def test_a_process_that_is_not_heard_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mipo_exp.processes.SILENT_BEATS", 3)
+    monkeypatch.setattr("mipo_exp.execution.processes.SILENT_BEATS", 3)
     leader = Team(0, 2, 0, 2)
     leader._store = HashStore()
     beats = {1: (0, 0)}

@@ -7,11 +7,11 @@ from typing import Any, cast
 import pytest
 import torch
 
-from mipo_exp.config import Config
-from mipo_exp.config_methods import F_DIVERGENCES, LOSS_TYPES, MipoConfig
-from mipo_exp.records import ScoredPair
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import Store, Workspace
+from mipo_exp.config.methods import F_DIVERGENCES, LOSS_TYPES, MipoConfig
+from mipo_exp.config.schema import Config
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import Store, Workspace
+from mipo_exp.store.records import ScoredPair
 from mipo_exp.training.dpo import first_loss, largest_change, make_trainer
 from mipo_exp.training.job import Job
 from mipo_exp.training.layout import IGNORED

@@ -38,7 +38,7 @@ from mipo_exp.evaluation.statistics import (
     share_interval,
     two_way,
 )
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 
 def mean(values: np.ndarray) -> float:

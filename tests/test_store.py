@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from mipo_exp import manifest
-from mipo_exp import store as store_module
 from mipo_exp.errors import DataError, StorageError
-from mipo_exp.records import Response
-from mipo_exp.store import Artefact, Stage, Store, Workspace
+from mipo_exp.store import artefacts as store_module
+from mipo_exp.store import manifest
+from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
+from mipo_exp.store.records import Response
 
 ROWS = [Response(f"r{i}", [i, i + 1], f"text {i}", True) for i in range(3)]
 
@@ -145,7 +145,7 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_a_table_of_another_kind_is_refused(tmp_path: Path) -> None:
-    from mipo_exp.records import Example
+    from mipo_exp.store.records import Example
 
     artefact = Store(tmp_path).fetch(stage_of(write_rows), {})[0]
     with pytest.raises(ValueError, match="not those of Example"):

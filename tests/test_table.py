@@ -12,9 +12,9 @@ from scipy import stats
 
 from mipo_exp.evaluation.error_kinds import KINDS, transitions
 from mipo_exp.evaluation.statistics import share_doubt
-from mipo_exp.records import Example
 from mipo_exp.reporting.table import write_table
 from mipo_exp.reporting.values import VALUES, write_values
+from mipo_exp.store.records import Example
 
 EXAMPLES = [Example(str(row), str(row // 2), str(row), "", "", "") for row in range(8)]
 BEFORE = np.array([0.0, 1, 0, 0, 0, 0, 1, 0])

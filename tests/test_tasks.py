@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from mipo_exp.config_tasks import TASK_CONFIGS
+from mipo_exp.config.tasks import TASK_CONFIGS
 from mipo_exp.data.overlap import normalise, separate
 from mipo_exp.data.tasks import TASKS, make_task
 from mipo_exp.data.word_problem_templates import TEMPLATES
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.answers import has_keyword
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 from tests.conftest import SCRATCH
 from tests.public_files import ROOT, config, task
 

@@ -11,9 +11,9 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from mipo_exp import tracking
-from mipo_exp.config import TrackerConfig
-from mipo_exp.redaction import without_secrets
+from mipo_exp.config.redaction import without_secrets
+from mipo_exp.config.schema import TrackerConfig
+from mipo_exp.reporting import tracking
 from mipo_exp.reporting.report import Sample
 
 KEY = "0123456789abcdef0123456789abcdef01234567"

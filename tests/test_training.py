@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mipo_exp.config import Config
-from mipo_exp.config_methods import LOSS_TYPES
+from mipo_exp.config.methods import LOSS_TYPES
+from mipo_exp.config.schema import Config
 from mipo_exp.errors import ConfigError, UserError
-from mipo_exp.records import ScoredPair
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
-from mipo_exp.store import Artefact, Stage, Store
+from mipo_exp.store.artefacts import Artefact, Stage, Store
+from mipo_exp.store.records import ScoredPair
 from mipo_exp.training import adapter as training
 from mipo_exp.training.dpo import first_loss
 from mipo_exp.training.job import argument_names, training_arguments

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from mipo_exp.training import attention
-from mipo_exp.training.lora_linear import LoraLinear, _LoraProduct, use_lora_linear
+from mipo_exp.kernels import attention
+from mipo_exp.kernels.lora_linear import LoraLinear, _LoraProduct, use_lora_linear
 
 
 class Net(nn.Module):

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mipo_exp.config import ModelConfig
+from mipo_exp.config.schema import ModelConfig
 from mipo_exp.errors import ModelError
-from mipo_exp.models import ModelSource, load_model, load_tokenizer, locate
-from mipo_exp.runtime import Runtime
-from mipo_exp.weights import INDEX, WEIGHTS
+from mipo_exp.models.loading import ModelSource, load_model, load_tokenizer, locate
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.models.weights import INDEX, WEIGHTS
 from tests.conftest import composed
 
 Tensors = dict[str, torch.Tensor]

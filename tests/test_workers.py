@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from mipo_exp.errors import ConfigError, DataError
-from mipo_exp.runtime import Runtime
-from mipo_exp.shards import compute_shards
-from mipo_exp.store import Workspace
-from mipo_exp.workers import make_pool
+from mipo_exp.execution.shards import compute_shards
+from mipo_exp.execution.workers import make_pool
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import Workspace
 from tests.conftest import Experiment, composed
 from tests.test_several_processes import files, key_of
 
@@ -93,7 +93,7 @@ def test_a_missing_ray_is_named_before_anything_is_loaded(
 
 
 def test_finished_shards_are_not_sent(tiny: Runtime, tmp_path: Path) -> None:
-    from mipo_exp.records import Response
+    from mipo_exp.store.records import Response
 
     work = Workspace(tmp_path, {})
     work.shard(0, Response, lambda: [Response("a", [1], "x", True)])

@@ -17,7 +17,7 @@ from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.options import choice_fact, letters, question_text
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 
 def read_questions(files: Mapping[str, Sequence[Path]], stem: str, left_out: LeftOut) -> dict[str, list[Example]]:

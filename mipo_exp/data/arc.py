@@ -9,7 +9,7 @@ From the hub (`allenai/ai2_arc`), or from the folder `ARC-V1-Feb2018-2` of AI2's
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mipo_exp.config_tasks import ArcConfig
+from mipo_exp.config.tasks import ArcConfig
 from mipo_exp.data.ai2 import read_questions
 from mipo_exp.data.base import Examples
 from mipo_exp.data.file_task import FileTask, Layout

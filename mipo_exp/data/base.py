@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mipo_exp.config_tasks import TaskConfig
+from mipo_exp.config.tasks import TaskConfig
 from mipo_exp.data.options import stem_of
 from mipo_exp.data.overlap import separate
-from mipo_exp.data.rendering import Message
 from mipo_exp.data.splitting import named, split_rows
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example
-from mipo_exp.store import digest, remembered_sha256
+from mipo_exp.models.rendering import Message
+from mipo_exp.store.artefacts import digest, remembered_sha256
+from mipo_exp.store.records import Example
 
 # Of the training users (and questions), how many a validation set gets.
 VALIDATION_SHARE = 1 / 3

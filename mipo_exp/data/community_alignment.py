@@ -11,7 +11,7 @@ The context is what an annotator chose before, the prompt is the first of a conv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mipo_exp.config_tasks import CommunityAlignmentConfig
+from mipo_exp.config.tasks import CommunityAlignmentConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout
@@ -20,7 +20,7 @@ from mipo_exp.data.histories import earlier, shorten
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 END = "<|end_of_text|>"
 RESPONSES = tuple(f"response_{letter}" for letter in "abcd")

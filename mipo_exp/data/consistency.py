@@ -6,7 +6,7 @@ from typing import Any
 
 from mipo_exp.data.files import WAY_OUT, Record
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 
 @dataclass(frozen=True)

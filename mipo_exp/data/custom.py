@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.config_tasks import CustomConfig
+from mipo_exp.config.tasks import CustomConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
 from mipo_exp.data.custom_references import (
@@ -32,8 +32,8 @@ from mipo_exp.data.options import choice_fact, options_key, question_text
 from mipo_exp.data.overlap import question_key
 from mipo_exp.data.splitting import named
 from mipo_exp.errors import ConfigError, DataError
-from mipo_exp.records import Example
-from mipo_exp.store import digest
+from mipo_exp.store.artefacts import digest
+from mipo_exp.store.records import Example
 
 SIDES = ("train", "test")
 # The columns that each family must have, and those that it has no use for.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mipo_exp.data.files import looks_like_html
 from mipo_exp.errors import DataError
-from mipo_exp.hub import Repository, reachable
-from mipo_exp.store import write_atomically
+from mipo_exp.models.hub import Repository, reachable
+from mipo_exp.store.artefacts import write_atomically
 
 DOWNLOAD_TIMEOUT_S = 60
 

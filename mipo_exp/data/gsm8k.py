@@ -17,7 +17,7 @@ from mipo_exp.data.files import WAY_OUT, Record, read_rows
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 SPLITS = ("train", "test")
 COLUMNS = ("question", "answer")

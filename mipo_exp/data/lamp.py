@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.config_tasks import LampConfig
+from mipo_exp.config.tasks import LampConfig
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.downloads import download_json
@@ -30,9 +30,9 @@ from mipo_exp.data.lamp_prompts import FORMS, Item, compose, profile_text, retri
 from mipo_exp.data.lamp_users import recover_users
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
-from mipo_exp.data.rendering import Message
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example
+from mipo_exp.models.rendering import Message
+from mipo_exp.store.records import Example
 
 SPLITS = ("train", "dev")
 PARTS = ("questions", "outputs")

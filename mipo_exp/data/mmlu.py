@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.config_tasks import MMLU_SUBJECTS, MmluConfig
+from mipo_exp.config.tasks import MMLU_SUBJECTS, MmluConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, contradictions
 from mipo_exp.data.file_task import FileTask, Layout
@@ -21,7 +21,7 @@ from mipo_exp.data.files import WAY_OUT, Record, read_csv, read_parquet
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.options import letters, option_lines, options_key, question_text, stem_of
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 HEADER = ("question", "A", "B", "C", "D", "answer")
 COLUMNS = ("question", "subject", "choices", "answer")

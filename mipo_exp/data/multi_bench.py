@@ -10,14 +10,14 @@ From the hub (`kaist-ai/Multifaceted-Bench`), or from its parquet file or a JSON
 
 from collections.abc import Callable, Sequence
 
-from mipo_exp.config_tasks import MultiBenchConfig
+from mipo_exp.config.tasks import MultiBenchConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, check_unique, without_repetitions
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 SCORES = tuple("12345")
 

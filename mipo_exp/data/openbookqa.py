@@ -15,7 +15,7 @@ from mipo_exp.data.base import Examples
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.options import stem_of
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 SPLITS = ("train", "test")
 RELEASE = "OpenBookQA-V1-Sep2018/Data/Main"

@@ -13,12 +13,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mipo_exp.config_tasks import PersonasConfig
+from mipo_exp.config.tasks import PersonasConfig
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.files import Record, read_json, read_json_rows, resource
 from mipo_exp.errors import ConfigError
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 RESOURCE = "personas.json"
 

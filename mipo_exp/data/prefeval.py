@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.config_tasks import PrefevalConfig
+from mipo_exp.config.tasks import PrefevalConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
 from mipo_exp.data.file_task import FileTask, Layout
@@ -30,8 +30,8 @@ from mipo_exp.data.options import letters, question_text
 from mipo_exp.data.overlap import normalise, question_key
 from mipo_exp.data.prefeval_dialogues import CONTEXTS
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example
-from mipo_exp.store import digest
+from mipo_exp.store.artefacts import digest
+from mipo_exp.store.records import Example
 
 FOLDERS = {
     "explicit": "explicit_preference",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mipo_exp.config_tasks import PrismConfig
+from mipo_exp.config.tasks import PrismConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout
@@ -25,7 +25,7 @@ from mipo_exp.data.histories import earlier, shorten
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 # How the source writes a response without text.
 EMPTY = "EMPTY STRING"

@@ -13,7 +13,7 @@ from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.files import Record, read_jsonl, resource
 from mipo_exp.data.options import letters, question_text
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 RESOURCE = "quiz.jsonl"
 EVAL_SHARE = 0.4

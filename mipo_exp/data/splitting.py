@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 
 def split_rows(

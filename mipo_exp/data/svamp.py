@@ -22,7 +22,7 @@ from mipo_exp.data.files import WAY_OUT, Record, read_json_rows, read_rows, read
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 
 SPLITS = ("train", "test")
 COLUMNS = ("ID", "Body", "Question", "Answer")

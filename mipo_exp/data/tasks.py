@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mipo_exp.config_tasks import TaskConfig
+from mipo_exp.config.tasks import TaskConfig
 from mipo_exp.data.arc import Arc
 from mipo_exp.data.base import Task
 from mipo_exp.data.community_alignment import CommunityAlignment

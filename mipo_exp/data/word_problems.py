@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.word_problem_templates import NAMES, TEMPLATES, Template
-from mipo_exp.records import Example
-from mipo_exp.store import digest
+from mipo_exp.store.artefacts import digest
+from mipo_exp.store.records import Example
 
 EVAL_TEMPLATES = 14
 # Distinct problems made of each template; `train_examples` and `eval_examples` draw from them.

@@ -32,7 +32,7 @@ from mipo_exp.evaluation.answers import (
     strict_value,
 )
 from mipo_exp.evaluation.responses import words
-from mipo_exp.records import Example, Response
+from mipo_exp.store.records import Example, Response
 
 KINDS = ("right", "wrong_format", "ran_on", "off_topic", "cut_off", "no_answer", "wrong_value")
 # The kinds that `accuracy` counts.

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from mipo_exp.config import HarnessConfig
+from mipo_exp.config.schema import HarnessConfig
 from mipo_exp.errors import ConfigError, DataError
-from mipo_exp.hub import refusal, unreachable
-from mipo_exp.records import HarnessResult, HarnessSample
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import Workspace, digest, remembered_sha256
+from mipo_exp.models.hub import refusal, unreachable
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import Workspace, digest, remembered_sha256
+from mipo_exp.store.records import HarnessResult, HarnessSample
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -125,7 +125,7 @@ def language_model(runtime: Runtime, adapter: Path | None, config: HarnessConfig
     """The loaded model as the harness asks it, with our rendering of its chat template."""
     from lm_eval.models.huggingface import HFLM
 
-    from mipo_exp.onednn import pack
+    from mipo_exp.kernels.onednn import pack
 
     tokenizer, arguments = runtime.renderer.standalone_tokenizer()
     model = HFLM(

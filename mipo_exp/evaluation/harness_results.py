@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mipo_exp.evaluation.statistics import Estimate, Variance, share_interval, t_interval
-from mipo_exp.records import HarnessResult, HarnessSample
+from mipo_exp.store.records import HarnessResult, HarnessSample
 
 PREFIX = "harness/"
 

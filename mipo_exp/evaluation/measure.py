@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mipo_exp.config import EvaluationConfig
+from mipo_exp.config.schema import EvaluationConfig
 from mipo_exp.evaluation.accuracy import Measure, mean, measure
 from mipo_exp.evaluation.context_words import context_words
 from mipo_exp.evaluation.diversity import diversity, set_facts
@@ -22,10 +22,10 @@ from mipo_exp.evaluation.statistics import (
     share_interval,
     t_interval,
 )
-from mipo_exp.negatives import contrast_prompts
-from mipo_exp.records import Example, OptionScores, Response, Scores
+from mipo_exp.pairing.negatives import contrast_prompts
 from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
-from mipo_exp.store import digest
+from mipo_exp.store.artefacts import digest
+from mipo_exp.store.records import Example, OptionScores, Response, Scores
 
 PHASES = ("before", "after", "delta")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from mipo_exp.data.options import letters
 from mipo_exp.evaluation.accuracy import Measure, mean
-from mipo_exp.records import Example, OptionScores
+from mipo_exp.store.records import Example, OptionScores
 
 
 def option_accuracy(scores: Sequence[OptionScores], examples: Sequence[Example]) -> dict[str, Measure]:

@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from mipo_exp.config import Config, EngineConfig, OpenvinoConfig, SamplingConfig, VllmConfig
-from mipo_exp.config_methods import CadConfig
+from mipo_exp.config.methods import CadConfig
+from mipo_exp.config.schema import Config, EngineConfig, OpenvinoConfig, SamplingConfig, VllmConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.openvino_model import VERSION as NETWORK
 from mipo_exp.generation.openvino_model import resolve_precision
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import digest
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import digest
 
 
 @dataclass(frozen=True)

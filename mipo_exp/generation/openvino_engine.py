@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.config import OpenvinoConfig, SamplingConfig
+from mipo_exp.config.schema import OpenvinoConfig, SamplingConfig
 from mipo_exp.errors import ModelError
 from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
 from mipo_exp.generation.openvino_model import FILE, properties, write_model
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 
 # Prompts in a shard: several times what is sampled at once, or the last responses of each would run alone for long.
 SHARD_ROWS = 256

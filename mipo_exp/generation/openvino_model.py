@@ -16,12 +16,12 @@ import numpy as np
 
 from mipo_exp.errors import ModelError
 from mipo_exp.generation import fidelity
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from mipo_exp.store import Workspace
+    from mipo_exp.store.artefacts import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -8,19 +8,19 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from mipo_exp.config import EngineConfig, NegativesConfig, SamplingConfig
-from mipo_exp.config_methods import CadConfig, PromptedConfig
+from mipo_exp.config.methods import CadConfig, PromptedConfig
+from mipo_exp.config.schema import EngineConfig, NegativesConfig, SamplingConfig
 from mipo_exp.errors import ConfigError, DataError
+from mipo_exp.execution.progress import Progress
+from mipo_exp.execution.shards import Shard, compute_shards
 from mipo_exp.generation.engine import KEPT, Contrast, Engine, make_engine, request_seed
 from mipo_exp.generation.transformers_engine import batch_seed
-from mipo_exp.negatives import sample_negatives
-from mipo_exp.progress import Progress
-from mipo_exp.records import Condition, Example, Negative, Response
-from mipo_exp.runtime import Runtime
-from mipo_exp.shards import Shard, compute_shards
-from mipo_exp.similarity import Encoder, bm25
-from mipo_exp.store import Workspace
-from mipo_exp.tables import ById, Gathered, Mapped
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.pairing.negatives import sample_negatives
+from mipo_exp.pairing.similarity import Encoder, bm25
+from mipo_exp.store.artefacts import Workspace
+from mipo_exp.store.records import Condition, Example, Negative, Response
+from mipo_exp.store.tables import ById, Gathered, Mapped
 
 
 def sample_chosen(work: Workspace, runtime: Runtime, sampling: SamplingConfig, engine: EngineConfig, seed: int) -> None:

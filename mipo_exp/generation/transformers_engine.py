@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mipo_exp.config import EngineConfig, SamplingConfig
+from mipo_exp.config.schema import EngineConfig, SamplingConfig
 from mipo_exp.generation.engine import Contrast, Sampled, cut, longest_first
-from mipo_exp.memory import memory_for
-from mipo_exp.store import digest
+from mipo_exp.models.memory import memory_for
+from mipo_exp.store.artefacts import digest
 
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedModel
 
-    from mipo_exp.runtime import Runtime
+    from mipo_exp.models.runtime import Runtime
 
 
 class TransformersEngine:
@@ -91,7 +91,7 @@ def sample_batch(
     """
     import torch
 
-    from mipo_exp.generation.cache import roomy_cache
+    from mipo_exp.kernels.generation_cache import roomy_cache
 
     device = next(model.parameters()).device
     ids, mask = _pad_left(prompts, pad_id)

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.config import SamplingConfig, VllmConfig
+from mipo_exp.config.schema import SamplingConfig, VllmConfig
 from mipo_exp.errors import ModelError
 from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
-from mipo_exp.models import load_folder
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.loading import load_folder
+from mipo_exp.models.runtime import Runtime
 
 SHARD_ROWS = 4096  # several times what is sampled at once: towards its end a shard has fewer and fewer rows
 # Of LoRA adapters, what vLLM has kernels for; check_engine refuses larger ones.

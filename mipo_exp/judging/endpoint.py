@@ -12,12 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, urlsplit
 
-from mipo_exp.config import EndpointJudgeConfig
+from mipo_exp.config.redaction import blot, name_variable, redact
+from mipo_exp.config.schema import EndpointJudgeConfig
 from mipo_exp.errors import ConfigError, JudgeError
 from mipo_exp.judging.judge import Keep
 from mipo_exp.judging.replies import Messages, Reply
-from mipo_exp.redaction import blot, name_variable, redact
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 
 if TYPE_CHECKING:
     from openai import OpenAI

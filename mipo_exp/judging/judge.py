@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 from filelock import FileLock
 
+from mipo_exp.execution.progress import Progress
 from mipo_exp.judging.replies import Messages, Reply, ReplyCache
 from mipo_exp.judging.templates import NOTHING_KNOWN, Templates
 from mipo_exp.judging.verdicts import read_score
-from mipo_exp.progress import Progress
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import digest
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import digest
 
 Keep = Callable[[int, Reply], None]
 RUBRIC_PROMPTS = ("rubric", "rubric_reference")

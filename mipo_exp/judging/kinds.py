@@ -25,7 +25,7 @@ from mipo_exp.judging.judge import RUBRIC_PROMPTS
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import NOTHING_KNOWN, Rubric, Templates, rubric
 from mipo_exp.judging.verdicts import read_choice, read_restatement, read_score, read_yes_no
-from mipo_exp.records import Example, Judgement
+from mipo_exp.store.records import Example, Judgement
 
 Ask = Callable[[Sequence[Messages]], list[Reply]]
 Texts = Mapping[str, Sequence[str]]  # the responses by phase, in the order of the examples

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mipo_exp.config import EngineConfig, LocalJudgeConfig, SamplingConfig
+from mipo_exp.config.schema import EngineConfig, LocalJudgeConfig, SamplingConfig
 from mipo_exp.errors import JudgeError
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
 from mipo_exp.judging.judge import Keep
 from mipo_exp.judging.replies import Messages, Reply
-from mipo_exp.memory import memory_for
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import digest
+from mipo_exp.models.memory import memory_for
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import digest
 
 
 class Local:

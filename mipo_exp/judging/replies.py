@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.data.rendering import Message
-from mipo_exp.store import digest, write_atomically
+from mipo_exp.models.rendering import Message
+from mipo_exp.store.artefacts import digest, write_atomically
 
 log = logging.getLogger(__name__)
 

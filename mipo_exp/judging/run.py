@@ -8,8 +8,8 @@ from mipo_exp.errors import JudgeError, ModelError
 from mipo_exp.judging.kinds import Measures
 from mipo_exp.judging.stage import Judging, judge_facts, judge_measures, metric_phases
 from mipo_exp.pipeline import Run
-from mipo_exp.records import Example
-from mipo_exp.store import Stage
+from mipo_exp.store.artefacts import Stage
+from mipo_exp.store.records import Example
 
 log = logging.getLogger(__name__)
 

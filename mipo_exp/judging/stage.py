@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.config import AskedJudgeConfig, Config, EndpointJudgeConfig, JudgeConfig, LocalJudgeConfig
-from mipo_exp.config_methods import RlaifConfig
+from mipo_exp.config.methods import RlaifConfig
+from mipo_exp.config.schema import AskedJudgeConfig, Config, EndpointJudgeConfig, JudgeConfig, LocalJudgeConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError, JudgeError, ModelError, UserError
 from mipo_exp.judging.endpoint import Endpoint, check_endpoint
@@ -17,10 +17,10 @@ from mipo_exp.judging.kinds import KINDS, Kind, Measures, was_asked
 from mipo_exp.judging.local import Local
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import load_templates
-from mipo_exp.models import locate
-from mipo_exp.records import Example, Judgement, Response
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import Artefact, Workspace
+from mipo_exp.models.loading import locate
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import Artefact, Workspace
+from mipo_exp.store.records import Example, Judgement, Response
 
 log = logging.getLogger(__name__)
 

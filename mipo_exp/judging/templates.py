@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.data.rendering import Message
 from mipo_exp.errors import ConfigError
-from mipo_exp.store import digest
+from mipo_exp.models.rendering import Message
+from mipo_exp.store.artefacts import digest
 
 SHIPPED = Path(__file__).parent / "prompts"
 DEFAULT_RUBRIC = "default_rubric.json"

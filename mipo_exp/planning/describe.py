@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from mipo_exp.checks import check_examples, check_extra, check_harness, check_layers
-from mipo_exp.config import Config, ModelConfig
+from mipo_exp.config.schema import Config, ModelConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ModelError, UserError, gib
@@ -24,17 +23,18 @@ from mipo_exp.judging.stage import (
     prepare_rewards,
     response_texts,
 )
-from mipo_exp.models import ModelSource, locate
+from mipo_exp.models.loading import ModelSource, locate
+from mipo_exp.models.runtime import Runtime, choose_device
+from mipo_exp.pairing.similarity import Encoder, locate_encoder
 from mipo_exp.pipeline import declare, declare_examples, declare_judgements, declare_model
+from mipo_exp.planning.checks import check_examples, check_extra, check_harness, check_layers
 from mipo_exp.planning.cost import CONVERTED_BYTES_A_SECOND, LOADING_SECONDS, seconds
 from mipo_exp.planning.fit import Examples, find_limits, needs
 from mipo_exp.planning.machine import measure
 from mipo_exp.planning.shape import BYTES, find_shape, random_parameters
 from mipo_exp.planning.work import Encode, Work, estimate_work, pieces
-from mipo_exp.records import Example
-from mipo_exp.runtime import Runtime, choose_device
-from mipo_exp.similarity import Encoder, locate_encoder
-from mipo_exp.store import Stage, Store
+from mipo_exp.store.artefacts import Stage, Store
+from mipo_exp.store.records import Example
 
 log = logging.getLogger(__name__)
 

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-from mipo_exp.config import Config, TrainerConfig
+from mipo_exp.config.schema import Config, TrainerConfig
 from mipo_exp.errors import gib
 from mipo_exp.planning.cost import Shape
 from mipo_exp.planning.machine import free_bytes
 from mipo_exp.planning.memory import Need, need
 from mipo_exp.planning.work import Encode, Work, estimate_work, pieces
-from mipo_exp.records import Example
 from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES
+from mipo_exp.store.records import Example
 from mipo_exp.training.micro_batches import may_split
 
 Examples = tuple[Sequence[Example], Sequence[Example]]

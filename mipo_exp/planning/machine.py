@@ -39,7 +39,7 @@ def measure(device: str, dtype: str) -> Machine:
     """The rates of a device (`cpu`, `cuda[:N]`) in a precision, as torch sees it; medians of a few repeats."""
     import torch
 
-    from mipo_exp.onednn import linear
+    from mipo_exp.kernels.onednn import linear
 
     of = torch.device(device)
     rows, width, copied, times = WORK[of.type]

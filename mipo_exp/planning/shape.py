@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.config import ModelConfig
+from mipo_exp.config.schema import ModelConfig
 from mipo_exp.planning.cost import Shape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}

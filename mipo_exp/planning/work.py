@@ -11,17 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from mipo_exp.config import Config, EngineConfig, SamplingConfig
-from mipo_exp.config_methods import MiRlConfig, OnPolicyConfig
+from mipo_exp.config.methods import MiRlConfig, OnPolicyConfig
+from mipo_exp.config.schema import Config, EngineConfig, SamplingConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
-from mipo_exp.negatives import sample_negatives
-from mipo_exp.records import Condition, Example
+from mipo_exp.pairing.negatives import sample_negatives
+from mipo_exp.pairing.similarity import in_order
 from mipo_exp.scoring.batches import pass_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.prefix_tree import build_tree
 from mipo_exp.scoring.score import scored_conditions
-from mipo_exp.similarity import in_order
+from mipo_exp.store.records import Condition, Example
 from mipo_exp.training.micro_batches import token_budget
 
 CHARACTERS_PER_TOKEN = 4

@@ -16,7 +16,7 @@ from mipo_exp.evaluation.statistics import FEWEST_SEEDS
 from mipo_exp.reporting.costs import contrasted, cost_metrics, direction, no_cost
 from mipo_exp.reporting.metrics import PERCENT, Metric, describe, written
 from mipo_exp.reporting.multirun import ALPHA, WITHOUT_TEST, Difference, Panel, group, kind_shares, read_run, spread
-from mipo_exp.store import write_atomically
+from mipo_exp.store.artefacts import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from mipo_exp.evaluation.measure import clusters
 from mipo_exp.evaluation.statistics import Rows, Values
-from mipo_exp.records import Example
-from mipo_exp.store import write_atomically
+from mipo_exp.store.artefacts import write_atomically
+from mipo_exp.store.records import Example
 
 VALUES = "values.npz"
 PHASES = ("before", "after")

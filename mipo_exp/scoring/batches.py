@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from mipo_exp.config import ScoringConfig
-from mipo_exp.memory import free_memory, memory_for, out_of_memory
-from mipo_exp.rotation import rotation_limit
+from mipo_exp.config.schema import ScoringConfig
+from mipo_exp.models.memory import free_memory, memory_for, out_of_memory
+from mipo_exp.models.rotation import rotation_limit
 from mipo_exp.scoring.log_probs import Scorable, can_share, token_log_probs
 from mipo_exp.scoring.prefix_tree import MIN_SHARED_TOKENS, common_prefix
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mipo_exp.memory import out_of_memory
+from mipo_exp.kernels.tree_attention import MASKED_ON, NotComputedError, run_tree
+from mipo_exp.models.memory import out_of_memory
 from mipo_exp.scoring.prefix_tree import build_tree
-from mipo_exp.scoring.tree_attention import MASKED_ON, NotComputedError, run_tree
 
 if TYPE_CHECKING:
     import torch

@@ -8,15 +8,15 @@ keeps to the form that was asked for. What is scored follows lm-evaluation-harne
 import json
 from collections.abc import Sequence
 
-from mipo_exp.config import ScoringConfig
+from mipo_exp.config.schema import ScoringConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.options import letters
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example, OptionScores
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.score import score_items
-from mipo_exp.store import Workspace
+from mipo_exp.store.artefacts import Workspace
+from mipo_exp.store.records import Example, OptionScores
 
 NO_SCORES = "or set evaluation.option_scoring=none"
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from mipo_exp.config import ScoringConfig
+from mipo_exp.config.schema import ScoringConfig
 from mipo_exp.errors import DataError
-from mipo_exp.negatives import contrast_conditions, contrast_prompts
-from mipo_exp.progress import Progress
-from mipo_exp.records import Condition, Example, Pair, Response, ScoredPair, Scores
-from mipo_exp.runtime import Runtime
+from mipo_exp.execution.progress import Progress
+from mipo_exp.execution.shards import Shard, compute_shards
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.pairing.negatives import contrast_conditions, contrast_prompts
 from mipo_exp.scoring.batches import Scorer, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
-from mipo_exp.shards import Shard, compute_shards
-from mipo_exp.store import Workspace
-from mipo_exp.tables import Mapped
+from mipo_exp.store.artefacts import Workspace
+from mipo_exp.store.records import Condition, Example, Pair, Response, ScoredPair, Scores
+from mipo_exp.store.tables import Mapped
 
 # Tokens of the items whose batches are planned at once, the smallest number that is not less. What begins alike shares
 # its computation within such a window, and of more items than it takes only one window is in memory.

@@ -7,17 +7,17 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.config import LoraConfig, PairsConfig, TrainerConfig
-from mipo_exp.config_methods import MethodConfig
-from mipo_exp.disk import follow_umask
+from mipo_exp.config.methods import MethodConfig
+from mipo_exp.config.schema import LoraConfig, PairsConfig, TrainerConfig
 from mipo_exp.errors import ConfigError, UserError
+from mipo_exp.execution.processes import team
+from mipo_exp.execution.progress import Progress
 from mipo_exp.judging.stage import Judging
-from mipo_exp.manifest import file_sha256
-from mipo_exp.memory import free_memory, memory_for
-from mipo_exp.processes import team
-from mipo_exp.progress import Progress
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import CHECKPOINTS, Workspace, write_atomically
+from mipo_exp.models.memory import free_memory, memory_for
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import CHECKPOINTS, Workspace, write_atomically
+from mipo_exp.store.disk import follow_umask
+from mipo_exp.store.manifest import file_sha256
 from mipo_exp.training.job import Job, Rollout
 from mipo_exp.training.methods import METHODS
 from mipo_exp.training.micro_batches import MicroBatches, may_split

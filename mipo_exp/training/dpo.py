@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from mipo_exp.config_methods import MipoConfig
+from mipo_exp.config.methods import MipoConfig
 from mipo_exp.errors import ConfigError
-from mipo_exp.records import ScoredPair
-from mipo_exp.tables import Table
+from mipo_exp.store.records import ScoredPair
+from mipo_exp.store.tables import Table
 from mipo_exp.training.job import (
     Job,
     check_rotation,
@@ -59,7 +59,7 @@ def build_mipo(job: Job) -> "DPOTrainer":
     check_trainable(dpo.model, job.lora)
     check_rotation(job, pairs)
     if job.trainer.share_prompt:
-        from mipo_exp.training.response_head import use_response_head
+        from mipo_exp.kernels.response_head import use_response_head
 
         use_response_head(dpo.accelerator.unwrap_model(dpo.model).get_base_model())
         _share_prompts(dpo, pairs)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mipo_exp.errors import ConfigError, DataError
-from mipo_exp.processes import mean_over_processes
-from mipo_exp.records import Example, Response
-from mipo_exp.tables import ById, Mapped
+from mipo_exp.execution.processes import mean_over_processes
+from mipo_exp.store.records import Example, Response
+from mipo_exp.store.tables import ById, Mapped
 from mipo_exp.training.job import Job, check_trainable, lora_config, training_arguments, wrong_targets
 from mipo_exp.training.layout import can_share, rounding
 from mipo_exp.training.micro_batches import Agree, MicroBatches, Part, settle_budget
@@ -102,7 +102,7 @@ def build_trainer(
             f"method={job.method.name} reads without its adapter; leave it out"
         )
     if job.trainer.share_prompt:
-        from mipo_exp.training.response_head import use_response_head
+        from mipo_exp.kernels.response_head import use_response_head
 
         use_response_head(base)
     share = job.trainer.share_prompt and _can_share(base, groups, arguments.per_device_train_batch_size, across_batch)

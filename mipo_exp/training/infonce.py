@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, cast
 
-from mipo_exp.config_methods import InfonceConfig
+from mipo_exp.config.methods import InfonceConfig
 from mipo_exp.training.groups import build_trainer, chosen_groups
 from mipo_exp.training.job import Job
 from mipo_exp.training.losses import infonce_loss

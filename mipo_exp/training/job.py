@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 
-from mipo_exp.config import EngineConfig, LoraConfig, PairsConfig, SamplingConfig, ScoringConfig, TrainerConfig
-from mipo_exp.config_methods import MethodConfig, MipoConfig, OnPolicyConfig
+from mipo_exp.config.methods import MethodConfig, MipoConfig, OnPolicyConfig
+from mipo_exp.config.schema import EngineConfig, LoraConfig, PairsConfig, SamplingConfig, ScoringConfig, TrainerConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.judging.stage import Judging
-from mipo_exp.models import read_config
-from mipo_exp.records import ScoredPair
-from mipo_exp.rotation import rotation_limit
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import Workspace
-from mipo_exp.tables import Table
+from mipo_exp.models.loading import read_config
+from mipo_exp.models.rotation import rotation_limit
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import Workspace
+from mipo_exp.store.records import ScoredPair
+from mipo_exp.store.tables import Table
 
 if TYPE_CHECKING:
     import peft
@@ -237,7 +237,7 @@ def lora_config(lora: LoraConfig, trainer: TrainerConfig) -> "peft.LoraConfig":
 
     config = peft.LoraConfig(task_type="CAUSAL_LM", **fields_of(lora, ()))
     if trainer.share_prompt:
-        from mipo_exp.training.lora_linear import use_lora_linear
+        from mipo_exp.kernels.lora_linear import use_lora_linear
 
         use_lora_linear(config)
     return config

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.memory import out_of_memory
+from mipo_exp.models.memory import out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -215,7 +215,7 @@ def can_share(
         prompts: B of them, to try.
         responses: m for each.
     """
-    from mipo_exp.training.attention import use_causal_blocks, use_default
+    from mipo_exp.kernels.attention import use_causal_blocks, use_default
 
     use_causal_blocks(model)
     same = _computes_the_same(model, longest, prompts, responses)
@@ -233,7 +233,7 @@ def _computes_the_same(
 ) -> bool:
     import torch
 
-    from mipo_exp.training.attention import NAME
+    from mipo_exp.kernels.attention import NAME
 
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"]

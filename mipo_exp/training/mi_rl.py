@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from mipo_exp.config_methods import MiRlConfig
-from mipo_exp.negatives import contrast_conditions
-from mipo_exp.records import Condition, Example
+from mipo_exp.config.methods import MiRlConfig
+from mipo_exp.pairing.negatives import contrast_conditions
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.mutual_information import Floats, identified, infonce_pmi, own_marginal_pmi
 from mipo_exp.scoring.score import own_marginal
+from mipo_exp.store.records import Condition, Example
 from mipo_exp.training.job import Job
 from mipo_exp.training.on_policy import BaseScores, Reward, build_on_policy, training_examples
 

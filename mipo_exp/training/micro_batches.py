@@ -10,8 +10,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.config import LoraConfig, TrainerConfig
-from mipo_exp.config_methods import MethodConfig, MipoConfig, OnPolicyConfig
+from mipo_exp.config.methods import MethodConfig, MipoConfig, OnPolicyConfig
+from mipo_exp.config.schema import LoraConfig, TrainerConfig
 
 if TYPE_CHECKING:
     import torch

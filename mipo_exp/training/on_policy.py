@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.responses import check_lengths
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
-from mipo_exp.memory import memory_for
-from mipo_exp.records import Example
+from mipo_exp.models.memory import memory_for
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
+from mipo_exp.store.records import Example
 from mipo_exp.training.job import (
     Job,
     Rollout,

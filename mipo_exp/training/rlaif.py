@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from mipo_exp.errors import JudgeError
 from mipo_exp.judging.judge import Rated, rate
 from mipo_exp.judging.stage import Judging
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 from mipo_exp.training.job import Job
 from mipo_exp.training.on_policy import Reward, build_on_policy
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mipo_exp.evaluation.accuracy import measure
-from mipo_exp.records import Example
+from mipo_exp.store.records import Example
 from mipo_exp.training.job import Job
 from mipo_exp.training.on_policy import build_on_policy
 

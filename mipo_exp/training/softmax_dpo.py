@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from mipo_exp.config_methods import SoftmaxDpoConfig
-from mipo_exp.records import ScoredPair
-from mipo_exp.tables import Mapped
+from mipo_exp.config.methods import SoftmaxDpoConfig
+from mipo_exp.store.records import ScoredPair
+from mipo_exp.store.tables import Mapped
 from mipo_exp.training.groups import build_trainer
 from mipo_exp.training.job import Job, check_rotation
 from mipo_exp.training.losses import softmax_dpo_loss

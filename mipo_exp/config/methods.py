@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mipo_exp.config_fields import MAX_CONDITIONS, bounded, positive
+from mipo_exp.config.fields import MAX_CONDITIONS, bounded, positive
 
 LOSS_TYPES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),

@@ -13,7 +13,7 @@ from peft.tuners import lora
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from mipo_exp.onednn import OnednnLinear, linear
+from mipo_exp.kernels.onednn import OnednnLinear, linear
 
 if TYPE_CHECKING:
     import peft

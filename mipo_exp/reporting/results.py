@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mipo_exp import tracking
-from mipo_exp.config import Config
+from mipo_exp.config.redaction import without_secrets
+from mipo_exp.config.schema import Config
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.accuracy import Measure
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
@@ -29,17 +29,17 @@ from mipo_exp.evaluation.measure import (
 )
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
+from mipo_exp.execution.processes import team
 from mipo_exp.judging.run import judge
 from mipo_exp.pipeline import Run
-from mipo_exp.preparation import Prepared
-from mipo_exp.processes import team
-from mipo_exp.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
-from mipo_exp.redaction import without_secrets
+from mipo_exp.planning.preparation import Prepared
+from mipo_exp.reporting import tracking
 from mipo_exp.reporting.costs import costs, headline, main_information
 from mipo_exp.reporting.metrics import COSTS, describe
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.reporting.values import VALUES, write_values
-from mipo_exp.store import git_commit, package_versions, write_atomically
+from mipo_exp.store.artefacts import git_commit, package_versions, write_atomically
+from mipo_exp.store.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
 
 log = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 
-from mipo_exp.config import PairsConfig
+from mipo_exp.config.schema import PairsConfig
 from mipo_exp.errors import DataError
-from mipo_exp.records import Example, Negative, Pair, Response
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import Workspace
-from mipo_exp.tables import ById
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import Workspace
+from mipo_exp.store.records import Example, Negative, Pair, Response
+from mipo_exp.store.tables import ById
 
 
 def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig) -> None:

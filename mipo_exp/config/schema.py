@@ -8,7 +8,7 @@ tasks are in `config_tasks`, those of the methods in `config_methods`.
 from dataclasses import dataclass
 from typing import Any
 
-from mipo_exp.config_fields import (
+from mipo_exp.config.fields import (
     MAX_BATCH_ROWS,
     MAX_BATCH_TOKENS,
     MAX_CONDITIONS,
@@ -22,8 +22,8 @@ from mipo_exp.config_fields import (
     positive,
     sampling_temperature,
 )
-from mipo_exp.config_methods import MethodConfig
-from mipo_exp.config_tasks import TaskConfig
+from mipo_exp.config.methods import MethodConfig
+from mipo_exp.config.tasks import TaskConfig
 
 # Those of transformers that need no package and no argument of their own.
 SCHEDULES = (

@@ -16,9 +16,8 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mipo_exp.config import ENGINE_CONFIGS, JUDGE_CONFIGS, WORKERS_CONFIGS, AskedJudgeConfig, Config, NegativesConfig
-from mipo_exp.config_fields import CONTEXT_STRATEGIES, MAX_EXAMPLES, STRATEGIES
-from mipo_exp.config_methods import (
+from mipo_exp.config.fields import CONTEXT_STRATEGIES, MAX_EXAMPLES, STRATEGIES
+from mipo_exp.config.methods import (
     F_DIVERGENCE_LOSSES,
     LOSS_TYPES,
     METHOD_CONFIGS,
@@ -27,9 +26,17 @@ from mipo_exp.config_methods import (
     OnPolicyConfig,
     RlaifConfig,
 )
-from mipo_exp.config_tasks import PRISM_PROFILE, PRISM_TYPES, TASK_CONFIGS, PrismConfig, TaskConfig
+from mipo_exp.config.mixture_weights import settled
+from mipo_exp.config.schema import (
+    ENGINE_CONFIGS,
+    JUDGE_CONFIGS,
+    WORKERS_CONFIGS,
+    AskedJudgeConfig,
+    Config,
+    NegativesConfig,
+)
+from mipo_exp.config.tasks import PRISM_PROFILE, PRISM_TYPES, TASK_CONFIGS, PrismConfig, TaskConfig
 from mipo_exp.errors import ConfigError
-from mipo_exp.mixture_weights import settled
 
 COMPARISONS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "above": (operator.gt, "greater than"),

@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from mipo_exp.config import NegativesConfig
+from mipo_exp.config.schema import NegativesConfig
 from mipo_exp.errors import ConfigError
-from mipo_exp.records import Condition, Example, Negative
-from mipo_exp.similarity import Similarity, bm25
+from mipo_exp.pairing.similarity import Similarity, bm25
+from mipo_exp.store.records import Condition, Example, Negative
 
 # The keys that say how many conditions there are, and of how many examples they are taken.
 SIDES = {

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.errors import ConfigError
-from mipo_exp.hub import Repository
-from mipo_exp.store import digest, remembered_sha256
+from mipo_exp.models.hub import Repository
+from mipo_exp.store.artefacts import digest, remembered_sha256
 
 # Texts → (n, n) similarities row by row: `similarity(texts)(i)` are those of text i to all of them, shape (n,).
 Similarity = Callable[[Sequence[str]], Callable[[int], np.ndarray]]

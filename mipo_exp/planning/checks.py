@@ -10,21 +10,21 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from mipo_exp.config import Config
-from mipo_exp.config_methods import MiRlConfig, OnPolicyConfig, RlvrConfig
+from mipo_exp.config.methods import MiRlConfig, OnPolicyConfig, RlvrConfig
+from mipo_exp.config.schema import Config
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.harness import Harness, check_tasks
 from mipo_exp.evaluation.measure import PHASES, metric_names
+from mipo_exp.execution.processes import team
 from mipo_exp.judging.kinds import KINDS
 from mipo_exp.judging.stage import kind_of, metric_phases
-from mipo_exp.negatives import contrast_conditions, sample_negatives
-from mipo_exp.processes import team
-from mipo_exp.records import Example
-from mipo_exp.runtime import Runtime
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.pairing.negatives import contrast_conditions, sample_negatives
+from mipo_exp.pairing.similarity import in_order
 from mipo_exp.scoring.options import check_options
-from mipo_exp.similarity import in_order
+from mipo_exp.store.records import Example
 from mipo_exp.training.mi_rl import reward_conditions
 
 log = logging.getLogger(__name__)

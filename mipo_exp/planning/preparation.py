@@ -6,27 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.checks import check_examples, check_extra, check_harness, check_layers, check_processes
-from mipo_exp.config import Config
-from mipo_exp.config_methods import SoftmaxDpoConfig
+from mipo_exp.config.methods import SoftmaxDpoConfig
+from mipo_exp.config.schema import Config
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
-from mipo_exp.disk import make_writable
 from mipo_exp.errors import StorageError, gib
 from mipo_exp.evaluation.harness import locate_harness
+from mipo_exp.execution.workers import make_pool
 from mipo_exp.generation.engine import check_engine
 from mipo_exp.judging.stage import Judging, prepare_judging, prepare_rewards
-from mipo_exp.libraries import check_libraries
-from mipo_exp.models import ModelSource, locate
+from mipo_exp.models.loading import ModelSource, locate
+from mipo_exp.models.runtime import Runtime, choose_device
+from mipo_exp.pairing.similarity import locate_encoder
 from mipo_exp.pipeline import Run, declare, declare_examples, declare_judgements, declare_model
+from mipo_exp.planning.checks import check_examples, check_extra, check_harness, check_layers, check_processes
 from mipo_exp.planning.describe import disk_needed
 from mipo_exp.planning.fit import too_large
+from mipo_exp.planning.libraries import check_libraries
 from mipo_exp.planning.shape import find_shape
-from mipo_exp.records import Example
-from mipo_exp.runtime import Runtime, choose_device
-from mipo_exp.similarity import locate_encoder
-from mipo_exp.store import Stage, Store
-from mipo_exp.workers import make_pool
+from mipo_exp.store.artefacts import Stage, Store
+from mipo_exp.store.disk import make_writable
+from mipo_exp.store.records import Example
 
 log = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mipo_exp.config import ModelConfig, RayWorkersConfig, WorkersConfig
+from mipo_exp.config.schema import ModelConfig, RayWorkersConfig, WorkersConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError, UserError
-from mipo_exp.models import locate
-from mipo_exp.processes import team
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import Store
+from mipo_exp.execution.processes import team
+from mipo_exp.models.loading import locate
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import Store
 
 if TYPE_CHECKING:
-    from mipo_exp.shards import Opened, Shard
+    from mipo_exp.execution.shards import Opened, Shard
 
 log = logging.getLogger(__name__)
 

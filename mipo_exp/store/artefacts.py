@@ -24,10 +24,10 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from mipo_exp.disk import follow_umask, full_disk, make_writable, unreadable
 from mipo_exp.errors import DataError, StorageError
-from mipo_exp.manifest import ALWAYS_HASHED_BYTES, MANIFEST, damage, file_sha256, list_files
-from mipo_exp.tables import Table, read_table, write_table
+from mipo_exp.store.disk import follow_umask, full_disk, make_writable, unreadable
+from mipo_exp.store.manifest import ALWAYS_HASHED_BYTES, MANIFEST, damage, file_sha256, list_files
+from mipo_exp.store.tables import Table, read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def default_cache() -> Path:
 @cache
 def git_commit() -> str | None:
     """The commit of the source tree that is running, None outside a checkout; `-dirty` marks local changes."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
     try:

@@ -11,9 +11,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
-from mipo_exp.processes import PAUSE_SECONDS, team
-from mipo_exp.runtime import Runtime
-from mipo_exp.store import PartTaken, Workspace
+from mipo_exp.execution.processes import PAUSE_SECONDS, team
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.store.artefacts import PartTaken, Workspace
 
 Row = TypeVar("Row")
 Tool = TypeVar("Tool")

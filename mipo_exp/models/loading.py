@@ -16,11 +16,11 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mipo_exp.config import ModelConfig
+from mipo_exp.config.schema import ModelConfig
 from mipo_exp.errors import ModelError, StorageError, gib
-from mipo_exp.hub import Repository
-from mipo_exp.store import digest, remembered_sha256
-from mipo_exp.weights import COPY, check_files, check_finite, check_loaded, check_sizes, read_json
+from mipo_exp.models.hub import Repository
+from mipo_exp.models.weights import COPY, check_files, check_finite, check_loaded, check_sizes, read_json
+from mipo_exp.store.artefacts import digest, remembered_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -279,7 +279,7 @@ def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "P
     """
     import torch
 
-    from mipo_exp.onednn import use_onednn
+    from mipo_exp.kernels.onednn import use_onednn
 
     quiet_libraries()
     model = load_folder(folder, config, getattr(torch, dtype), device)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from mipo_exp.onednn import PROBED, OnednnLinear, linear
+from mipo_exp.kernels.onednn import PROBED, OnednnLinear, linear
 from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES
 from mipo_exp.training.layout import IGNORED
 

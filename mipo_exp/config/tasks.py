@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mipo_exp.config_fields import (
+from mipo_exp.config.fields import (
     MAX_EXAMPLES,
     MAX_RESPONSE_TOKENS,
     MAX_SEED,

@@ -11,20 +11,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mipo_exp import conversion
-from mipo_exp.config import ModelConfig
+from mipo_exp.config.schema import ModelConfig
 from mipo_exp.data.base import Task
-from mipo_exp.data.rendering import Renderer
 from mipo_exp.errors import ConfigError, ModelError
-from mipo_exp.memory import free_memory, memory_for
-from mipo_exp.models import ModelSource, load_model, load_tokenizer, read_config
-from mipo_exp.processes import team
-from mipo_exp.records import Condition
+from mipo_exp.execution.processes import team
+from mipo_exp.models import conversion
+from mipo_exp.models.loading import ModelSource, load_model, load_tokenizer, read_config
+from mipo_exp.models.memory import free_memory, memory_for
+from mipo_exp.models.rendering import Renderer
+from mipo_exp.store.records import Condition
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from mipo_exp.workers import Pool
+    from mipo_exp.execution.workers import Pool
 
 
 class Closable(Protocol):
@@ -134,7 +134,7 @@ class Runtime:
 
     def model(self, adapter: Path | None = None) -> "PreTrainedModel":
         """The base model, or the policy: the base model with the unmerged adapter of a folder."""
-        from mipo_exp.onednn import pack, unpack
+        from mipo_exp.kernels.onednn import pack, unpack
 
         if self._model is None:
             self._model = self.fresh_model()
@@ -142,7 +142,7 @@ class Runtime:
         if adapter != self._adapter:
             from peft import PeftConfig, PeftModel
 
-            from mipo_exp.training.lora_linear import use_lora_linear
+            from mipo_exp.kernels.lora_linear import use_lora_linear
 
             if self._adapter is not None:
                 self._model = self._model.unload()

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from mipo_exp.processes import team
+from mipo_exp.execution.processes import team
 
 log = logging.getLogger(__name__)
 

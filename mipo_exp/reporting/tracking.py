@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from mipo_exp.config import TrackerConfig
+from mipo_exp.config.redaction import without_secrets
+from mipo_exp.config.schema import TrackerConfig
 from mipo_exp.errors import StorageError
 from mipo_exp.evaluation.measure import PHASES
-from mipo_exp.hub import reachable
-from mipo_exp.redaction import without_secrets
+from mipo_exp.models.hub import reachable
 
 if TYPE_CHECKING:
     import wandb

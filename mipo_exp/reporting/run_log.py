@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from mipo_exp.redaction import redact
+from mipo_exp.config.redaction import redact
 
 LOG_FILE = "mipo_exp.log"
 NOISY_LOGGERS = ("httpx", "httpx2", "openai", "matplotlib", "datasets", "filelock", "urllib3", "absl", "lm_eval")

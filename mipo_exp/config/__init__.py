@@ -1,0 +1,1 @@
+"""The config's schema, its checks, and its secrets."""

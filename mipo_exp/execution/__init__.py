@@ -1,0 +1,1 @@
+"""Who computes a shard: this process, several, Ray's workers; progress."""

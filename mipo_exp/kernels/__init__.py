@@ -1,0 +1,1 @@
+"""What only makes the same numbers faster."""

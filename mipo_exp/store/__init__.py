@@ -1,0 +1,1 @@
+"""Artefacts, tables and record types: what runs, processes and machines share."""
