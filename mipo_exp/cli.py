@@ -70,16 +70,11 @@ class Ended(NamedTuple):
 
 def register_resolvers() -> None:
     """The values in conf/ that only the program knows."""
-    from mipo_exp.config.tasks import FAMILY_NEGATIVES, LAMP_ERRORS
     from mipo_exp.store.artefacts import default_cache
 
     OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
     for name, value in (("default_cache", default_cache), ("project_root", lambda: PROJECT_ROOT)):
         OmegaConf.register_new_resolver(name, lambda value=value: str(value()), replace=True)
-    OmegaConf.register_new_resolver(
-        "family_negatives", lambda family: FAMILY_NEGATIVES.get(family, "random_prompt"), replace=True
-    )
-    OmegaConf.register_new_resolver("lamp_direction", lambda number: number not in LAMP_ERRORS, replace=True)
 
 
 def main() -> None:

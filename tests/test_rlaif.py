@@ -18,7 +18,7 @@ from mipo_exp.judging.templates import load_templates
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import declare, declare_examples
 from mipo_exp.planning.describe import describe
-from mipo_exp.training.rlaif import build_rlaif, judged_reward
+from mipo_exp.training.methods.rlaif import judged_reward
 from tests.conftest import Experiment, composed
 from tests.test_on_policy import examples, job
 
@@ -99,7 +99,7 @@ def test_a_training_asks_for_nothing_twice(tiny: Runtime, tmp_path: Path) -> Non
         rule = Rule(by_length)
         (tmp_path / name).mkdir()
         described = job(tiny, config("trainer.max_steps=2"), tmp_path / name, examples(8))
-        build_rlaif(dataclasses.replace(described, judging=judging(rule, tmp_path / "replies"))).train()
+        described.method.build(dataclasses.replace(described, judging=judging(rule, tmp_path / "replies"))).train()
         asked.append(rule.asked)
     assert asked[0] >= 16
     assert asked[1] == 0

@@ -9,6 +9,7 @@ For small models and quick runs without a download. Evaluation uses templates th
 import random
 from collections.abc import Callable, Sequence
 
+from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.word_problem_templates import NAMES, TEMPLATES, Template
 from mipo_exp.store.artefacts import digest
@@ -19,6 +20,7 @@ EVAL_TEMPLATES = 14
 PER_TEMPLATE = 40
 
 
+@TASKS.register("word_problems")
 class WordProblems(Task):
     """Problems from two disjoint sets of templates, every template equally often."""
 

@@ -27,7 +27,7 @@ from mipo_exp.models.loading import ModelSource, locate
 from mipo_exp.models.runtime import Runtime, choose_device
 from mipo_exp.pairing.similarity import Encoder, locate_encoder
 from mipo_exp.pipeline import declare, declare_examples, declare_judgements, declare_model
-from mipo_exp.planning.checks import check_examples, check_extra, check_harness, check_layers
+from mipo_exp.planning.checks import check_examples, check_harness
 from mipo_exp.planning.cost import CONVERTED_BYTES_A_SECOND, LOADING_SECONDS, seconds
 from mipo_exp.planning.fit import Examples, find_limits, needs
 from mipo_exp.planning.machine import measure
@@ -35,6 +35,7 @@ from mipo_exp.planning.shape import BYTES, find_shape, random_parameters
 from mipo_exp.planning.work import Encode, Work, estimate_work, pieces
 from mipo_exp.store.artefacts import Stage, Store
 from mipo_exp.store.records import Example
+from mipo_exp.training.job import check_extra, check_layers
 
 log = logging.getLogger(__name__)
 

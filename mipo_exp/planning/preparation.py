@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.config.methods import SoftmaxDpoConfig
 from mipo_exp.config.schema import Config
 from mipo_exp.data.base import Task
 from mipo_exp.data.tasks import make_task
@@ -19,7 +18,7 @@ from mipo_exp.models.loading import ModelSource, locate
 from mipo_exp.models.runtime import Runtime, choose_device
 from mipo_exp.pairing.similarity import locate_encoder
 from mipo_exp.pipeline import Run, declare, declare_examples, declare_judgements, declare_model
-from mipo_exp.planning.checks import check_examples, check_extra, check_harness, check_layers, check_processes
+from mipo_exp.planning.checks import check_examples, check_harness, check_processes
 from mipo_exp.planning.describe import disk_needed
 from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.libraries import check_libraries
@@ -27,6 +26,7 @@ from mipo_exp.planning.shape import find_shape
 from mipo_exp.store.artefacts import Stage, Store
 from mipo_exp.store.disk import make_writable
 from mipo_exp.store.records import Example
+from mipo_exp.training.job import check_extra, check_layers
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,6 @@ def prepare(config: Config, output: Path) -> Prepared:
     judging = prepare_judging(config, task, store.root, device)
     rewarding = prepare_rewards(config, judging, task, store.root, device)
     _warn_of_one_judge(judging, rewarding)
-    _warn_of_plain_dpo(config)
     data = task.prepare()
     if not task.needs_tokenizer:
         examples = declare_examples(config, task, data, None)
@@ -103,15 +102,6 @@ def _warn_of_one_judge(judging: Judging | None, rewarding: Judging | None) -> No
             "method=rlaif: %s judges the results and gave the rewards too; for a figure to publish set another judge, "
             "judge@reward_judge=endpoint or judge@reward_judge=local",
             judging.judge.backend.description,
-        )
-
-
-def _warn_of_plain_dpo(config: Config) -> None:
-    """Say it where softmax-DPO has one negative and is another method's loss."""
-    if isinstance(config.method, SoftmaxDpoConfig) and config.negatives.k == 1:
-        log.warning(
-            "method=softmax_dpo with negatives.k=1 is plain DPO, that is method=mipo; set negatives.k=2 or more to "
-            "contrast with several negatives at once"
         )
 
 

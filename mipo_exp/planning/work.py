@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from mipo_exp.config.methods import MiRlConfig, OnPolicyConfig
 from mipo_exp.config.schema import Config, EngineConfig, SamplingConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
@@ -213,8 +212,7 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
     method, trainer = config.method, config.trainer
     mean = sum(map(len, prompts)) / max(len(prompts), 1)
     longest = max(map(len, prompts), default=0)
-    rows = examples * (config.negatives.k if method.name == "mipo" else 1)
-    iterations = method.num_iterations if isinstance(method, OnPolicyConfig) else 1
+    rows, iterations = examples * method.rows(config), method.iterations
     epochs = trainer.num_train_epochs
     batch = trainer.per_device_train_batch_size
     if trainer.max_steps > 0:
@@ -234,18 +232,16 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
         widest=math.ceil(at_once * widest if budget is None else max(widest, min(budget, at_once * row))),
         widest_heads=math.ceil(at_once * response_tokens),
     )
-    if not isinstance(method, OnPolicyConfig):
+    if method.trains_on != "examples":
         return trained
-    sampled = seen * method.num_generations * config.sampling.max_new_tokens
-    scored = passed if method.beta else 0.0
-    if isinstance(method, MiRlConfig):
-        conditions = 2 if method.estimator == "own_marginal" else method.k
-        scored += conditions * (sampled + mean * examples * epochs)
+    sampled = seen * method.responses(config) * config.sampling.max_new_tokens
+    reference, conditions = method.base_passes
+    scored = passed * reference + conditions * (sampled + mean * examples * epochs)
     return replace(
         trained,
         sampled=math.ceil(sampled),
         scored=math.ceil(scored),
-        prompts=math.ceil(seen * method.num_generations * mean),
+        prompts=math.ceil(seen * method.responses(config) * mean),
         turns=math.ceil(seen / batch * config.sampling.max_new_tokens),
         adapted=True,
     )
@@ -253,9 +249,5 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
 
 def _row_tokens(config: Config, prompt: float) -> tuple[float, float]:
     """Tokens of the prompts and of the responses in one row of training data, whose prompt has `prompt` tokens."""
-    method, trainer = config.method, config.trainer
-    responses = trainer.per_device_train_batch_size if method.across_batch else 1
-    responses = {"mipo": 2, "softmax_dpo": 1 + config.negatives.k}.get(method.name, responses)
-    if isinstance(method, OnPolicyConfig):
-        responses = method.num_generations
-    return prompt if trainer.share_prompt else responses * prompt, responses * config.sampling.max_new_tokens
+    responses = config.method.responses(config)
+    return prompt if config.trainer.share_prompt else responses * prompt, responses * config.sampling.max_new_tokens
