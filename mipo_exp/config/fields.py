@@ -6,7 +6,7 @@ key means, and no value stands in two places. `parsing` puts what pydantic finds
 
 import difflib
 from collections.abc import Collection
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 from annotated_types import Ge, GroupedMetadata, Le
 from pydantic import AfterValidator, ConfigDict
@@ -34,7 +34,8 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True)
 def schema(cls: type[T]) -> type[T]:
     """A class of annotated keys as a frozen dataclass that checks its values when it is made."""
-    return dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(cls)
+    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    return cast(type[T], dataclass(frozen=True, config=config)(cls))
 
 
 class Between(GroupedMetadata):

@@ -7,6 +7,7 @@ those from outside are.
 import difflib
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -90,7 +91,7 @@ def load_variants(plugins: Sequence[str] = ()) -> None:
     for point in entry_points(group=GROUP):
         _load(f"the entry point {point.name} of {point.dist.name if point.dist else point.value}", point.load)
     for module in plugins:
-        _load(f"plugins=[{module}]", lambda module=module: importlib.import_module(module))
+        _load(f"plugins=[{module}]", partial(importlib.import_module, module))
 
 
 def _load(what: str, load: Callable[[], Any]) -> None:
