@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mipo_exp.config.files import unreadable
-from mipo_exp.config.overrides import not_an_option, wrong_override
+from mipo_exp.config.overrides import not_an_option, without_file, wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.execution.processes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, AllEnd, quiet_follower, team
@@ -320,6 +320,8 @@ def _unknown_option(error: MissingConfigException) -> str:
     """`model=qwen9b`: the options that the group has, the nearest first."""
     group, _, name = (error.missing_cfg_file or "").partition("/")
     root = next((path for path in (CONFIG_DIR, PROJECT_ROOT) if (path / group).is_dir()), None)
+    if message := without_file(group, name, sys.argv[1:]):
+        return message
     if root is None:
         return str(error).splitlines()[0]
     options = sorted(

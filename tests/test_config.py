@@ -15,7 +15,7 @@ FILES = [path for path in cli.CONFIG_DIR.rglob("*.yaml") if path.relative_to(cli
 
 
 def test_every_key_of_ours_has_its_comment_at_one_place() -> None:
-    """On its line or on the one before, in the file of the option or in the one that all options of its group extend."""
+    """On its line or on the one before, in the option's file or in the one that all options of its group extend."""
     said: dict[str, set[str]] = {}
     given: dict[str, set[str]] = {}
     for path in FILES:

@@ -44,7 +44,7 @@ def settle(raw: DictConfig, overrides: Sequence[str]) -> bool:
     Returns:
         Whether it is a mixture.
     """
-    load_variants(raw.get("plugins") or ())  # the tasks' resolvers
+    load_variants(raw.get("plugins"))  # the tasks' resolvers
     composed = _group(raw)
     group = settled(composed)
     if group.get("strategy") != MIXTURE:

@@ -48,7 +48,7 @@ def parse(raw: DictConfig) -> Config:
         ConfigError: a plugin that cannot be imported, a key that does not exist, a value of the wrong type or out of
             bounds, or keys that exclude each other. The message names the key, the value and the way out.
     """
-    load_variants(raw.get("plugins") or ())
+    load_variants(raw.get("plugins"))
     plain = resolve(raw)
     _check_leaves(plain)
     for group, registry in VARIANTS.items():

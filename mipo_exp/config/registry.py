@@ -80,8 +80,9 @@ class Registry(Mapping[str, T]):
         return len(self._found)
 
 
-def load_variants(plugins: Sequence[str] = ()) -> None:
-    """Import what registers variants: this package's modules, those of entry points, and `plugins`.
+def load_variants(plugins: Any = ()) -> None:
+    """Import what registers variants: this package's modules, those of entry points, and `plugins`, as the config has
+    them: names of modules.
 
     Raises:
         ConfigError: one cannot be imported, or registers a name that is taken.
@@ -90,7 +91,7 @@ def load_variants(plugins: Sequence[str] = ()) -> None:
         importlib.import_module(module)
     for point in entry_points(group=GROUP):
         _load(f"the entry point {point.name} of {point.dist.name if point.dist else point.value}", point.load)
-    for module in plugins:
+    for module in [plugins] if isinstance(plugins, str) else plugins if isinstance(plugins, Sequence) else ():
         _load(f"plugins=[{module}]", partial(importlib.import_module, module))
 
 

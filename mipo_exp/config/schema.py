@@ -497,5 +497,8 @@ ENGINES: Registry[type[EngineConfig]] = Registry("engine")
 METHODS: Registry[type[MethodConfig]] = Registry("method")
 WORKERS: Registry[type[WorkersConfig]] = Registry("workers")
 JUDGES: Registry[type[JudgeConfig]] = Registry("judge")
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.group: registry for registry in (STRATEGIES, TASKS, ENGINES, METHODS, WORKERS, JUDGES)
+}
 WORKERS.register("none")(WorkersConfig)
 JUDGES.register("none")(JudgeConfig)
