@@ -307,14 +307,7 @@ class AskedJudgeConfig(JudgeConfig):
         return self
 
     def backend(self, engine: EngineConfig, task: Task, cache: Path, device: str, download: bool) -> Backend:
-        """Who is asked, checked as far as it can be before.
-
-        Args:
-            engine: the limits of a batch, for a judge in this process.
-            task: of the run.
-            cache: the cache's folder.
-            device: that the run computes on.
-            download: whether a model may be fetched.
+        """Who is asked, checked as far as it can be before; `engine` has the limits of a batch in this process.
 
         Raises:
             UserError: a key, a variable of the environment, a package or a model is missing or wrong.

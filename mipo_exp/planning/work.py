@@ -212,7 +212,8 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
     method, trainer = config.method, config.trainer
     mean = sum(map(len, prompts)) / max(len(prompts), 1)
     longest = max(map(len, prompts), default=0)
-    rows, iterations = examples * method.rows(config), method.iterations
+    rows, responses = examples * method.shape(config)[0], method.shape(config)[1]
+    iterations, reference, conditions = method.passes
     epochs = trainer.num_train_epochs
     batch = trainer.per_device_train_batch_size
     if trainer.max_steps > 0:
@@ -234,14 +235,13 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
     )
     if method.trains_on != "examples":
         return trained
-    sampled = seen * method.responses(config) * config.sampling.max_new_tokens
-    reference, conditions = method.base_passes
+    sampled = seen * responses * config.sampling.max_new_tokens
     scored = passed * reference + conditions * (sampled + mean * examples * epochs)
     return replace(
         trained,
         sampled=math.ceil(sampled),
         scored=math.ceil(scored),
-        prompts=math.ceil(seen * method.responses(config) * mean),
+        prompts=math.ceil(seen * responses * mean),
         turns=math.ceil(seen / batch * config.sampling.max_new_tokens),
         adapted=True,
     )
@@ -249,5 +249,5 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
 
 def _row_tokens(config: Config, prompt: float) -> tuple[float, float]:
     """Tokens of the prompts and of the responses in one row of training data, whose prompt has `prompt` tokens."""
-    responses = config.method.responses(config)
+    responses = config.method.shape(config)[1]
     return prompt if config.trainer.share_prompt else responses * prompt, responses * config.sampling.max_new_tokens
