@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_exp.config.schema import METHODS, Config
+from mipo_exp.config.schema import METHODS, SPEED_ONLY, Config
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.pipeline import SPEED_ONLY, declare, declare_examples
+from mipo_exp.pipeline import declare, declare_examples
 from mipo_exp.store.artefacts import Store
 from mipo_exp.store.records import ScoredPair
 from mipo_exp.training.methods.mipo import LOSS_TYPES, _share_prompts, make_trainer
