@@ -84,7 +84,7 @@ def test_loading_is_deterministic_and_a_smaller_draw_is_a_beginning_of_a_larger_
 
 def test_personas_take_turns() -> None:
     found = task("personas").load(None)
-    assert (len(found.train), len(found.eval)) == (160, 120)
+    assert (len(found.train), len(found.eval)) == (160, 80)
     for rows, users, requests in ((found.train, 60, 40), (found.eval, 40, 20)):
         for field, count in (("user", users), ("question", requests)):
             seen = Counter(getattr(row, field) for row in rows)
