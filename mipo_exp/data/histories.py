@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mipo_exp.data.overlap import normalise
+from mipo_exp.store.records import normalise
 
 
 def earlier(prompts: Sequence[str], position: int) -> list[int]:
