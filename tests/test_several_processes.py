@@ -47,7 +47,8 @@ def together(*overrides: str, folders: Sequence[Path]) -> list[Done]:
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
         variables = {name: str(number) for name, number in numbers.items()}
         variables |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        done = run(*overrides, *SHARED, cwd=folders[rank], until=failed, **variables)
+        arguments = with_cache([*overrides, *SHARED], folders[0])
+        done = run(*arguments, cwd=folders[rank], until=failed, **variables)
         if done.returncode:
             failed.set()
         return done
