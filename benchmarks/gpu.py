@@ -17,9 +17,9 @@ from pathlib import Path
 from benchmarks.compare import run_part, step, step_with_reference
 from benchmarks.ours import SAME_TRAINING, Sizes, prepared, report, train
 from mipo_exp.generation.responses import opened_engine
+from mipo_exp.pipeline import Assembled
 from mipo_exp.planning.cost import forward_operations
 from mipo_exp.planning.machine import measure
-from mipo_exp.planning.preparation import Prepared
 from mipo_exp.planning.shape import find_shape
 from mipo_exp.store.records import Condition
 
@@ -93,7 +93,7 @@ def _prompts(count: int, tokens: int) -> list[str]:
     return ["".join(draw.choices(string.ascii_lowercase, k=tokens)) for _ in range(count)]
 
 
-def _prepared(args: argparse.Namespace, *more: str) -> Prepared:
+def _prepared(args: argparse.Namespace, *more: str) -> Assembled:
     """The experiment on random prompts; its pairs are shared by the parts."""
     data = args.cache / "data"
     data.mkdir(exist_ok=True)
@@ -186,7 +186,7 @@ def _raw_vllm(args: argparse.Namespace) -> None:
     report("raw-vllm", time.perf_counter() - started, sum(len(of.outputs[0].token_ids) for of in found))
 
 
-def _token_ids(ready: Prepared, args: argparse.Namespace) -> Sequence[list[int]]:
+def _token_ids(ready: Assembled, args: argparse.Namespace) -> Sequence[list[int]]:
     texts = _prompts(args.vllm_prompts, args.prompt_tokens)
     return [ready.runtime.prompt_ids(Condition(None, text)) for text in texts]
 

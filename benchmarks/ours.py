@@ -26,9 +26,10 @@ from hydra import compose, initialize_config_dir
 
 from mipo_exp import cli
 from mipo_exp.config.parsing import parse
+from mipo_exp.experiment import assemble
 from mipo_exp.generation.engine import settled
 from mipo_exp.generation.responses import opened_engine
-from mipo_exp.planning.preparation import Prepared, prepare
+from mipo_exp.pipeline import Assembled
 from mipo_exp.store.records import Pair, Response
 
 SETTINGS = {
@@ -85,12 +86,12 @@ def overrides(workload: str, sizes: Sizes, model: str | None, folder: Path, cach
     ]
 
 
-def prepared(arguments: Sequence[str]) -> Prepared:
+def prepared(arguments: Sequence[str]) -> Assembled:
     """A checked experiment with its model in the cache."""
     cli.register_resolvers()
     with initialize_config_dir(str(cli.CONFIG_DIR), version_base="1.3"):
         config = parse(compose("config", overrides=list(arguments)))
-    ready = prepare(config, Path(config.paths.output))
+    ready = assemble(config, Path(config.paths.output))
     ready.run.fetch_model(ready.runtime)
     if "engine_model" in ready.stages:
         ready.run.fetch("engine_model", ready.stages["engine_model"])
@@ -108,7 +109,7 @@ def report(stage: str, seconds: float, tokens: int, **more: Any) -> None:
     sys.stdout.flush()
 
 
-def sample_and_score(ready: Prepared, sizes: Sizes) -> None:
+def sample_and_score(ready: Assembled, sizes: Sizes) -> None:
     """Stages `pairs` and `score`."""
     run, stages = ready.run, ready.stages
     ready.runtime.model()
@@ -136,7 +137,7 @@ def sample_and_score(ready: Prepared, sizes: Sizes) -> None:
     report("reference", time.perf_counter() - started, tokens, pairs=len(pairs))
 
 
-def _open_engine(ready: Prepared) -> None:
+def _open_engine(ready: Assembled) -> None:
     """Let an engine with a form of the model of its own load it."""
     folder = ready.run.path("engine_model") / "model"
     one_token = dataclasses.replace(ready.config.sampling, max_new_tokens=1)
@@ -144,7 +145,7 @@ def _open_engine(ready: Prepared) -> None:
         engine.sample([[1]], one_token, 0, [0], None)
 
 
-def train(ready: Prepared, sizes: Sizes, stage: str = "train") -> None:
+def train(ready: Assembled, sizes: Sizes, stage: str = "train") -> None:
     """Stage `train`, or what it is to be called: the Trainer's `train`, as in the baseline."""
     from transformers import Trainer
 

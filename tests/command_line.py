@@ -11,9 +11,11 @@ import os
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 FEW_JOBS = 5  # of a multirun that a test runs whole
@@ -61,15 +63,17 @@ def every_value(params: Mapping[str, object]) -> Iterator[tuple[list[str], int]]
         yield [f"{key}={','.join(values)}" for key, values in varied.items()], math.prod(map(len, varied.values()))
 
 
-def run(*arguments: str, cwd: Path, **more: str) -> Done:
-    """Run the command line in a folder; `more` are variables of its environment."""
+def run(*arguments: str, cwd: Path, until: Event | None = None, **more: str) -> Done:
+    """Run the command line in a folder, at most until an event; `more` are variables of its environment."""
     context = _context()
     with tempfile.TemporaryDirectory() as folder:
         process = context.Process(
             target=_main, args=(with_cache(arguments, cwd), cwd, {**environment(), **more}, Path(folder))
         )
         process.start()
-        process.join(SECONDS)
+        end = time.monotonic() + SECONDS
+        while process.exitcode is None and time.monotonic() < end and not (until is not None and until.is_set()):
+            process.join(SECONDS if until is None else 0.1)
         if process.exitcode is None:
             process.kill()
             process.join()

@@ -24,8 +24,7 @@ from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.experiment import run_experiment
 from mipo_exp.models.loading import locate
-from mipo_exp.models.runtime import Runtime
-from mipo_exp.pipeline import declare_model
+from mipo_exp.models.runtime import Runtime, declare_model
 from mipo_exp.store.artefacts import Store
 from mipo_exp.store.tables import Table, read_table, write_table
 

@@ -461,13 +461,13 @@ def test_one_failing_job_of_a_multirun_does_not_end_the_others(tmp_path: Path) -
 def test_too_little_disk_is_said_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Runtime
 ) -> None:
+    from mipo_exp import experiment
     from mipo_exp.config.parsing import parse
     from mipo_exp.errors import StorageError
-    from mipo_exp.planning import preparation
 
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(preparation.shutil, "disk_usage", lambda path: usage._replace(free=2**20))
+    monkeypatch.setattr(experiment.shutil, "disk_usage", lambda path: usage._replace(free=2**20))
     paths = (f"paths.output={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}")
     config = parse(compose_raw("+debug=quick", *paths))
     with pytest.raises(StorageError, match=r"has 0\.0 GiB free .* needs about .* set paths\.cache=DIR"):
-        preparation.prepare(config, tmp_path / "out")
+        experiment.assemble(config, tmp_path / "out")

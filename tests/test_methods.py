@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from mipo_exp.config.methods import METHOD_CONFIGS
 from mipo_exp.config.schema import Config, SamplingConfig
 from mipo_exp.errors import ConfigError
+from mipo_exp.experiment import assemble
 from mipo_exp.generation.engine import Contrast
 from mipo_exp.generation.transformers_engine import sample_batch
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.planning.preparation import prepare
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store.artefacts import Artefact, Stage, Store
 from mipo_exp.store.records import Example, Response, ScoredPair
@@ -178,7 +178,7 @@ def test_softmax_dpo_with_one_negative_is_called_plain_dpo(
     method: str, k: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = (f"paths.cache={tmp_path}", f"paths.output={tmp_path / 'out'}")
-    prepare(composed("+debug=quick", f"method={method}", f"negatives.k={k}", *paths), tmp_path / "out")
+    assemble(composed("+debug=quick", f"method={method}", f"negatives.k={k}", *paths), tmp_path / "out")
     said = "method=softmax_dpo with negatives.k=1 is plain DPO, that is method=mipo"
     assert any(message.startswith(said) for message in caplog.messages) == warned
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mipo_exp.errors import JudgeError, ModelError
+from mipo_exp.execution.run import Run
 from mipo_exp.judging.kinds import Measures
 from mipo_exp.judging.stage import Judging, judge_facts, judge_measures, metric_phases
-from mipo_exp.pipeline import Run
 from mipo_exp.store.artefacts import Stage
 from mipo_exp.store.records import Example
 

@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mipo_exp.config.schema import ModelConfig
-from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError, ModelError
-from mipo_exp.execution.processes import team
 from mipo_exp.models import conversion
 from mipo_exp.models.loading import ModelSource, load_model, load_tokenizer, read_config
 from mipo_exp.models.memory import free_memory, memory_for
-from mipo_exp.models.rendering import Renderer
-from mipo_exp.store.records import Condition
+from mipo_exp.models.rendering import Message, Renderer
+from mipo_exp.store.artefacts import Stage
+from mipo_exp.store.records import Condition, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from mipo_exp.execution.workers import Pool
 
 
 class Closable(Protocol):
@@ -38,6 +35,33 @@ class Closable(Protocol):
 Kept = TypeVar("Kept", bound=Closable)
 
 
+class Prompting(Protocol):
+    """What a runtime needs of a task (`data.base.Task`): how it asks, and which scorer reads the answers."""
+
+    @property
+    def scorer(self) -> str:
+        """Names the function that checks responses."""
+        ...
+
+    @property
+    def option_form(self) -> str:
+        """Whether multiple choice is answered with an option's `text` or its `letter`."""
+        ...
+
+    @property
+    def has_options(self) -> bool:
+        """Whether it is multiple choice."""
+        ...
+
+    def messages(self, context: str | None, prompt: str | None) -> list[Message]:
+        """The chat messages that ask `prompt` of somebody with `context`."""
+        ...
+
+    def plain_question(self, example: Example) -> str:
+        """A multiple-choice question without a chat's form."""
+        ...
+
+
 class Runtime:
     """One base model, at most one adapter on it, and one task's way of writing prompts.
 
@@ -48,7 +72,7 @@ class Runtime:
         device: `cpu` or `cuda[:N]`, as `choose_device` gives it.
     """
 
-    def __init__(self, config: ModelConfig, source: ModelSource, task: Task, device: str) -> None:
+    def __init__(self, config: ModelConfig, source: ModelSource, task: Prompting, device: str) -> None:
         self.config = config
         self.source = source
         self.task = task
@@ -56,7 +80,6 @@ class Runtime:
         self.folder: Path | None = source.path if source.kind == "folder" else None
         # Follows the training while it runs; takes TRL's log rows, each with its `step`.
         self.on_training_log: Callable[[Mapping[str, Any]], None] = lambda row: None
-        self.pool: Pool | None = None  # computes shards elsewhere, where there is one
         self._model: Any = None
         self._adapter: Path | None = None
         self._kept: tuple[Any, Any] | None = None
@@ -182,10 +205,8 @@ class Runtime:
             self._kept = None
 
     def release(self) -> None:
-        """Give the model's memory back, where it is loaded, here and in workers, and that of what is kept beside it."""
+        """Give the model's memory back, where it is loaded, and that of what is kept beside it."""
         self._close_kept()
-        if self.pool is not None:
-            self.pool.release()
         if self._model is not None:
             self._model = self._adapter = None
             free_memory(self.device)
@@ -198,15 +219,32 @@ class Runtime:
         return self.folder
 
 
-def choose_device(wanted: str) -> str:
+def declare_model(runtime: Runtime) -> Stage | None:
+    """The `model` stage: a GGUF or random model as a safetensors folder; None where it is such a folder already."""
+    if runtime.source.kind == "folder":
+        return None
+    return Stage(
+        "model",
+        conversion.VERSION,
+        {"source": runtime.source.fingerprint},
+        {},
+        lambda work: conversion.convert(runtime.source, runtime.config, work.path / "model"),
+    )
+
+
+def choose_device(wanted: str, local_rank: int = 0, processes: int = 1) -> str:
     """`cuda` or `cpu` for `auto`, with several processes `cuda:N`, each its own; torch is imported only where there
     could be a GPU.
+
+    Args:
+        wanted: the `device` key.
+        local_rank: of this process on its machine.
+        processes: how many there are.
 
     Raises:
         ConfigError: a GPU is asked for by name and there is none, one process asks for another one than the
             first, or several would share one.
     """
-    together = team()
     if wanted == "cpu":
         return "cpu"
     if wanted == "auto" and (not _has_nvidia_driver() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"):
@@ -216,17 +254,17 @@ def choose_device(wanted: str) -> str:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "auto" and not count:
         return "cpu"
-    if together.size > 1:
+    if processes > 1:
         if ":" in wanted:
-            raise ConfigError(f"device={wanted}: each of {together.size} processes takes its own GPU; use device=cuda")
-        wanted = f"cuda:{together.local_rank}"
+            raise ConfigError(f"device={wanted}: each of {processes} processes takes its own GPU; use device=cuda")
+        wanted = f"cuda:{local_rank}"
     elif wanted == "auto":
         return "cuda"
     index = int(wanted.partition(":")[2] or 0)
     if index >= count:
-        way = "start fewer processes, or use device=cpu" if together.size > 1 else "use device=auto or device=cpu"
+        way = "start fewer processes, or use device=cpu" if processes > 1 else "use device=auto or device=cpu"
         raise ConfigError(f"device={wanted}: torch sees {count} CUDA devices here; {way}")
-    if together.size == 1 and index:
+    if processes == 1 and index:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         raise ConfigError(
             f"device={wanted}: the trainer takes the first GPU that it sees; use device=cuda with "

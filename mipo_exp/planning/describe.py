@@ -1,33 +1,17 @@
 """`plan=true`: what a run would do, without doing it."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from mipo_exp.config.schema import Config, ModelConfig
-from mipo_exp.data.base import Task
-from mipo_exp.data.tasks import make_task
-from mipo_exp.errors import ModelError, UserError, gib
-from mipo_exp.evaluation.harness import Harness, locate_harness
-from mipo_exp.generation.engine import check_engine
-from mipo_exp.judging.stage import (
-    Estimate,
-    Judging,
-    estimate_judging,
-    estimate_rewards,
-    prepare_judging,
-    prepare_rewards,
-    response_texts,
-)
-from mipo_exp.models.loading import ModelSource, locate
-from mipo_exp.models.runtime import Runtime, choose_device
-from mipo_exp.pairing.similarity import Encoder, locate_encoder
-from mipo_exp.pipeline import declare, declare_examples, declare_judgements, declare_model
-from mipo_exp.planning.checks import check_examples, check_extra, check_harness, check_layers
+from mipo_exp.errors import gib
+from mipo_exp.judging.stage import Estimate, Judging, estimate_judging, estimate_rewards, response_texts
+from mipo_exp.models.loading import ModelSource
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.pipeline import Assembled
+from mipo_exp.planning.checks import check_examples
 from mipo_exp.planning.cost import CONVERTED_BYTES_A_SECOND, LOADING_SECONDS, seconds
 from mipo_exp.planning.fit import Examples, find_limits, needs
 from mipo_exp.planning.machine import measure
@@ -36,14 +20,10 @@ from mipo_exp.planning.work import Encode, Work, estimate_work, pieces
 from mipo_exp.store.artefacts import Stage, Store
 from mipo_exp.store.records import Example
 
-log = logging.getLogger(__name__)
-
 # What tables, checkpoints of the adapter and the report take beside the model itself; generous.
 OTHER_DISK_BYTES = 2**29
 # What a stage may be that takes nothing any more.
 DONE = ("cached", "shared")
-
-Found = TypeVar("Found")
 
 
 def disk_needed(source: ModelSource, config: ModelConfig, converted: bool) -> int:
@@ -55,104 +35,52 @@ def disk_needed(source: ModelSource, config: ModelConfig, converted: bool) -> in
     return OTHER_DISK_BYTES + 8 * source.path.stat().st_size
 
 
-@dataclass(frozen=True)
-class _Declared:
-    """An experiment as far as it can be known without fetching anything.
-
-    `data` is None where the data is not here; `notes` say what is not.
-    """
-
-    task: Task
-    runtime: Runtime
-    data: str | None
-    judging: Judging | None
-    rewarding: Judging | None
-    stages: Mapping[str, Stage]
-    notes: list[str]
-
-
-def describe(config: Config, resolved: Mapping[str, Any]) -> str:
+def describe(assembled: Assembled, resolved: Mapping[str, Any]) -> str:
     """The composed config, what of it is cached, and the tokens, memory and disk that the rest would take."""
-    store = Store(Path(config.paths.cache).expanduser())
-    device = choose_device(config.device)
-    check_engine(config, device)
-    harness = locate_harness(config.harness, store.root)
-    declared = _declare(config, store, device, harness)
-    runtime, judging, stages = declared.runtime, declared.judging, declared.stages
+    config, runtime, store = assembled.config, assembled.runtime, assembled.store
+    model, judgements = assembled.model_stage, assembled.judgements
+    stages = {
+        "examples": assembled.examples,
+        **({} if model is None else {"model": model}),
+        **assembled.stages,
+        **({} if judgements is None else {"judgements": judgements}),
+    }
     status = _status(store, stages)
-    check_harness(harness, [status[name] for name, stage in stages.items() if stage.name == "harness"], False)
-    examples = _examples(declared, store)
+    examples = _examples(assembled)
     if examples is not None:
-        check_examples(config, declared.task, *examples)
-    check_extra(config)
-    if status.get("model") == "cached":
-        runtime.folder = store.path(stages["model"]) / "model"
-    check_layers(config, runtime, status.get("adapter", "cached"))
+        check_examples(config, assembled.task, *examples)
     works: dict[str, Work] = {}
     if examples is not None:
         encode = pieces if runtime.folder is None else runtime.prompt_ids
-        works = estimate_work(config, *examples, device, encode)
+        works = estimate_work(config, *examples, runtime.device, encode)
     lines = [
         OmegaConf.to_yaml(OmegaConf.create(dict(resolved))),
-        f"cache: {store.root}\ndevice: {device}, {runtime.dtype}\nmodel: {runtime.source.description}\n",
+        f"cache: {store.root}\ndevice: {runtime.device}, {runtime.dtype}\nmodel: {runtime.source.description}\n",
         *_table(config, runtime, examples, works, status),
     ]
-    if harness is not None:
+    if config.harness.tasks:
         lines.append("(the tokens of the harness are not estimated)")
     if not works:
         lines.append("(tokens are known once the data, and for token budgets the model's tokenizer, are here)")
-    if declared.rewarding is not None and examples is not None and status["adapter"] != "cached":
+    if assembled.rewarding is not None and examples is not None and status["adapter"] != "cached":
         new = config.sampling.max_new_tokens
-        rewards = estimate_rewards(declared.rewarding, examples[0], works["adapter"].sampled // new, new)
-        asked = declared.rewarding.judge.backend.description
+        rewards = estimate_rewards(assembled.rewarding, examples[0], works["adapter"].sampled // new, new)
+        asked = assembled.rewarding.judge.backend.description
         lines.append(f"rewards: {asked}, {rewards.requests} scores at most; {_amount(rewards)}")
-    if judging is not None and examples is not None:
-        lines.append(_judge_line(judging, examples[1], store, stages, config.evaluation.sampling.max_new_tokens))
-    return "\n".join([*lines, "", *declared.notes])
+    if assembled.judging is not None and examples is not None:
+        new = config.evaluation.sampling.max_new_tokens
+        lines.append(_judge_line(assembled.judging, examples[1], store, stages, new))
+    return "\n".join([*lines, "", *assembled.notes])
 
 
-def _declare(config: Config, store: Store, device: str, harness: Harness | None) -> _Declared:
-    """All stages, with something in the place of what is not here yet."""
-    notes: list[str] = []
-
-    def unless_absent(find: Callable[[], Found], error_type: type[UserError] = UserError) -> Found | None:
-        try:
-            return find()
-        except error_type as error:
-            notes.append(f"a run would fetch it first: {error}")
-            return None
-
-    root, absent = store.root, "not here yet"
-    task = make_task(config.task, root)
-    judging = unless_absent(lambda: prepare_judging(config, task, root, device, download=False), ModelError)
-    rewarding = unless_absent(lambda: prepare_rewards(config, judging, task, root, device, download=False), ModelError)
-    data = unless_absent(lambda: task.prepare(download=False))
-    source = unless_absent(lambda: locate(config.model, root, download=False))
-    encoder, near = None, config.negatives.embedding_model
-    if near is not None:
-        encoder = unless_absent(lambda: locate_encoder(near, root, download=False)) or Encoder(Path(), absent)
-    source = source or ModelSource("folder", None, absent, f"{config.model.name}, {absent}")
-    runtime = Runtime(config.model, source, task, device)
-    model = declare_model(runtime)
-    examples = declare_examples(config, task, data or absent, runtime if task.needs_tokenizer else None)
-    stages = {
-        "examples": examples,
-        **({"model": model} if model else {}),
-        **declare(config, runtime, examples, encoder, harness, rewarding),
-    }
-    if judging is not None:
-        stages["judgements"] = declare_judgements(judging, examples, stages)
-    return _Declared(task, runtime, data, judging, rewarding, stages, notes)
-
-
-def _examples(declared: _Declared, store: Store) -> Examples | None:
+def _examples(assembled: Assembled) -> Examples | None:
     """The training and evaluation examples, where they can be had without fetching anything."""
-    found = store.find(declared.stages["examples"])
+    found = assembled.store.find(assembled.examples)
     if found is not None:
         return found.table("train", Example), found.table("eval", Example)
-    if declared.data is None or declared.task.needs_tokenizer:
+    if assembled.data is None or assembled.task.needs_tokenizer:
         return None
-    loaded = declared.task.load(None)
+    loaded = assembled.task.load(None)
     return loaded.train, loaded.eval
 
 

@@ -30,9 +30,9 @@ from mipo_exp.evaluation.measure import (
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
+from mipo_exp.execution.run import Run
 from mipo_exp.judging.run import judge
-from mipo_exp.pipeline import Run
-from mipo_exp.planning.preparation import Prepared
+from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.costs import costs, headline, main_information
 from mipo_exp.reporting.metrics import COSTS, describe
@@ -57,29 +57,29 @@ class Outcome:
 
 
 def write_results(
-    prepared: Prepared, summary: dict[str, Any], history: Sequence[Mapping[str, float]], tracker: tracking.Tracker
+    assembled: Assembled, summary: dict[str, Any], history: Sequence[Mapping[str, float]], tracker: tracking.Tracker
 ) -> Outcome:
     """Evaluate, ask the judge where there is one, and write `summary.json`, `report.html` and the link `adapter/`.
 
     Args:
-        prepared: with all stages fetched.
+        assembled: with all stages fetched.
         summary: its head, which is filled in.
         history: the rows that training logged.
         tracker: gets the metrics and samples.
     """
-    config, run, output = prepared.config, prepared.run, prepared.output
+    config, run, output = assembled.config, assembled.run, assembled.output
     examples = run.finished["examples"].artefact.table("eval", Example)
     before, after = _evaluated(run, "before"), _evaluated(run, "after")
     if "policy" in after.scores:
         # Before training the policy is the base model.
         before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
     measured = {
-        phase: measures(evaluated, examples, prepared.task.scorer, config.evaluation)
+        phase: measures(evaluated, examples, assembled.task.scorer, config.evaluation)
         for phase, evaluated in (("before", before), ("after", after))
     }
-    if prepared.judging is not None and prepared.judgements is not None:
+    if assembled.judging is not None and assembled.judgements is not None:
         texts = {name: [row.text for row in of.responses] for name, of in (("before", before), ("after", after))}
-        for phase, judged in judge(run, prepared.judging, prepared.judgements, examples, texts, summary).items():
+        for phase, judged in judge(run, assembled.judging, assembled.judgements, examples, texts, summary).items():
             measured[phase].update(judged)
     shares = {name for of in measured.values() for name in of if describe(name).unit == "proportion"}
     compared = compare(measured["before"], measured["after"], examples, shares)
@@ -88,10 +88,10 @@ def write_results(
     for phase, found in compare_outcomes(outcomes["before"], outcomes["after"]).items():
         estimates[phase].update(found)
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
-    summary.update(_summary(prepared, compared, adapter), status="incomplete" if summary["missing"] else "ok")
+    summary.update(_summary(assembled, compared, adapter), status="incomplete" if summary["missing"] else "ok")
     summary.update(without_secrets(summary, names=False))
-    if prepared.task.scorer in READERS:
-        summary["transitions"] = _transitions(prepared.task.scorer, examples, before, after)
+    if assembled.task.scorer in READERS:
+        summary["transitions"] = _transitions(assembled.task.scorer, examples, before, after)
     samples = _samples(examples, before, after, measured)
     lengths = {
         phase: [len(response.token_ids) for response in evaluated.responses]
@@ -107,9 +107,9 @@ def write_results(
     return Outcome(_objective(config.objective, estimates), reasons)
 
 
-def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> dict[str, Any]:
+def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -> dict[str, Any]:
     """What `summary.json` says of the metrics and of where they come from."""
-    config, run, output = prepared.config, prepared.run, prepared.output
+    config, run, output = assembled.config, assembled.run, assembled.output
     metrics = {phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()}
     mi = _conditions(run, config.evaluation.k)
     return {
@@ -119,16 +119,16 @@ def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> 
         "headline": headline({"metrics": metrics, "mi": mi}),
         "evaluated": compared.evaluated,
         "diversity": diversity_facts(run.finished["examples"].artefact.table("eval", Example), config.evaluation),
-        "reward_judge": None if prepared.rewarding is None else prepared.rewarding.judge.backend.description,
+        "reward_judge": None if assembled.rewarding is None else assembled.rewarding.judge.backend.description,
         "counts": _counts(run),
         "stages": {
             name: {"key": item.stage.key, "cached": item.cached, "seconds": round(item.seconds, 3)}
             for name, item in run.finished.items()
         },
-        "resources": _resources(prepared.runtime.device),
+        "resources": _resources(assembled.runtime.device),
         "paths": {
             "output": str(output),
-            "cache": str(prepared.store.root),
+            "cache": str(assembled.store.root),
             "adapter": None if adapter is None else str(adapter),
             "report": str(output / "report.html"),
             "metrics": str(output / "metrics.jsonl"),

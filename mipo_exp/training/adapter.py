@@ -56,10 +56,12 @@ def train_adapter(
 
     together = team()
     checkpoints = work.path / CHECKPOINTS
-    found = _latest_complete(checkpoints) if together.leads else None
-    name = together.share(f"{together.job}/checkpoint", None if found is None else found.name)
+    found = _latest_complete(checkpoints) if together.main else None
+    name = together.share(None if found is None else found.name)
     resume = None if name is None else checkpoints / name
     runtime.release()
+    if work.executor is not None:
+        work.executor.release()
     set_seed(seed)
     with _progress_callback(runtime) as callback:
         job = Job(work, runtime, method, lora, trainer, seed, checkpoints, callback, pairs, rollout, judging)
@@ -80,7 +82,7 @@ def train_adapter(
     _check_finite(model)
     # Where weights are spread over processes, all of them put these together.
     weights = loop.accelerator.get_state_dict(loop.model_wrapped) if processes > 1 else None
-    if not together.leads:
+    if not together.main:
         del loop, model
         free_memory(runtime.device)
         return
@@ -192,9 +194,8 @@ def _progress_callback(runtime: Runtime) -> Any:
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             # Each process has its file in it, of the state of its random generators.
-            team().barrier(f"{team().job}/checkpoint-{state.global_step}")
-            if not team().leads:
-                return
-            _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            team().share()
+            if team().main:
+                _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Watch()
