@@ -140,6 +140,7 @@ def _main() -> None:
             raise
     ended = _all_ended()
     failures = [job for job in ended if job.failed]
+    _write_plans()
     _write_table(failures)
     incomplete = [f"incomplete: {_said(job)}" for job in ended if not job.failed]
     if failures:
@@ -226,6 +227,17 @@ class BeforeRuns(Callback):
         return folder
 
 
+def _write_plans() -> None:
+    """One table over the plans of a multirun's jobs."""
+    for folder, started in _multiruns:
+        from mipo_exp.planning.describe import PLAN_FILE, Plan, render
+
+        paths = [path for path in folder.rglob(PLAN_FILE) if path.stat().st_mtime >= started]
+        if paths:
+            plans = [Plan.read(path) for path in sorted(paths, key=lambda path: (len(str(path)), path))]
+            sys.stdout.write(render(plans) + "\n")
+
+
 def _write_table(failures: Sequence[Ended]) -> None:
     """A table over the jobs of a multirun that have finished."""
     from mipo_exp.reporting.table import write_table
@@ -268,9 +280,13 @@ def _hydra_main(raw: DictConfig) -> float | None:
             occupy(output, "paths.output", "set paths.output=DIR to a folder for each run")
         set_up_logging(output)
         if config.plan:
-            from mipo_exp.planning.describe import describe
+            from mipo_exp.planning.describe import assemble, make_plan, render
 
-            sys.stdout.write(describe(config, resolve(raw)) + "\n")
+            plan = make_plan(assemble(config))
+            if settings.mode == RunMode.MULTIRUN:
+                plan.write(Path(settings.runtime.output_dir))
+            else:
+                sys.stdout.write(render([plan]) + "\n")
             return None
         from mipo_exp.experiment import run_experiment
 

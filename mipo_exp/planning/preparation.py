@@ -20,10 +20,9 @@ from mipo_exp.models.runtime import Runtime, choose_device
 from mipo_exp.pairing.similarity import locate_encoder
 from mipo_exp.pipeline import Run, declare, declare_examples, declare_judgements, declare_model
 from mipo_exp.planning.checks import check_examples, check_extra, check_harness, check_layers, check_processes
-from mipo_exp.planning.describe import disk_needed
 from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.libraries import check_libraries
-from mipo_exp.planning.shape import find_shape
+from mipo_exp.planning.shape import disk_needed, find_shape
 from mipo_exp.store.artefacts import Stage, Store
 from mipo_exp.store.disk import make_writable
 from mipo_exp.store.records import Example
