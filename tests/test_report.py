@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from mipo_exp.evaluation.error_kinds import answering_and_knowing, transitions
+from mipo_exp.evaluation.metrics import METRICS, describe
 from mipo_exp.reporting import plots
-from mipo_exp.reporting.metrics import METRICS, PERCENT, describe, written
+from mipo_exp.reporting.metrics import PERCENT, written
 from mipo_exp.reporting.report import MAX_TEXT_CHARACTERS, Sample, write_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -149,7 +150,7 @@ def test_page_holds_what_was_run_and_every_number(tmp_path: Path) -> None:
     assert "cannot exceed log 8 = 2.08 nats" in page.text
     assert f"Chance is 1/8 = 12.5{PERCENT}" in page.text
     assert "dropped identical" in page.text
-    for metric in METRICS.values():
+    for metric in map(describe, METRICS):
         assert metric.label in page.text
         assert metric.explanation in page.text
     assert "something/new" in page.text

@@ -15,18 +15,11 @@ from typing import Any
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.config.schema import Config
 from mipo_exp.errors import ConfigError
-from mipo_exp.evaluation.accuracy import Measure
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
-from mipo_exp.evaluation.measure import (
-    PHASES,
-    Comparison,
-    Evaluated,
-    compare,
-    contrasted_in,
-    diversity_facts,
-    measures,
-)
+from mipo_exp.evaluation.information import contrasted_in
+from mipo_exp.evaluation.measure import PHASES, Comparison, compare, diversity_facts, measures
+from mipo_exp.evaluation.metrics import Evaluated, Measure
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
@@ -34,8 +27,7 @@ from mipo_exp.judging.run import judge
 from mipo_exp.pipeline import Run
 from mipo_exp.planning.preparation import Prepared
 from mipo_exp.reporting import tracking
-from mipo_exp.reporting.costs import costs, headline, main_information
-from mipo_exp.reporting.metrics import COSTS, describe
+from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store.artefacts import git_commit, package_versions, write_atomically
@@ -45,7 +37,6 @@ log = logging.getLogger(__name__)
 
 SUMMARY_SCHEMA = 2
 SAMPLES_SHOWN = 24
-JUDGED = ("judge/score", "judge/accuracy")
 
 
 @dataclass(frozen=True)
@@ -81,8 +72,7 @@ def write_results(
         texts = {name: [row.text for row in of.responses] for name, of in (("before", before), ("after", after))}
         for phase, judged in judge(run, prepared.judging, prepared.judgements, examples, texts, summary).items():
             measured[phase].update(judged)
-    shares = {name for of in measured.values() for name in of if describe(name).unit == "proportion"}
-    compared = compare(measured["before"], measured["after"], examples, shares)
+    compared = compare(measured["before"], measured["after"], examples)
     estimates = compared.estimates
     outcomes = {phase: _outcome(run, phase) for phase in ("before", "after")}
     for phase, found in compare_outcomes(outcomes["before"], outcomes["after"]).items():
@@ -275,9 +265,7 @@ def _say_result(summary: Mapping[str, Any]) -> None:
     """The closing lines: first what the gain costs in words, then the figures of gains and costs."""
     if summary["headline"]:
         log.info("%s", summary["headline"])
-    gains = (*main_information(summary), "accuracy", "options/accuracy", *JUDGED)
-    beside = (*(name for name in COSTS if name not in gains), "response/kl_to_base", "response/tokens")
-    for title, names in (("gain", gains), ("cost", beside)):
+    for title, names in headlines(summary).items():
         for name in names:
             if name in summary["metrics"]["delta"]:
                 log.info("%s: %s: %s", title, name, _said(summary["metrics"], name))

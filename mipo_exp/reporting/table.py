@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.evaluation.error_kinds import KINDS
+from mipo_exp.evaluation.metrics import Metric
 from mipo_exp.evaluation.statistics import FEWEST_SEEDS
-from mipo_exp.reporting.costs import contrasted, cost_metrics, direction, no_cost
-from mipo_exp.reporting.metrics import PERCENT, Metric, describe, written
-from mipo_exp.reporting.multirun import ALPHA, WITHOUT_TEST, Difference, Panel, group, kind_shares, read_run, spread
+from mipo_exp.reporting.metrics import PERCENT, cost_metrics, described, direction, no_cost, written
+from mipo_exp.reporting.multirun import ALPHA, Difference, Panel, group, kind_shares, read_run, spread
 from mipo_exp.store.artefacts import write_atomically
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _costs(panel: Panel) -> Iterable[str]:
     for index, arm in enumerate(panel.arms):
         worse = []
         for name in names:
-            cell, metric = panel.against_before.get((index, name)), describe(name, contrasted(panel.summary))
+            cell, metric = panel.against_before.get((index, name)), described(panel.summary, name)
             if cell is not None and direction(metric, cell.estimate.as_json()) < 0:
                 worse.append(f"{_heading(metric)} {_written(metric, cell)}")
         if worse:
@@ -132,7 +132,7 @@ def _results(panel: Panel) -> Iterable[str]:
             if len(values) > 1 and np.isfinite(values).all():
                 text += f" ± {_number(metric, spread(values))}"
             difference = panel.against_before.get((index, metric.name))
-            if difference is not None and metric.name not in WITHOUT_TEST:
+            if difference is not None and metric.tested:
                 text += f" ({_written(metric, difference)})"
             cells.append(text)
         yield _row([f"`{arm.label}`", str(len(arm.runs)), *cells])
@@ -140,7 +140,7 @@ def _results(panel: Panel) -> Iterable[str]:
 
 
 def _metrics(panel: Panel) -> list[Metric]:
-    return [describe(name, contrasted(panel.summary)) for name in panel.columns]
+    return [described(panel.summary, name) for name in panel.columns]
 
 
 def _against_first(panel: Panel) -> Iterable[str]:
