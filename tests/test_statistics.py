@@ -29,7 +29,6 @@ from mipo_exp.evaluation.statistics import (
     contributions,
     holm,
     measured,
-    p_from_summary,
     p_value,
     pseudo_values,
     sampling_variance,
@@ -243,13 +242,6 @@ def test_p_values_by_hand() -> None:
     assert p_value(2.0, Variance(1.0, 10.0)) == pytest.approx(0.0734, abs=1e-4)
     assert p_value(0.0, Variance(0.0, 10.0)) == 1
     assert math.isnan(p_value(1.0, Variance(np.nan, np.nan)))
-
-
-def test_p_values_from_printed_numbers() -> None:
-    """A width of 0.42 is a standard error of 0.1071 over users; 0.03 / √3 over seeds. Without seeds, Student's."""
-    assert p_from_summary(0.85, 0.65, 1.07, 20, 0.03, 3) < 0.001
-    assert p_from_summary(-20.0, -28.3, -12.1, 20, math.hypot(8.7, 22.8), 3) > 0.05
-    assert p_from_summary(3.92, 0, 7.84, 20, 0.0, 1) == pytest.approx(0.0648, abs=1e-3)
 
 
 def test_the_doubt_of_a_share_by_hand() -> None:

@@ -188,9 +188,9 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
     if trainer.max_steps > 0:
         seen = trainer.max_steps * batch * trainer.gradient_accumulation_steps / iterations
     own = {"mipo": 2, "softmax_dpo": 1 + config.negatives.k}.get(method.name, 1)
-    responses = batch if method.across_batch else own
     if isinstance(method, OnPolicyConfig):
-        responses = method.num_generations
+        own = method.num_generations
+    responses = batch if method.across_batch else own
 
     def row(prompt: float) -> float:
         """Tokens of a row of training data, whose prompt has so many."""

@@ -6,10 +6,15 @@ Everything here reads `summary.json`, so that the terminal, the report, W&B and 
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from mipo_exp.evaluation import harness_results, measure
+from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.evaluation.metrics import Metric, describe, known_metrics
+from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.judging import kinds
 
 # What is imported for the metrics that it registers.
@@ -31,6 +36,23 @@ def written(metric: Metric, value: float | None, *, signed: bool = False) -> str
     rounded = round(scaled, digits) + 0.0  # no −0
     text = f"{rounded:{'+' if signed else ''}.{digits}f}".replace("-", "−")
     return text + (PERCENT if metric.unit == "proportion" and not signed else "")
+
+
+def spanned(metric: Metric, estimate: Estimate) -> str:
+    """A difference with its interval."""
+    mean, low, high = (written(metric, value, signed=True) for value in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def templates(*, autoescape: bool) -> Environment:
+    """The pages' templates, which lie here."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def contrasted(summary: Mapping[str, Any]) -> str:
@@ -92,9 +114,10 @@ def no_cost(tested: Iterable[str]) -> str:
 
 def _change(name: str, summary: Mapping[str, Any]) -> str:
     metric = described(summary, name)
-    before, after, delta = (summary["metrics"][phase][name] for phase in ("before", "after", "delta"))
-    low, high = (written(metric, bound, signed=True) for bound in delta["ci95"])
+    before, after, delta = (summary["metrics"][phase][name] for phase in PHASES)
+    low, high = delta["ci95"]
+    change = spanned(metric, Estimate(delta["mean"], low, high, delta["n"]))
     unit = "" if metric.unit == "proportion" else f" {metric.unit}"
     verb = "fell" if metric.direction > 0 else "rose"
     values = f"from {written(metric, before['mean'])} to {written(metric, after['mean'])}{unit}"
-    return f"{metric.label} {verb} {values} ({written(metric, delta['mean'], signed=True)} [{low}, {high}])"
+    return f"{metric.label} {verb} {values} ({change})"

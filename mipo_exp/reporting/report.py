@@ -5,19 +5,18 @@ has no metrics, a run without training no curves) is left out of the page; nothi
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.evaluation.metrics import METRICS, Metric, describe, in_order
 from mipo_exp.reporting import changes, plots
-from mipo_exp.reporting.metrics import PERCENT, contrasted, described, direction, headlines, written
+from mipo_exp.reporting.metrics import PERCENT, contrasted, described, direction, headlines, templates, written
+from mipo_exp.store.artefacts import write_atomically
 
 # Longer texts are cut in the page; the tables in the cache have them whole.
 MAX_TEXT_CHARACTERS = 12_000
@@ -60,48 +59,44 @@ def write_report(
     Raises:
         OSError: the file cannot be written.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     groups = _groups(summary)
-    page = environment.get_template("report.html.jinja").render(
-        title=" · ".join(str(summary[key]) for key in ("task", "model", "method") if summary.get(key)) or "MIPO run",
-        status=summary.get("status"),
-        error=summary.get("error"),
-        missing=_items({part: facts["why"] for part, facts in (summary.get("missing") or {}).items()}),
-        facts=_items({key: summary.get(key) for key in RUN_FACTS}),
-        command=summary.get("command"),
-        headline=summary.get("headline"),
-        contrasted=contrasted(summary),
-        costly=bool(summary.get("costs")),
-        cards=[
-            {"title": title.capitalize(), "cards": [_card(summary, name) for name in names]}
-            for title, names in headlines(summary).items()
-            if names
-        ],
-        groups=groups,
-        set_facts=_set_facts(summary),
-        transitions=changes.transitions(summary.get("transitions")),
-        answering=changes.answering(summary.get("transitions"), groups),
-        judge_facts=_items(summary.get("judge")),
-        figures=_result_figures(summary),
-        training=_training_figures(history),
-        length_figure=_length_figure(lengths),
-        stages=_stages(summary),
-        counts=_items(summary.get("counts")),
-        versions=_items(summary.get("versions")),
-        paths=_items(summary.get("paths")),
-        samples=[_sample(sample) for sample in samples],
-        log_k=_ceiling(summary),
+    page = (
+        templates(autoescape=True)
+        .get_template("report.html.jinja")
+        .render(
+            title=" · ".join(str(summary[key]) for key in ("task", "model", "method") if summary.get(key))
+            or "MIPO run",
+            status=summary.get("status"),
+            error=summary.get("error"),
+            missing=_items({part: facts["why"] for part, facts in (summary.get("missing") or {}).items()}),
+            facts=_items({key: summary.get(key) for key in RUN_FACTS}),
+            command=summary.get("command"),
+            headline=summary.get("headline"),
+            contrasted=contrasted(summary),
+            costly=bool(summary.get("costs")),
+            cards=[
+                {"title": title.capitalize(), "cards": [_card(summary, name) for name in names]}
+                for title, names in headlines(summary).items()
+                if names
+            ],
+            groups=groups,
+            set_facts=_set_facts(summary),
+            transitions=changes.transitions(summary.get("transitions")),
+            answering=changes.answering(summary.get("transitions"), groups),
+            judge_facts=_items(summary.get("judge")),
+            figures=_result_figures(summary),
+            training=_training_figures(history),
+            length_figure=_length_figure(lengths),
+            stages=_stages(summary),
+            counts=_items(summary.get("counts")),
+            versions=_items(summary.get("versions")),
+            paths=_items(summary.get("paths")),
+            samples=[_sample(sample) for sample in samples],
+            log_k=_ceiling(summary),
+        )
     )
-    draft = path.with_name(f"{path.name}.tmp")
     # Lone surrogates (half an emoji cut by a token limit) cannot be written as UTF-8
-    draft.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(draft, path)
+    write_atomically(path, page.encode(errors="replace"))
 
 
 def _items(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -258,9 +253,9 @@ def _against(metric: Metric, summary: Mapping[str, Any]) -> str:
     return f" Chance is 1/{k} = {written(metric, 1 / k)}." if metric.chance else ""
 
 
-def _figure(title: str, svg: str, words: str) -> dict[str, Any]:
-    # Markup: our own SVG, in which matplotlib has escaped the texts
-    return {"title": title, "svg": Markup(svg), "words": words}
+def _figure(title: str, image: str, words: str) -> dict[str, Any]:
+    # Markup: our own image, whose texts are inside it
+    return {"title": title, "image": Markup(image), "words": words}
 
 
 def _result_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

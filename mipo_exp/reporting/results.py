@@ -14,7 +14,7 @@ from typing import Any
 
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.config.schema import Config
-from mipo_exp.errors import ConfigError
+from mipo_exp.errors import ConfigError, JudgeError, ModelError
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
 from mipo_exp.evaluation.information import contrasted_in
@@ -23,7 +23,8 @@ from mipo_exp.evaluation.metrics import Evaluated, Measure
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
-from mipo_exp.judging.run import judge
+from mipo_exp.judging.kinds import Measures
+from mipo_exp.judging.stage import judge_facts, judge_measures, metric_phases
 from mipo_exp.pipeline import Run
 from mipo_exp.planning.preparation import Prepared
 from mipo_exp.reporting import tracking
@@ -68,10 +69,8 @@ def write_results(
         phase: measures(evaluated, examples, prepared.task.scorer, config.evaluation)
         for phase, evaluated in (("before", before), ("after", after))
     }
-    if prepared.judging is not None and prepared.judgements is not None:
-        texts = {name: [row.text for row in of.responses] for name, of in (("before", before), ("after", after))}
-        for phase, judged in judge(run, prepared.judging, prepared.judgements, examples, texts, summary).items():
-            measured[phase].update(judged)
+    for phase, judged in _judged(prepared, examples, {"before": before.texts, "after": after.texts}, summary).items():
+        measured[phase].update(judged)
     compared = compare(measured["before"], measured["after"], examples)
     estimates = compared.estimates
     outcomes = {phase: _outcome(run, phase) for phase in ("before", "after")}
@@ -83,10 +82,7 @@ def write_results(
     if prepared.task.scorer in READERS:
         summary["transitions"] = _transitions(prepared.task.scorer, examples, before, after)
     samples = _samples(examples, before, after, measured)
-    lengths = {
-        phase: [len(response.token_ids) for response in evaluated.responses]
-        for phase, evaluated in (("before", before), ("after", after))
-    }
+    lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
     write_report(output / "report.html", summary, history, lengths, samples)
     documents = {phase: {} if of is None else document_values(of) for phase, of in outcomes.items()}
     write_values(output / VALUES, examples, compared.values, documents)
@@ -124,6 +120,32 @@ def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> 
             "metrics": str(output / "metrics.jsonl"),
         },
     }
+
+
+def _judged(
+    prepared: Prepared, examples: Sequence[Example], texts: Mapping[str, Sequence[str]], summary: dict[str, Any]
+) -> Measures:
+    """The judge's metrics by phase; what `summary.json` says of the judge is written into `summary`.
+
+    Where the judge cannot be asked there are no metrics: `summary["missing"]` says why, and the run goes on.
+    """
+    run, judging, stage = prepared.run, prepared.judging, prepared.judgements
+    if judging is None or stage is None:
+        return {}
+    backend = judging.judge.backend
+    try:
+        if backend.runtime is not None and run.store.status(stage) != "cached":
+            run.fetch_model(backend.runtime, "judge_model")
+        artefact = run.fetch("judgements", stage)
+    except (JudgeError, ModelError) as error:
+        log.warning("the judge's metrics are missing: %s; the same command asks for what is missing only", error)
+        summary["judge"] = judge_facts(judging, None)
+        summary["missing"]["judge"] = {"why": str(error), "metrics": sorted(metric_phases(judging.kind_name))}
+        return {}
+    finally:
+        backend.release()
+    summary["judge"] = judge_facts(judging, artefact)
+    return judge_measures(judging, artefact, examples, texts)
 
 
 def _conditions(run: Run, k: int) -> dict[str, Any]:
