@@ -186,4 +186,4 @@ def test_answering_beside_knowing_is_read_from_the_intervals_also_in_a_costly_ru
     ]
     found = answering(None, [{"rows": rows}])
     assert found is not None
-    assert found["reading"].startswith("Generated answers and the likeliest option are both right more often")
+    assert found["changes"] == (1, 1)

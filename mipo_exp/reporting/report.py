@@ -20,7 +20,6 @@ from mipo_exp.store.artefacts import write_atomically
 
 # Longer texts are cut in the page; the tables in the cache have them whole.
 MAX_TEXT_CHARACTERS = 12_000
-RUN_FACTS = ("model", "task", "method", "negatives", "seed", "device", "run_id", "git", "date", "created", "finished")
 
 
 @dataclass(frozen=True)
@@ -60,66 +59,29 @@ def write_report(
         OSError: the file cannot be written.
     """
     groups = _groups(summary)
-    page = (
-        templates(autoescape=True)
-        .get_template("report.html.jinja")
-        .render(
-            title=" · ".join(str(summary[key]) for key in ("task", "model", "method") if summary.get(key))
-            or "MIPO run",
-            status=summary.get("status"),
-            error=summary.get("error"),
-            missing=_items({part: facts["why"] for part, facts in (summary.get("missing") or {}).items()}),
-            facts=_items({key: summary.get(key) for key in RUN_FACTS}),
-            command=summary.get("command"),
-            headline=summary.get("headline"),
-            contrasted=contrasted(summary),
-            costly=bool(summary.get("costs")),
-            cards=[
-                {"title": title.capitalize(), "cards": [_card(summary, name) for name in names]}
-                for title, names in headlines(summary).items()
-                if names
-            ],
-            groups=groups,
-            set_facts=_set_facts(summary),
-            transitions=changes.transitions(summary.get("transitions")),
-            answering=changes.answering(summary.get("transitions"), groups),
-            judge_facts=_items(summary.get("judge")),
-            figures=_result_figures(summary),
-            training=_training_figures(history),
-            length_figure=_length_figure(lengths),
-            stages=_stages(summary),
-            counts=_items(summary.get("counts")),
-            versions=_items(summary.get("versions")),
-            paths=_items(summary.get("paths")),
-            samples=[_sample(sample) for sample in samples],
-            log_k=_ceiling(summary),
-        )
+    page = templates(autoescape=True).get_template("report.html.jinja")
+    text = page.render(
+        summary=summary,
+        contrasted=contrasted(summary),
+        cards={title: [_card(summary, name) for name in names] for title, names in headlines(summary).items() if names},
+        groups=groups,
+        transitions=changes.transitions(summary.get("transitions")),
+        answering=changes.answering(summary.get("transitions"), groups),
+        figures=_result_figures(summary),
+        training=_training_figures(history),
+        length_figure=_length_figure(lengths),
+        duration=_duration,
+        samples=samples,
+        pmi=lambda nats: written(describe("mi/base/nats"), nats, signed=True),
+        shown=_cut,
+        log_k=_ceiling(summary),
     )
     # Lone surrogates (half an emoji cut by a token limit) cannot be written as UTF-8
-    write_atomically(path, page.encode(errors="replace"))
+    write_atomically(path, text.encode(errors="replace"))
 
 
-def _items(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Names and values, as text."""
-    return [(name.replace("_", " "), str(value)) for name, value in (values or {}).items() if value is not None]
-
-
-def _stages(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every stage: whether it was cached, how long it took, its key."""
-    how = {None: "", True: "cached", False: "built"}
-    return [
-        {
-            "name": name,
-            "how": how[stage.get("cached")],
-            "time": _duration(_number(stage.get("seconds"))),
-            "key": stage.get("key") or "",
-        }
-        for name, stage in (summary.get("stages") or {}).items()
-    ]
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
+def _duration(seconds: Any) -> str:
+    if (seconds := _number(seconds)) is None:
         return "–"
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -201,19 +163,6 @@ def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return [{"name": name, "rows": rows} for name, rows in groups.items()]
-
-
-def _set_facts(summary: Mapping[str, Any]) -> str:
-    """Which responses the diversity metrics compare; nothing where the run does not say."""
-    facts = summary.get("diversity") or {}
-    if not facts:
-        return ""
-    fewer = facts["set_size"] < facts["set_size_asked"]
-    asked = f"; {facts['set_size_asked']} were asked for, and every user (question) gives the same number"
-    return (
-        f"Diversity compares a fixed set of {facts['set_size']} responses, of {facts['set_clusters']} users (questions "
-        f"where there are no users){asked if fewer else ''}. Its values compare with those of sets of that size only."
-    )
 
 
 def _card(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -352,19 +301,6 @@ def _length_figure(lengths: Mapping[str, Sequence[int]]) -> dict[str, Any] | Non
         f"{name} {sum(values) / len(values):.1f}" for name, values in (("before", before), ("after", after)) if values
     ]
     return _figure("Response length", plots.lengths(before, after), f"Mean tokens: {', '.join(means)}.")
-
-
-def _sample(sample: Sample) -> dict[str, Any]:
-    nats = describe("mi/base/nats")
-    return {
-        "user": sample.user,
-        "context": None if sample.context is None else _cut(sample.context),
-        "prompt": _cut(sample.prompt),
-        "before": _cut(sample.before),
-        "after": _cut(sample.after),
-        "pmi_before": written(nats, _number(sample.pmi_before), signed=True),
-        "pmi_after": written(nats, _number(sample.pmi_after), signed=True),
-    }
 
 
 def _cut(text: str) -> str:
