@@ -30,10 +30,9 @@ from mipo_exp.models.runtime import Runtime, choose_device, declare_model
 from mipo_exp.pairing.similarity import Encoder, locate_encoder
 from mipo_exp.pipeline import Assembled, declare, declare_examples, declare_judgements
 from mipo_exp.planning.checks import check_examples, check_extra, check_harness, check_layers, check_processes
-from mipo_exp.planning.describe import disk_needed
 from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.libraries import check_libraries
-from mipo_exp.planning.shape import find_shape
+from mipo_exp.planning.shape import disk_needed, find_shape
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.results import Outcome, model_name, summary_head, write_results, write_summary
 from mipo_exp.reporting.run_folder import leave, occupy

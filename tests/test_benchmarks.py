@@ -37,12 +37,8 @@ def test_the_plan_is_laid_beside_what_the_stages_take(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in done.stdout.splitlines()}
-    assert {"chosen", "rejected", "scored_pairs", "adapter", "after_scores_policy", "all, at the peak"} <= set(lines)
-    cells = lines["adapter"].split(" | ")
-    predicted, measured = (float(value) for value in cells[1].split(" → "))
-    assert predicted > 0
-    assert measured > 0
-    least, most = (float(value) for value in cells[3].split(" → "))
+    assert {"chosen", "rejected", "scored_pairs", "adapter", "after_scores_policy"} <= set(lines)
+    least, most = (float(value) for value in lines["adapter"].split(" | ")[1].split(" → "))
     assert 0.3 < least < 3
     assert 0.3 < most < 3
 

@@ -81,9 +81,9 @@ def test_a_mistake_is_answered_in_seconds(arguments: list[str], message: str, tm
 def test_plan_says_what_would_run_and_runs_nothing(tmp_path: Path) -> None:
     done = run("+debug=quick", "plan=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "beta: 0.1" in done.stdout
     lines = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 1}
     assert lines["chosen"] == lines["adapter"] == "missing"
+    assert "time unknown: no stage like chosen, " in done.stdout
     assert "disk: about" in done.stdout
     assert not (tmp_path / "cache" / "chosen").exists()
     assert run("+debug=quick", cwd=tmp_path).returncode == 0
@@ -91,6 +91,20 @@ def test_plan_says_what_would_run_and_runs_nothing(tmp_path: Path) -> None:
     lines = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 1}
     assert (lines["chosen"], lines["scored_pairs"], lines["adapter"]) == ("cached", "cached", "missing")
     assert "memory: about" in done.stdout
+    (adapter,) = (line.split() for line in done.stdout.splitlines() if line.startswith("adapter"))
+    assert adapter[-3] == "s", "an adapter has been trained here before"
+    assert "time unknown" not in done.stdout
+
+
+def test_the_plans_of_a_multirun_are_one_table(tmp_path: Path) -> None:
+    done = run("-m", "+debug=quick", "plan=true", "method.beta=0.1,0.2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    counts = {line[0]: line[1:3] for line in lines if line[:1] in (["chosen"], ["adapter"], ["after_responses"])}
+    assert counts["adapter"] == counts["after_responses"] == ["2", "missing"]
+    assert counts["chosen"][0] == "missing", "both jobs train on the same pairs"
+    assert sum(line[:1] == ["total"] for line in lines) == 1
+    assert sum(line[:1] == ["memory:"] for line in lines) == 1
 
 
 def test_plan_without_the_model_says_what_would_be_fetched(tmp_path: Path) -> None:

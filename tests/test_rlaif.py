@@ -17,7 +17,7 @@ from mipo_exp.judging.stage import Judging, prepare_judging, prepare_rewards
 from mipo_exp.judging.templates import load_templates
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import declare, declare_examples
-from mipo_exp.planning.describe import describe
+from mipo_exp.planning.describe import assemble, make_plan
 from mipo_exp.training.rlaif import build_rlaif, judged_reward
 from tests.conftest import Experiment, composed
 from tests.test_on_policy import examples, job
@@ -168,8 +168,8 @@ def test_it_runs_whole_with_a_local_judge(experiment: Experiment, caplog: pytest
 
 def test_the_plan_counts_the_scores_that_training_asks_for(tmp_path: Path) -> None:
     """2 steps of 4 prompts with 4 responses each; each has at most 8 tokens, and a reply 6."""
-    lines = describe(config("trainer.max_steps=2", "judge.max_tokens=6", f"paths.cache={tmp_path}"), {}).splitlines()
-    (line,) = (line for line in lines if "rewards" in line)
+    asked = config("trainer.max_steps=2", "judge.max_tokens=6", f"paths.cache={tmp_path}")
+    (line,) = (line for line in make_plan(assemble(asked)).notes if "rewards" in line)
     assert line.startswith("rewards: random weights (tiny), ")
     assert ", 32 scores at most; about " in line
     assert f" tokens in and {32 * 6} out at most, its prices are not set" in line

@@ -91,6 +91,15 @@ class Runtime:
         return self.config.dtype.cuda if self.device.startswith("cuda") else self.config.dtype.cpu
 
     @property
+    def device_name(self) -> str:
+        """The GPU's own name, or `cpu`: what a rate that was measured here holds for."""
+        if not self.device.startswith("cuda"):
+            return self.device
+        import torch
+
+        return torch.cuda.get_device_name(self.device)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything that a result computed here depends on."""
         return {

@@ -10,7 +10,7 @@ from mipo_exp.config.schema import ScoringConfig
 from mipo_exp.models.memory import free_memory, memory_for, out_of_memory
 from mipo_exp.models.rotation import rotation_limit
 from mipo_exp.scoring.log_probs import Scorable, can_share, token_log_probs
-from mipo_exp.scoring.prefix_tree import MIN_SHARED_TOKENS, common_prefix
+from mipo_exp.scoring.prefix_tree import MIN_SHARED_TOKENS, build_tree, common_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,6 +48,12 @@ def plan_batches(items: Sequence[Scorable], batch_tokens: int, share_prefix: boo
         else:
             batches.append([index])
     return batches
+
+
+def computed_tokens(batch: Sequence[Scorable], share_prefix: bool) -> int:
+    """The tokens that a planned batch computes: those of its prefix tree, or those of its rows, padded."""
+    sequences = [item.input_ids for item in batch]
+    return len(build_tree(sequences).token_ids) if share_prefix else len(batch) * max(map(len, sequences))
 
 
 def _plan_trees(items: Sequence[Scorable], batch_tokens: int) -> list[list[int]]:

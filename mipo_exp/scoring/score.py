@@ -14,7 +14,7 @@ from mipo_exp.execution.progress import Progress
 from mipo_exp.execution.shards import Shard, compute_shards
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pairing.negatives import contrast_conditions, contrast_prompts
-from mipo_exp.scoring.batches import Scorer, plan_batches
+from mipo_exp.scoring.batches import Scorer, computed_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.store.artefacts import Workspace
 from mipo_exp.store.records import Condition, Example, Pair, Response, ScoredPair, Scores
@@ -128,6 +128,7 @@ class _Plan:
         self.scoring = scoring
         self.batches: list[list[int]] = []
         self.first_equal, self.tokens = array("q"), array("i")
+        self.computed = 0  # tokens of all batches
         self.only_window: list[Scorable] | None = None
         self._window: list[Scorable] = []
         self._used = 0
@@ -152,7 +153,9 @@ class _Plan:
             self.first_equal.append(places.setdefault(item, number))
             self.tokens.append(len(item.response_ids))
         numbers = list(places.values())
-        planned = plan_batches(list(places), self.scoring.batch_tokens, self.scoring.share_prefix)
+        items = list(places)
+        planned = plan_batches(items, self.scoring.batch_tokens, self.scoring.share_prefix)
+        self.computed += sum(computed_tokens([items[i] for i in batch], self.scoring.share_prefix) for batch in planned)
         self.batches += [[numbers[i] for i in batch] for batch in planned]
         self._window, self._used = [], 0
 
@@ -167,6 +170,7 @@ def score_items(
     for item in items:
         plan.add(item)
     batches, first_equal, tokens = plan.finish()
+    work.count(plan.computed, runtime.device_name)
     if plan.only_window is not None:
         items = plan.only_window
     opened = partial(opened_scorer, scoring=scoring)

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from mipo_exp.errors import DataError, StorageError
 from mipo_exp.store.disk import follow_umask, full_disk, make_writable, unreadable
-from mipo_exp.store.manifest import ALWAYS_HASHED_BYTES, MANIFEST, damage, file_sha256, list_files
+from mipo_exp.store.manifest import ALWAYS_HASHED_BYTES, MANIFEST, damage, file_sha256, list_files, machine
 from mipo_exp.store.tables import Table, read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -177,6 +177,11 @@ class Workspace:
         self.writes = writes
         self.rows: dict[str, int] = {}
         self.executor: Any = None  # who computes its shards, an Executor of `execution.shards`; None: this process
+        self.work: dict[str, Any] = {}
+
+    def count(self, tokens: int, device: str) -> None:
+        """Say that the build computed these tokens on a device: what rates are taken from."""
+        self.work = {"tokens": self.work.get("tokens", 0) + tokens, "device": device, "machine": machine()}
 
     def write_table(self, name: str, rows: Iterable[Any], row_type: type) -> int:
         """Write `<name>.arrow`; returns how many rows it has."""
@@ -334,6 +339,7 @@ class Store:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+        resumes = partial.is_dir()
         partial.mkdir(exist_ok=True)
         started = time.perf_counter()
         workspace = Workspace(partial, inputs)
@@ -348,6 +354,7 @@ class Store:
             "git": git_commit(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.perf_counter() - started, 3),
+            "work": {} if resumes else workspace.work,
             "rows": workspace.rows,
             "files": list_files(partial, SCRATCH),
         }

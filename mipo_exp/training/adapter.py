@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from mipo_exp.store.manifest import file_sha256
 from mipo_exp.training.job import Job, Rollout
 from mipo_exp.training.methods import METHODS
 from mipo_exp.training.micro_batches import MicroBatches, may_split
+from mipo_exp.training.scored_groups import Group
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPLETE = "complete.json"
+MEASURED_ROWS = 1000
 
 
 def train_adapter(
@@ -90,6 +93,7 @@ def train_adapter(
     model.save_pretrained(work.path / "adapter", state_dict=weights, save_embedding_layers=False)
     # PEFT writes a model card without content, which would only look like documentation.
     (work.path / "adapter" / "README.md").unlink(missing_ok=True)
+    work.count(_tokens_seen(loop), runtime.device_name)
     work.write_json("history", [row for row in loop.state.log_history if "loss" in row])
     work.write_json(
         "training",
@@ -97,6 +101,21 @@ def train_adapter(
     )
     del loop, model
     free_memory(runtime.device)
+
+
+def _tokens_seen(loop: "Trainer") -> int:
+    """The tokens of the rows that were trained on, each prompt once; of sampled responses, those that TRL has counted.
+    The lengths of a long list are taken to be those of some of its rows."""
+    if loop.state.num_input_tokens_seen:
+        return loop.state.num_input_tokens_seen
+    rows: Any = loop.train_dataset
+    some = range(0, len(rows), math.ceil(len(rows) / MEASURED_ROWS))
+    lengths = [row.tokens if isinstance(row, Group) else _tokens(row) for row in (rows[i] for i in some)]
+    return round(sum(lengths) / len(lengths) * len(rows) * (loop.state.epoch or 0.0))
+
+
+def _tokens(row: Mapping[str, Any]) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, list))
 
 
 def _less_memory(loop: "Trainer", job: Job) -> str:

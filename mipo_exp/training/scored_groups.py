@@ -24,6 +24,11 @@ class Group:
     responses: list[list[int]]
     ref_log_probs: list[float] | None = None
 
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and all responses."""
+        return len(self.prompt_ids) + sum(map(len, self.responses))
+
 
 # What a loss is a mean over: how many of them some groups have.
 Count = Callable[[Sequence[Group]], int]
