@@ -27,7 +27,6 @@ from hydra import compose, initialize_config_dir
 from mipo_exp import cli
 from mipo_exp.config.parsing import parse
 from mipo_exp.experiment import assemble
-from mipo_exp.generation.engine import settled
 from mipo_exp.generation.responses import opened_engine
 from mipo_exp.pipeline import Assembled
 from mipo_exp.store.records import Pair, Response
@@ -141,7 +140,7 @@ def _open_engine(ready: Assembled) -> None:
     """Let an engine with a form of the model of its own load it."""
     folder = ready.run.path("engine_model") / "model"
     one_token = dataclasses.replace(ready.config.sampling, max_new_tokens=1)
-    with opened_engine(ready.runtime, None, settled(ready.config.engine), folder, folder) as engine:
+    with opened_engine(ready.runtime, None, ready.config.engine.settled(), folder, folder) as engine:
         engine.sample([[1]], one_token, 0, [0], None)
 
 

@@ -99,6 +99,7 @@ def _main(arguments: Sequence[str], cwd: Path, variables: Mapping[str, str], out
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(cwd)
+    sys.path[:0] = variables["PYTHONPATH"].split(os.pathsep)
     sys.argv = ["mipo_exp", *arguments]
     try:
         importlib.import_module("mipo_exp.cli").main()

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mipo_exp import cli
 from mipo_exp.config.parsing import parse, resolve
+from mipo_exp.config.registry import load_variants
 from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.experiment import run_experiment
@@ -33,6 +34,8 @@ SCRATCH = Path(tempfile.gettempdir()) / f"mipo-exp-tests-{os.getuid()}"
 
 
 Row = TypeVar("Row")
+
+load_variants()  # for tests with a case for each variant
 
 
 @pytest.fixture(autouse=True)

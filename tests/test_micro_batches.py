@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_exp.config.methods import LOSS_TYPES, METHOD_CONFIGS
-from mipo_exp.config.schema import Config
+from mipo_exp.config.schema import METHODS, Config
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import SPEED_ONLY, declare, declare_examples
 from mipo_exp.store.artefacts import Store
 from mipo_exp.store.records import ScoredPair
-from mipo_exp.training.dpo import _share_prompts, make_trainer
+from mipo_exp.training.methods.mipo import LOSS_TYPES, _share_prompts, make_trainer
 from mipo_exp.training.micro_batches import WHOLE_BATCH_LOSSES, may_split, settle_budget, split, token_budget
 from tests.conftest import composed, make_runtime, table_of
 from tests.test_methods import train as train_method
@@ -93,13 +92,13 @@ def test_a_loss_that_stays_whole_would_be_wrong_in_parts(
     loss: str, tiny: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the list is longer than it has to be."""
-    monkeypatch.setattr("mipo_exp.training.micro_batches.WHOLE_BATCH_LOSSES", ())
+    monkeypatch.setattr("mipo_exp.training.methods.mipo.WHOLE_BATCH_LOSSES", ())
     with pytest.raises(AssertionError):
         compare(tiny, tmp_path, 1, True, f"method.loss_type=[{loss}]")
 
 
 def test_what_may_not_be_split_has_no_budget(caplog: pytest.LogCaptureFixture) -> None:
-    for name, schema in METHOD_CONFIGS.items():
+    for name, schema in METHODS.items():
         if schema.trains_on in ("pairs", "chosen"):
             config = composed("+debug=quick", f"method={name}")
             assert may_split(config.method, config.lora) == (name not in ("infonce", "sami"))

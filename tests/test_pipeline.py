@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from mipo_exp import cli
-from mipo_exp.config.schema import ENGINE_CONFIGS
-from mipo_exp.data.tasks import TASKS
+from mipo_exp.config.schema import ENGINES, TASKS
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store.artefacts import Artefact
 from mipo_exp.store.records import Example, Negative, Pair, Response, ScoredPair
@@ -299,7 +298,7 @@ def test_every_other_option_runs(tracker: str, method: str, experiment: Experime
 @pytest.mark.parametrize("name", yaml_names("engine"))
 def test_every_engine_config_names_its_schema(name: str) -> None:
     # test_engines runs them; vLLM needs a GPU.
-    assert type(composed(f"engine={name}").engine) is ENGINE_CONFIGS[name]
+    assert type(composed(f"engine={name}").engine) is ENGINES[name]
 
 
 def test_switches_run(experiment: Experiment) -> None:

@@ -2,19 +2,18 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
 
-from mipo_exp.config.methods import F_DIVERGENCES, LOSS_TYPES, MipoConfig
 from mipo_exp.config.schema import Config
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import Store, Workspace
 from mipo_exp.store.records import ScoredPair
-from mipo_exp.training.dpo import first_loss, largest_change, make_trainer
 from mipo_exp.training.job import Job
 from mipo_exp.training.layout import IGNORED
+from mipo_exp.training.methods.mipo import LOSS_TYPES, Mipo, first_loss, largest_change, make_trainer
 from mipo_exp.training.shared_prompt import arrange_pairs, share_prompts
 from tests.conftest import composed, make_runtime, table_of
 from tests.test_training import pairs as pairs  # the fixture
@@ -180,7 +179,7 @@ def test_a_window_that_no_sequence_reaches_is_shared(tmp_path: Path, caplog: pyt
     assert "cannot share a prompt" not in caplog.text
 
 
-DIVERGENCES = [f"method.f_divergence_type={name}" for name in F_DIVERGENCES]
+DIVERGENCES = [f"method.f_divergence_type={name}" for name in get_args(Mipo.__annotations__["f_divergence_type"])]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +196,7 @@ def test_the_first_loss_may_be_off_by_what_the_log_ratios_are_and_by_little_more
     """References that are wrong move a loss by less than is allowed for that."""
     smoothing = {"exo_pair": 0.1, "robust": 0.1}.get(loss, 0.0)
     config = composed("+debug=quick", f"method.loss_type=[{loss}]", f"method.label_smoothing={smoothing}", more)
-    method = cast(MipoConfig, config.method)
+    method = cast(Mipo, config.method)
     expected = first_loss(method)
     assert expected is not None
     for shift in (0.004, -0.3):

@@ -19,8 +19,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from mipo_exp.config.tasks import PrefevalConfig
+from mipo_exp.config.fields import ResponseTokens, Share, schema
+from mipo_exp.config.schema import TASKS, TaskConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
 from mipo_exp.data.file_task import FileTask, Layout
@@ -61,9 +63,38 @@ class Row:
         return self.record.text("question").strip()
 
 
+@schema
+class AskedConfig:
+    """What a way of answering asks for."""
+
+    instruction: str | None
+    max_new_tokens: ResponseTokens
+
+
+@schema
+class AnswersConfig:
+    """The ways of answering."""
+
+    generation: AskedConfig
+    mcq: AskedConfig
+
+
+@schema
+class PrefevalConfig(TaskConfig):
+    """Its own keys; conf/task/prefeval.yaml explains them."""
+
+    form: Literal["explicit", "implicit_choice", "implicit_persona"]
+    answering: Literal["generation", "mcq"]
+    answers: AnswersConfig  # what each way of answering asks for
+    split: Literal["topic", "question"]
+    eval_share: Share
+
+
+@TASKS.register("prefeval")
 class Prefeval(FileTask):
     """A share of the topics, or of the preferences, is evaluated on; one question is on one side."""
 
+    keys = PrefevalConfig
     config: PrefevalConfig
 
     def __init__(self, config: PrefevalConfig, cache: Path) -> None:

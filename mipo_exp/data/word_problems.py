@@ -13,6 +13,7 @@ from functools import cache
 
 import yaml
 
+from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.files import resource
 from mipo_exp.store.artefacts import digest
@@ -53,6 +54,7 @@ def templates() -> tuple[list[str], list[Template]]:
     return found["names"], [Template(**row) for row in found["templates"]]
 
 
+@TASKS.register("word_problems")
 class WordProblems(Task):
     """Problems from two disjoint sets of templates, every template equally often."""
 

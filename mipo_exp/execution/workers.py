@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from mipo_exp.config.schema import ModelConfig, RayWorkersConfig, WorkersConfig
+from mipo_exp.config.fields import Between, schema
+from mipo_exp.config.schema import WORKERS, ModelConfig, WorkersConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
@@ -31,6 +32,18 @@ Tool = TypeVar("Tool")
 
 AHEAD = 2  # shards that a worker has at once, so that it does not wait for the next one
 RESTARTS = 3  # of a worker that died; more often it is the shard that kills it
+
+
+@WORKERS.register("ray")
+@schema
+class RayWorkersConfig(WorkersConfig):
+    """Its own keys; conf/workers/ray.yaml explains them."""
+
+    remote: ClassVar[bool] = True
+    address: str
+    count: Annotated[int, Between(1, 10_000)] | None
+    cpus: Annotated[int, Between(1, 1024)]
+    gpus: Annotated[int, Between(0, 64)] | None
 
 
 def make_executor(config: WorkersConfig, cache: Path) -> Executor:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mipo_exp.config.schema import EngineConfig, SamplingConfig
+from mipo_exp.config.fields import schema
+from mipo_exp.config.schema import ENGINES, EngineConfig, SamplingConfig
 from mipo_exp.generation.engine import Contrast, Sampled, cut, longest_first
 from mipo_exp.models.memory import memory_for
 from mipo_exp.store.artefacts import digest
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
     from mipo_exp.models.runtime import Runtime
+
+
+@ENGINES.register("transformers")
+@schema
+class TransformersConfig(EngineConfig):
+    """Its keys are those of every engine. The rows of a batch share a random generator, so that the limits count."""
+
+    contrasts = True
+
+    def open(self, runtime: "Runtime", adapter: Path | None, *_: Path | None) -> "TransformersEngine":
+        """See `EngineConfig.open`."""
+        return TransformersEngine(self, runtime, adapter)
+
+
+def in_process(config: EngineConfig) -> TransformersConfig:
+    """`engine=transformers` with the limits of this one: a policy in training is sampled where it is."""
+    return TransformersConfig("transformers", config.batch_rows, config.batch_tokens)
 
 
 class TransformersEngine:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from mipo_exp.config.methods import MiRlConfig, OnPolicyConfig
 from mipo_exp.config.schema import Config, EngineConfig, SamplingConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
@@ -182,15 +181,12 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
     """All training passes, and what a method samples and scores between them."""
     method, trainer, new = config.method, config.trainer, config.sampling.max_new_tokens
     mean = sum(map(len, prompts)) / max(len(prompts), 1)
-    rows = examples * (config.negatives.k if method.name == "mipo" else 1)
-    iterations = method.num_iterations if isinstance(method, OnPolicyConfig) else 1
+    rows, iterations = examples * method.rows(config), method.iterations
     batch, seen = trainer.per_device_train_batch_size, rows * trainer.num_train_epochs
     if trainer.max_steps > 0:
         seen = trainer.max_steps * batch * trainer.gradient_accumulation_steps / iterations
-    own = {"mipo": 2, "softmax_dpo": 1 + config.negatives.k}.get(method.name, 1)
-    if isinstance(method, OnPolicyConfig):
-        own = method.num_generations
-    responses = batch if method.across_batch else own
+    responses = method.responses(config)
+    own = 1 if method.across_batch else responses
 
     def row(prompt: float) -> float:
         """Tokens of a row of training data, whose prompt has so many."""
@@ -205,12 +201,10 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
         widest=math.ceil(at_once * longest if budget is None else max(longest, min(budget, at_once * row(mean)))),
         widest_heads=math.ceil(at_once * responses * new),
     )
-    if not isinstance(method, OnPolicyConfig):
+    if method.trains_on != "examples":
         return trained
     sampled = seen * responses * new
-    scored = seen * row(mean) if method.beta else 0.0
-    if isinstance(method, MiRlConfig):
-        conditions = 2 if method.estimator == "own_marginal" else method.k
-        scored += conditions * (sampled + mean * seen)
+    reference, conditions = method.base_passes
+    scored = seen * row(mean) * reference + conditions * (sampled + mean * seen)
     whole = math.ceil(seen * responses * mean + sampled)
     return replace(trained, sampled=math.ceil(sampled), scored=math.ceil(scored), rows=whole)

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.config.methods import MethodConfig
-from mipo_exp.config.schema import LoraConfig, PairsConfig, TrainerConfig
+from mipo_exp.config.schema import LoraConfig, MethodConfig, PairsConfig, TrainerConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.progress import Progress
@@ -20,7 +19,6 @@ from mipo_exp.store.artefacts import CHECKPOINTS, Workspace, write_atomically
 from mipo_exp.store.disk import follow_umask
 from mipo_exp.store.manifest import file_sha256
 from mipo_exp.training.job import Job, Rollout
-from mipo_exp.training.methods import METHODS
 from mipo_exp.training.micro_batches import MicroBatches, may_split
 from mipo_exp.training.scored_groups import Group
 
@@ -69,7 +67,7 @@ def train_adapter(
     with _progress_callback(runtime) as callback:
         job = Job(work, runtime, method, lora, trainer, seed, checkpoints, callback, pairs, rollout, judging)
         with memory_for("to begin the training", "shorten the prompts, or use a smaller model or another device"):
-            loop = METHODS[method.name](job)
+            loop = method.build(job)
         model: Any = loop.model
         trainable, total = model.get_nb_trainable_parameters()
         rows = len(loop.train_dataset)

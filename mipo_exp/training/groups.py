@@ -58,7 +58,6 @@ def build_trainer(
     loss: Loss,
     *,
     reference: bool,
-    across_batch: bool = False,
     mean_over: Count = len,
 ) -> "Trainer":
     """A trainer with a new adapter, checked and ready to train.
@@ -69,8 +68,8 @@ def build_trainer(
         loss: the method.
         reference: whether the loss needs π_ref; it is the stored one where the groups have it, else the model with
             its adapter off.
-        across_batch: every response of a batch is scored under every prompt of it.
-        mean_over: what the loss is a mean over, where it is not across the batch.
+        mean_over: what the loss is a mean over, where it is not across the batch: there every response of a batch is
+            scored under every prompt of it.
 
     Raises:
         ConfigError: nothing trainable, or stored references that are not what this model computes.
@@ -80,7 +79,7 @@ def build_trainer(
     from transformers import PrinterCallback, Trainer
     from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
-    runtime = job.runtime
+    runtime, across_batch = job.runtime, job.method.across_batch
     base = runtime.fresh_model()
     disable_dropout_in_model(base)
     add_fused_lm_head(base)

@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 
-from mipo_exp.config.methods import MethodConfig, MipoConfig, OnPolicyConfig
-from mipo_exp.config.schema import EngineConfig, LoraConfig, PairsConfig, SamplingConfig, ScoringConfig, TrainerConfig
+from mipo_exp.config.schema import (
+    Config,
+    EngineConfig,
+    LoraConfig,
+    MethodConfig,
+    PairsConfig,
+    SamplingConfig,
+    ScoringConfig,
+    TrainerConfig,
+)
 from mipo_exp.errors import ConfigError
+from mipo_exp.execution.processes import team
 from mipo_exp.judging.stage import Judging
 from mipo_exp.models.loading import read_config
 from mipo_exp.models.rotation import rotation_limit
@@ -90,7 +99,7 @@ def training_arguments(
         ConfigError: `trainer.extra` names a key that these do not have or that another group sets.
     """
     check_extra_names(method, trainer, sampling)
-    library, name = _arguments_class(method)
+    library, name = method.arguments_class
     kind: Any = getattr(importlib.import_module(library), name)  # TRL takes seconds to import: only where it is used
     _check_extra_types(kind, trainer.extra)
     try:
@@ -144,18 +153,10 @@ def check_optimizer(arguments: "TrainingArguments") -> None:
         raise ConfigError(f"the optimizer refuses the trainer group ({error}); correct trainer.extra") from error
 
 
-def _arguments_class(method: MethodConfig) -> tuple[str, str]:
-    """The library and the name of the class that takes the trainer group."""
-    if isinstance(method, MipoConfig):
-        return "trl", "DPOConfig"
-    return ("trl", "GRPOConfig") if isinstance(method, OnPolicyConfig) else ("transformers", "TrainingArguments")
-
-
 def _managed(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
     managed = {
-        **fields_of(trainer, OWN_KEYS if isinstance(method, MipoConfig) else (*OWN_KEYS, "max_length")),
-        **(fields_of(method, ("name",)) if isinstance(method, MipoConfig) else {}),
-        **(_on_policy(method, trainer, sampling) if isinstance(method, OnPolicyConfig) else {}),
+        **fields_of(trainer, OWN_KEYS if method.takes_max_length else (*OWN_KEYS, "max_length")),
+        **method.arguments(trainer, sampling),
         "report_to": "none",
         "disable_tqdm": True,
         "log_level_replica": "error",
@@ -170,19 +171,17 @@ def _managed(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingCon
     return {name if name in known else FORMER_NAMES.get(name, name): value for name, value in managed.items()}
 
 
-def _on_policy(method: OnPolicyConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
-    """What GRPOConfig takes beyond the trainer group. TRL counts responses in a batch; here it is prompts."""
-    if sampling is None:
-        raise ValueError(f"method={method.name} samples while it trains and was given no sampling group")
-    return {
-        **{item.name: getattr(method, item.name) for item in dataclasses.fields(OnPolicyConfig) if item.name != "name"},
-        "per_device_train_batch_size": trainer.per_device_train_batch_size * method.num_generations,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_completion_length": sampling.max_new_tokens,
-        "disable_dropout": True,
-    }
+def check_extra(config: Config) -> None:
+    """Raise `ConfigError` for a wrong `trainer.extra`. Only then is TRL asked, which takes seconds to import."""
+    if not config.trainer.extra:
+        return
+    if team().size > 1:  # to make the arguments is to wait for the other processes
+        check_extra_names(config.method, config.trainer, config.sampling)
+    else:
+        arguments = training_arguments(
+            config.method, config.trainer, config.seed, Path("unused"), "cpu", "float32", config.sampling
+        )
+        check_optimizer(arguments)
 
 
 def check_extra_names(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> None:
@@ -200,7 +199,7 @@ def check_extra_names(method: MethodConfig, trainer: TrainerConfig, sampling: Sa
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            library, name = _arguments_class(method)
+            library, name = method.arguments_class
             source = f"TRL's {name}" if library == "trl" else f"transformers' {name}"
             raise ConfigError(f"trainer.extra.{key} is not an argument of {source}{hint}")
 
@@ -208,7 +207,7 @@ def check_extra_names(method: MethodConfig, trainer: TrainerConfig, sampling: Sa
 def argument_names(method: MethodConfig) -> set[str]:
     """The fields of the class that `training_arguments` makes, read from its source instead of by its import."""
     sources = [("transformers", "training_args.py")]
-    library, name = _arguments_class(method)
+    library, name = method.arguments_class
     if library == "trl":
         file = f"{name.removesuffix('Config').lower()}_config.py"
         sources += [("trl", "trainer/base_config.py"), ("trl", f"trainer/{file}")]
@@ -289,6 +288,19 @@ def check_targets(lora: LoraConfig, trainer: TrainerConfig, runtime: Runtime) ->
             peft.get_peft_model(model, lora_config(lora, trainer))
         except ValueError as error:
             raise wrong_targets(lora, error) from error
+
+
+def check_layers(config: Config, runtime: Runtime, status: str) -> None:
+    """Raise `ConfigError` for `lora.target_modules` that the model does not have, where its folder is here.
+
+    Args:
+        config: the experiment.
+        runtime: of its model; `all-linear` fits every one, and takes no import.
+        status: of the adapter's stage.
+    """
+    named = config.lora.target_modules != "all-linear" and config.method.trains_on is not None
+    if named and status != "cached" and runtime.folder is not None:
+        check_targets(config.lora, config.trainer, runtime)
 
 
 def wrong_targets(lora: LoraConfig, error: ValueError) -> Exception:

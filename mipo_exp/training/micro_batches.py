@@ -10,16 +10,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.config.methods import MethodConfig, MipoConfig, OnPolicyConfig
-from mipo_exp.config.schema import LoraConfig, TrainerConfig
+from mipo_exp.config.schema import LoraConfig, MethodConfig, TrainerConfig
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-# TRL's pair losses that are no mean over pairs: two sort the batch, one is a mean over the batch's tokens.
-WHOLE_BATCH_LOSSES = ("aot", "aot_unpaired", "sft")
 
 # From the rows of a batch to the padded tokens that they take together.
 Padded = Callable[[Sequence[int]], int]
@@ -42,13 +38,8 @@ class Part:
 
 def may_split(method: MethodConfig, lora: LoraConfig) -> bool:
     """Whether a batch of this method may be computed in parts: its loss is a mean over rows, or over their tokens, and
-    nothing that is drawn depends on the batch's shape.
-
-    The losses of infonce and sami contrast the responses of a batch, those of on-policy methods are TRL's own affair.
-    """
-    if method.across_batch or lora.lora_dropout or isinstance(method, OnPolicyConfig):
-        return False
-    return not isinstance(method, MipoConfig) or not set(method.loss_type) & set(WHOLE_BATCH_LOSSES)
+    nothing that is drawn depends on the batch's shape."""
+    return method.splits and not lora.lora_dropout
 
 
 def token_budget(trainer: TrainerConfig, method: MethodConfig, lora: LoraConfig, device: str) -> int | None:

@@ -1,16 +1,21 @@
 """On-policy training through TRL's GRPOTrainer: the policy answers the training prompts, and a reward says how well.
 
-A method is a reward: `build_on_policy` does the rest. Prompts come as the token ids that this package renders, answers
+A method is a reward, in a subclass of `OnPolicy`. Prompts come as the token ids that this package renders, answers
 from its own sampling engine, and the reference is the model with its adapter off. Each round of sampling has a seed of
 its own and no checkpoint lies within one, so an interrupted training goes on with the responses it would have had.
 """
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from mipo_exp.config.fields import Between, schema
+from mipo_exp.config.schema import Config, MethodConfig, SamplingConfig, TrainerConfig, TrainsOn
+from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.responses import check_lengths
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
@@ -43,6 +48,94 @@ BaseScores = Callable[[Sequence[Scorable]], list[float]]
 # KL (nats a token) between policy and reference before the first step that counts as rounding, by precision.
 FIRST_KL = {"float32": 1e-4, "float64": 1e-4}
 FIRST_KL_16_BITS = 0.05
+
+
+@schema
+class OnPolicy(MethodConfig):
+    """The keys, arguments of TRL's GRPOConfig under its own names, and the trainer of a method that is a reward."""
+
+    trains_on: ClassVar[TrainsOn] = "examples"
+    arguments_class: ClassVar[tuple[str, str]] = ("trl", "GRPOConfig")
+    num_generations: Annotated[int, Between(2, 1024)]
+    beta: Annotated[float, Between(1e-6, 100, or_zero=True)]
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"]
+    epsilon: Annotated[float, Between(1e-6, 100)]  # GSPO has 3e-4; CISPO switches a side off by a large one
+    epsilon_high: Annotated[float, Between(1e-6, 100)] | None
+    importance_sampling_level: Literal["token", "sequence"]
+    num_iterations: Annotated[int, Between(1, 1000)]
+    scale_rewards: Literal["group", "batch", "none"]
+    mask_truncated_completions: bool
+
+    @property
+    def splits(self) -> bool:
+        """See `MethodConfig.splits`: batches are handled by TRL."""
+        return False
+
+    @property
+    def iterations(self) -> int:
+        """See `MethodConfig.iterations`."""
+        return self.num_iterations
+
+    @property
+    def base_passes(self) -> tuple[bool, int]:
+        """See `MethodConfig.base_passes`."""
+        return bool(self.beta), 0
+
+    def responses(self, config: Config) -> int:
+        """See `MethodConfig.responses`."""
+        return self.num_generations
+
+    def check(self, config: Config) -> None:
+        """See `MethodConfig.check`."""
+        super().check(config)
+        if config.sampling.temperature == 0:
+            raise ConfigError(
+                f"sampling.temperature=0 gives the same response to a prompt every time, and method={self.name} "
+                "compares different ones; set it to 1"
+            )
+        if config.trainer.save_steps % self.num_iterations:
+            raise ConfigError(
+                f"trainer.save_steps={config.trainer.save_steps} is not a multiple of method.num_iterations="
+                f"{self.num_iterations}: a checkpoint within a round of sampling has lost its responses"
+            )
+        level = {"luspo": "sequence", "vespo": "token"}.get(self.loss_type, self.importance_sampling_level)
+        if level != self.importance_sampling_level:
+            raise ConfigError(
+                f"method.loss_type={self.loss_type} needs method.importance_sampling_level={level}, not "
+                f"{self.importance_sampling_level}"
+            )
+
+    def check_examples(self, config: Config, task: Task, examples: Sequence[Example]) -> None:
+        """See `MethodConfig.check_examples`."""
+        batch, steps = config.trainer.per_device_train_batch_size, config.trainer.gradient_accumulation_steps
+        if len(examples) < batch * steps:
+            raise ConfigError(
+                f"trainer.per_device_train_batch_size={batch} × trainer.gradient_accumulation_steps={steps} prompts "
+                f"make a step of method={self.name}, and there are {len(examples)} training examples; lower one of "
+                "them, or raise task.train_examples"
+            )
+
+    def arguments(self, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
+        """See `MethodConfig.arguments`. TRL counts responses in a batch; here it is prompts."""
+        if sampling is None:
+            raise ValueError(f"method={self.name} samples while it trains and was given no sampling group")
+        return {
+            **{item.name: getattr(self, item.name) for item in dataclasses.fields(OnPolicy) if item.name != "name"},
+            "per_device_train_batch_size": trainer.per_device_train_batch_size * self.num_generations,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_completion_length": sampling.max_new_tokens,
+            "disable_dropout": True,
+        }
+
+    def make_reward(self, job: Job, base: BaseScores) -> Reward:
+        """The reward, given a way to score responses under the base model."""
+        raise NotImplementedError
+
+    def build(self, job: Job) -> "GRPOTrainer":
+        """See `MethodConfig.build`."""
+        return build_on_policy(job, partial(self.make_reward, job))
 
 
 def training_examples(job: Job) -> list[Example]:

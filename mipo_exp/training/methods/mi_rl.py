@@ -5,29 +5,62 @@ one response differs from condition to condition, and a response that ignores it
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Any, Literal
 
 import numpy as np
 
-from mipo_exp.config.methods import MiRlConfig
+from mipo_exp.config.fields import Conditions, schema
+from mipo_exp.config.schema import METHODS, Config
+from mipo_exp.data.base import Task
+from mipo_exp.errors import ConfigError
 from mipo_exp.pairing.negatives import contrast_conditions
+from mipo_exp.scoring import mutual_information
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.mutual_information import Floats, identified, infonce_pmi, own_marginal_pmi
 from mipo_exp.scoring.score import own_marginal
 from mipo_exp.store.records import Condition, Example
 from mipo_exp.training.job import Job
-from mipo_exp.training.on_policy import BaseScores, Reward, build_on_policy, training_examples
-
-if TYPE_CHECKING:
-    from trl import GRPOTrainer
+from mipo_exp.training.on_policy import BaseScores, OnPolicy, Reward, training_examples
 
 
-def build_mi_rl(job: Job) -> "GRPOTrainer":
+@METHODS.register("mi_rl")
+@schema
+class MiRl(OnPolicy):
     """The conditions of each example are drawn once, as those of the evaluation are, with the run's seed."""
-    method = cast(MiRlConfig, job.method)
-    conditions = reward_conditions(training_examples(job), method, job.seed)
 
-    def make_reward(base: BaseScores) -> Reward:
+    estimator: Literal["infonce", "own_marginal", "identification"]
+    k: Conditions
+    per_token: bool
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `MethodConfig.identity`."""
+        identified = {"identified": mutual_information.VERSION} if self.estimator == "identification" else {}
+        return {**super().identity, **identified}
+
+    @property
+    def base_passes(self) -> tuple[bool, int]:
+        """See `MethodConfig.base_passes`."""
+        return bool(self.beta), 2 if self.estimator == "own_marginal" else self.k
+
+    def check(self, config: Config) -> None:
+        """See `MethodConfig.check`."""
+        super().check(config)
+        if self.per_token and self.estimator == "identification":
+            raise ConfigError(
+                "method.per_token=true divides nats by tokens, and method.estimator=identification is a yes or no; set "
+                "method.per_token=false"
+            )
+
+    def check_examples(self, config: Config, task: Task, examples: Sequence[Example]) -> None:
+        """See `MethodConfig.check_examples`."""
+        super().check_examples(config, task, examples)
+        reward_conditions(examples, self, config.seed)
+
+    def make_reward(self, job: Job, base: BaseScores) -> Reward:
+        """See `OnPolicy.make_reward`."""
+        conditions = reward_conditions(training_examples(job), self, job.seed)
+
         def reward(
             examples: Sequence[Example], token_ids: Sequence[Sequence[int]], texts: Sequence[str]
         ) -> list[float]:
@@ -38,14 +71,12 @@ def build_mi_rl(job: Job) -> "GRPOTrainer":
             ]
             log_probs = np.array(base(items), dtype=np.float64).reshape(len(examples), -1)
             tokens = np.array([len(ids) for ids in token_ids], dtype=np.float64)
-            return pmi_rewards(method.estimator, log_probs, tokens, method.per_token).tolist()
+            return pmi_rewards(self.estimator, log_probs, tokens, self.per_token).tolist()
 
         return reward
 
-    return build_on_policy(job, make_reward)
 
-
-def reward_conditions(examples: Sequence[Example], method: MiRlConfig, seed: int) -> dict[str, list[Condition]]:
+def reward_conditions(examples: Sequence[Example], method: MiRl, seed: int) -> dict[str, list[Condition]]:
     """What each example's responses are scored under, by its id: its true condition first.
 
     Raises:

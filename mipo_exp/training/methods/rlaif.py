@@ -1,25 +1,39 @@
 """RLAIF: reinforcement learning whose reward is a judge's score of a response, from 1 to 5."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
-from mipo_exp.errors import JudgeError
+from mipo_exp.config.fields import schema
+from mipo_exp.config.schema import METHODS, Config
+from mipo_exp.errors import ConfigError, JudgeError
 from mipo_exp.judging.judge import Rated, rate
 from mipo_exp.judging.stage import Judging
 from mipo_exp.store.records import Example
 from mipo_exp.training.job import Job
-from mipo_exp.training.on_policy import Reward, build_on_policy
-
-if TYPE_CHECKING:
-    from trl import GRPOTrainer
+from mipo_exp.training.on_policy import BaseScores, OnPolicy, Reward
 
 
-def build_rlaif(job: Job) -> "GRPOTrainer":
+@METHODS.register("rlaif")
+@schema
+class Rlaif(OnPolicy):
     """The reward is the score by the judge's default rubric; a response whose score cannot be read has no influence."""
-    if job.judging is None:
-        raise ValueError("method=rlaif asks a judge while it trains and was given none")
-    reward = judged_reward(job.judging)
-    return build_on_policy(job, lambda _: reward)
+
+    asks_judge: ClassVar[bool] = True
+
+    def check(self, config: Config) -> None:
+        """See `MethodConfig.check`."""
+        super().check(config)
+        if config.reward_judge.asked is None and config.judge.asked is None:
+            raise ConfigError(
+                "method=rlaif learns from a judge's scores, and judge=none asks nobody; use judge=endpoint or "
+                "judge=local, or for the scores alone judge@reward_judge=endpoint or judge@reward_judge=local"
+            )
+
+    def make_reward(self, job: Job, base: BaseScores) -> Reward:
+        """See `OnPolicy.make_reward`."""
+        if job.judging is None:
+            raise ValueError("method=rlaif asks a judge while it trains and was given none")
+        return judged_reward(job.judging)
 
 
 def judged_reward(judging: Judging) -> Reward:

@@ -8,11 +8,13 @@ step: with the adapter at its start the policy is the reference, so every margin
 import logging
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import model_validator
 
-from mipo_exp.config.methods import MipoConfig
+from mipo_exp.config.fields import Between, Tie, one_of, schema
+from mipo_exp.config.schema import METHODS, Config, MethodConfig, SamplingConfig, TrainerConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.store.records import ScoredPair
 from mipo_exp.store.tables import Table
@@ -20,6 +22,7 @@ from mipo_exp.training.job import (
     Job,
     check_rotation,
     check_trainable,
+    fields_of,
     lora_config,
     restore_lora_dropout,
     training_arguments,
@@ -45,29 +48,112 @@ log = logging.getLogger(__name__)
 
 CHECKED_PAIRS = 4
 
-
-def build_mipo(job: Job) -> "DPOTrainer":
-    """TRL's trainer on the scored pairs, checked and ready to train.
-
-    Raises:
-        ConfigError: nothing trainable, a TRL key that does not exist, or a first loss that is not what it must be.
-    """
-    method = cast(MipoConfig, job.method)
-    pairs = job.work.inputs["scored_pairs"].table("pairs", ScoredPair)
-    _check_room_for_responses(pairs, job.trainer.max_length)
-    dpo = make_trainer(job, method, pairs)
-    check_trainable(dpo.model, job.lora)
-    check_rotation(job, pairs)
-    if job.trainer.share_prompt:
-        from mipo_exp.kernels.response_head import use_response_head
-
-        use_response_head(dpo.accelerator.unwrap_model(dpo.model).get_base_model())
-        _share_prompts(dpo, pairs)
-    check_first_loss(dpo, method, job.trainer.reference)
-    return dpo
+LOSS_TYPES = (
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
+# Losses that are functions of the chosen-minus-rejected reward alone, the only ones with an f-divergence form (TRL).
+F_DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+SMOOTHED_LOSSES = ("aot", "aot_unpaired", "exo_pair", "robust")
+# No means over pairs: two sort the batch, one is a mean over the batch's tokens.
+WHOLE_BATCH_LOSSES = ("aot", "aot_unpaired", "sft")
 
 
-def make_trainer(job: Job, method: MipoConfig, pairs: Table[ScoredPair]) -> "DPOTrainer":
+@METHODS.register("mipo")
+@schema
+class Mipo(MethodConfig):
+    """The keys are arguments of TRL's DPOConfig under its own names."""
+
+    arguments_class: ClassVar[tuple[str, str]] = ("trl", "DPOConfig")
+    takes_max_length: ClassVar[bool] = True
+    beta: Tie
+    loss_type: list[Annotated[str, one_of(LOSS_TYPES)]]
+    loss_weights: list[Annotated[float, Between(-1e6, 1e6)]] | None
+    label_smoothing: Annotated[float, Between(1e-6, 1 - 1e-6, or_zero=True)]
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+    f_alpha_divergence_coef: Annotated[float, Between(-10, 10)]  # its paper has 0 to 1; 1 is reverse_kl
+    discopop_tau: Annotated[float, Between(1e-4, 100)]
+    ld_alpha: Annotated[float, Between(1e-6, 1, or_zero=True)] | None
+    use_weighting: bool
+
+    @model_validator(mode="after")
+    def _check(self) -> "Mipo":
+        losses, weights, smoothing = self.loss_type, self.loss_weights, self.label_smoothing
+        if not losses:
+            raise ConfigError(f"method.loss_type is empty; name at least one of {', '.join(LOSS_TYPES)}")
+        if weights is not None and len(weights) != len(losses):
+            raise ConfigError(
+                f"method.loss_weights has {len(weights)} entries for {len(losses)} losses in method.loss_type; give "
+                "one weight a loss, or null for equal weights"
+            )
+        if weights is not None and not (min(weights) >= 0 and max(weights) > 0):
+            raise ConfigError(f"method.loss_weights={weights}: none may be negative, and one must be above 0")
+        if "exo_pair" in losses and smoothing == 0:
+            raise ConfigError("method.loss_type=exo_pair needs method.label_smoothing > 0 (its paper recommends 1e-3)")
+        if smoothing and not set(SMOOTHED_LOSSES) & set(losses):
+            raise ConfigError(
+                f"method.label_smoothing={smoothing} has no effect on loss_type={', '.join(losses)}; it is read by "
+                f"{', '.join(SMOOTHED_LOSSES)}"
+            )
+        if "robust" in losses and not smoothing < 0.5:
+            raise ConfigError(f"method.label_smoothing={smoothing} with loss_type=robust; it must be less than 0.5")
+        if self.f_divergence_type != "reverse_kl" and not set(losses) <= set(F_DIVERGENCE_LOSSES):
+            raise ConfigError(
+                f"method.f_divergence_type={self.f_divergence_type} is defined only for the losses "
+                f"{', '.join(F_DIVERGENCE_LOSSES)}; use reverse_kl with {', '.join(losses)}"
+            )
+        if self.use_weighting and {"aot", "aot_unpaired"} & set(losses):
+            raise ConfigError(
+                "method.use_weighting=true cannot be combined with loss_type aot or aot_unpaired (they sort)"
+            )
+        return self
+
+    @property
+    def splits(self) -> bool:
+        """See `MethodConfig.splits`."""
+        return not set(self.loss_type) & set(WHOLE_BATCH_LOSSES)
+
+    def rows(self, config: Config) -> int:
+        """See `MethodConfig.rows`: pairs."""
+        return config.negatives.k
+
+    def responses(self, config: Config) -> int:
+        """See `MethodConfig.responses`."""
+        return 2
+
+    def check(self, config: Config) -> None:
+        """See `MethodConfig.check`."""
+        super().check(config)
+        if self.ld_alpha is not None and config.trainer.reference == "scored":
+            raise ConfigError(
+                "method.ld_alpha reweights tokens, which stored reference sums cannot do; set trainer.reference=live"
+            )
+
+    def arguments(self, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
+        """See `MethodConfig.arguments`."""
+        return fields_of(self, ("name",))
+
+    def build(self, job: Job) -> "DPOTrainer":
+        """See `MethodConfig.build`.
+
+        Raises:
+            ConfigError: nothing trainable, a TRL key that does not exist, or a first loss that is not what it must be.
+        """
+        pairs = job.work.inputs["scored_pairs"].table("pairs", ScoredPair)
+        _check_room_for_responses(pairs, job.trainer.max_length)
+        dpo = make_trainer(job, self, pairs)
+        check_trainable(dpo.model, job.lora)
+        check_rotation(job, pairs)
+        if job.trainer.share_prompt:
+            from mipo_exp.kernels.response_head import use_response_head
+
+            use_response_head(dpo.accelerator.unwrap_model(dpo.model).get_base_model())
+            _share_prompts(dpo, pairs)
+        check_first_loss(dpo, self, job.trainer.reference)
+        return dpo
+
+
+def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTrainer":
     """TRL's trainer with a new adapter on a base model of its own."""
     from transformers import PrinterCallback
     from trl import DPOTrainer
@@ -139,7 +225,7 @@ def _dataset(pairs: Table[ScoredPair], reference: str) -> "Dataset":
     return Dataset(pairs.arrow.select(list(names)).rename_columns(list(names.values())), fingerprint="scored_pairs")
 
 
-def first_loss(method: MipoConfig) -> float | None:
+def first_loss(method: Mipo) -> float | None:
     """The loss before the first step, where policy and reference agree; None where it has no fixed value.
 
     For the sigmoid loss −log σ(0) = log 2.
@@ -162,7 +248,7 @@ def first_loss(method: MipoConfig) -> float | None:
     return sum(weight * at_zero[loss] for loss, weight in zip(method.loss_type, weights, strict=True))
 
 
-def largest_change(method: MipoConfig, margin: float) -> float:
+def largest_change(method: Mipo, margin: float) -> float:
     """How far a loss lies from `first_loss` at most where the log-ratios of the two sides differ by `margin` nats."""
     beta, smooth = method.beta, method.label_smoothing
     slopes = {
@@ -180,7 +266,7 @@ def largest_change(method: MipoConfig, margin: float) -> float:
     return steepest * margin * divergence
 
 
-def check_first_loss(dpo: "DPOTrainer", method: MipoConfig, reference: str) -> None:
+def check_first_loss(dpo: "DPOTrainer", method: Mipo, reference: str) -> None:
     """Check the rewards and the loss of a few pairs, one by one, before the first step.
 
     With stored reference log-probabilities this compares them with a fresh forward pass: a difference in truncation,
