@@ -120,7 +120,8 @@ def take_part(config: Config, data: str) -> None:
     model = config.negatives.embedding_model
     encoder = None if model is None else locate_encoder(model, store.root)
     task = make_task(config.task, store.root)
-    runtime = Runtime(config.model, locate(config.model, store.root), task, choose_device(config.device))
+    source = locate(config.model, store.root)
+    runtime = Runtime(config.model, source, task, choose_device(config.device), config.kernels)
     runtime.pool = make_pool(config.workers, runtime, store.root)
     run.fetch_model(runtime)
     examples = declare_examples(config, task, data, runtime if task.needs_tokenizer else None)

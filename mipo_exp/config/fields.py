@@ -1,5 +1,6 @@
 """What the schemas of the config groups share: fields with bounds, and values that more than one group names."""
 
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
@@ -23,6 +24,18 @@ STRATEGIES = (
 
 # Those whose negative condition keeps the prompt and changes the user context.
 CONTEXT_STRATEGIES = ("no_context", "random_context", "hard_context")
+
+
+# The parts of `mipo_exp/kernels/`.
+KERNELS = (
+    *("prefix_sharing", "prompt_sharing", "micro_batches", "onednn", "lora_product", "causal_blocks"),
+    *("response_head", "generation_cache"),
+)
+
+
+def kernel_parts(kernels: Sequence[str]) -> frozenset[str]:
+    """The parts that `kernels=` means: all for `auto`, none for `plain`."""
+    return frozenset(KERNELS) if "auto" in kernels else frozenset(kernels) - {"plain"}
 
 
 def bounded(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mipo_exp.config.fields import (
+    KERNELS,
     MAX_BATCH_ROWS,
     MAX_BATCH_TOKENS,
     MAX_CONDITIONS,
@@ -96,7 +97,6 @@ class VllmConfig(EngineConfig):
 @dataclass(frozen=True)
 class ScoringConfig:
     batch_tokens: int = bounded(at_least=1, at_most=MAX_BATCH_TOKENS)
-    share_prefix: bool
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,6 @@ class TrainerConfig:
     logging_steps: int = bounded(at_least=1, at_most=MAX_STEPS)
     save_steps: int = bounded(at_least=1, at_most=MAX_STEPS)
     reference: str = bounded(choices=("scored", "live"))
-    share_prompt: bool
     batch_tokens: BatchTokensConfig
     extra: dict[str, Any]
 
@@ -245,6 +244,7 @@ class Config:
     seed: int = bounded(at_least=0, at_most=MAX_SEED)
     device: str
     plan: bool
+    kernels: list[str] = bounded(choices=("auto", "plain", *KERNELS))  # noqa: RUF009 (a field)
     objective: str
     paths: PathsConfig
     model: ModelConfig

@@ -56,7 +56,15 @@ class Local:
             stops, pad = renderer.stop_ids, renderer.pad_id
             way_out = "lower engine.batch_tokens or judge.max_tokens"
             with memory_for(f"for a batch of the judge {self.description}", way_out, JudgeError):
-                sampled = sample_batch(self._model.model(), [prompts[i] for i in rows], sampling, stops, pad, seed)
+                sampled = sample_batch(
+                    self._model.model(),
+                    [prompts[i] for i in rows],
+                    sampling,
+                    stops,
+                    pad,
+                    seed,
+                    kernels=self._model.kernels,
+                )
             for index, item in zip(rows, sampled, strict=True):
                 keep(index, Reply(renderer.text(item.token_ids), len(prompts[index]), len(item.token_ids)))
 

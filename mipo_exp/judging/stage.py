@@ -119,7 +119,7 @@ def _backend(asked: AskedJudgeConfig, config: Config, task: Task, cache: Path, d
             source = locate(asked.model, cache, download)
         except ModelError as error:
             raise ModelError(f"the model of judge=local (its keys begin with judge.model): {error}") from error
-        return Local(asked, config.engine, Runtime(asked.model, source, task, device))
+        return Local(asked, config.engine, Runtime(asked.model, source, task, device, config.kernels))
     raise ConfigError(f"judge={asked.name} is not a judge that can be asked")
 
 

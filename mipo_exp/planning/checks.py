@@ -156,7 +156,7 @@ def check_layers(config: Config, runtime: Runtime, status: str) -> None:
     if named and status != "cached" and runtime.folder is not None:
         from mipo_exp.training.job import check_targets
 
-        check_targets(config.lora, config.trainer, runtime)
+        check_targets(config.lora, runtime)
 
 
 def check_extra(config: Config) -> None:

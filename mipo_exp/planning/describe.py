@@ -132,7 +132,7 @@ def _declare(config: Config, store: Store, device: str, harness: Harness | None)
     if near is not None:
         encoder = unless_absent(lambda: locate_encoder(near, root, download=False)) or Encoder(Path(), absent)
     source = source or ModelSource("folder", None, absent, f"{config.model.name}, {absent}")
-    runtime = Runtime(config.model, source, task, device)
+    runtime = Runtime(config.model, source, task, device, config.kernels)
     model = declare_model(runtime)
     examples = declare_examples(config, task, data or absent, runtime if task.needs_tokenizer else None)
     stages = {

@@ -78,7 +78,7 @@ def prepare(config: Config, output: Path) -> Prepared:
         examples = declare_examples(config, task, data, None)
         _fetch_examples(run, examples, config, task)
     source = locate(config.model, store.root)
-    runtime = Runtime(config.model, source, task, device)
+    runtime = Runtime(config.model, source, task, device, config.kernels)
     runtime.pool = make_pool(config.workers, runtime, store.root)
     _check_disk(store, source, runtime)
     if task.needs_tokenizer:

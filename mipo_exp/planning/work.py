@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
+from mipo_exp.config.fields import kernel_parts
 from mipo_exp.config.methods import MiRlConfig, OnPolicyConfig
 from mipo_exp.config.schema import Config, EngineConfig, SamplingConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
 from mipo_exp.pairing.negatives import sample_negatives
 from mipo_exp.pairing.similarity import in_order
-from mipo_exp.scoring.batches import pass_tokens, plan_batches
+from mipo_exp.scoring.batches import computed_tokens, pass_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
-from mipo_exp.scoring.prefix_tree import build_tree
 from mipo_exp.scoring.score import scored_conditions
 from mipo_exp.store.records import Condition, Example
 from mipo_exp.training.micro_batches import token_budget
@@ -145,14 +145,11 @@ def _scoring(config: Config, items: Sequence[Scorable], device: str) -> Work:
     items = list(dict.fromkeys(items))
     if not items:
         return Work()
-    batches = plan_batches(items, pass_tokens(config.scoring, device), config.scoring.share_prefix)
+    share = "prefix_sharing" in kernel_parts(config.kernels)
+    batches = plan_batches(items, pass_tokens(config.scoring, device), share)
     tokens, heads = [], []
     for batch in batches:
-        sequences = [items[i].input_ids for i in batch]
-        if config.scoring.share_prefix:
-            tokens.append(len(build_tree(sequences).token_ids))
-        else:
-            tokens.append(len(sequences) * max(map(len, sequences)))
+        tokens.append(computed_tokens([items[i] for i in batch], share))
         heads.append(sum(len(items[i].response_ids) for i in batch))
     return Work(
         scored=sum(tokens),
@@ -225,6 +222,8 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
     widest = sum(_row_tokens(config, longest))
     passed = seen * row
     budget = token_budget(trainer, method, config.lora, device)
+    if "micro_batches" not in kernel_parts(config.kernels):
+        budget = None
     at_once = batch if budget is None else min(batch, max(1, int(budget // row)))
     trained = Work(
         trained=math.ceil(passed * iterations),
@@ -258,4 +257,5 @@ def _row_tokens(config: Config, prompt: float) -> tuple[float, float]:
     responses = {"mipo": 2, "softmax_dpo": 1 + config.negatives.k}.get(method.name, responses)
     if isinstance(method, OnPolicyConfig):
         responses = method.num_generations
-    return prompt if trainer.share_prompt else responses * prompt, responses * config.sampling.max_new_tokens
+    prompts = 1 if "prompt_sharing" in kernel_parts(config.kernels) else responses
+    return prompts * prompt, responses * config.sampling.max_new_tokens

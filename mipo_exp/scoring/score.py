@@ -124,8 +124,8 @@ class _Plan:
     `only_window` has all items, where one window does.
     """
 
-    def __init__(self, scoring: ScoringConfig) -> None:
-        self.scoring = scoring
+    def __init__(self, scoring: ScoringConfig, share: bool) -> None:
+        self.batch_tokens, self.share = scoring.batch_tokens, share
         self.batches: list[list[int]] = []
         self.first_equal, self.tokens = array("q"), array("i")
         self.only_window: list[Scorable] | None = None
@@ -152,7 +152,7 @@ class _Plan:
             self.first_equal.append(places.setdefault(item, number))
             self.tokens.append(len(item.response_ids))
         numbers = list(places.values())
-        planned = plan_batches(list(places), self.scoring.batch_tokens, self.scoring.share_prefix)
+        planned = plan_batches(list(places), self.batch_tokens, self.share)
         self.batches += [[numbers[i] for i in batch] for batch in planned]
         self._window, self._used = [], 0
 
@@ -163,7 +163,7 @@ def score_items(
     """Summed log-probabilities (nats) of all items, in their order; items that are equal and in one window are scored
     once."""
     adapter = work.inputs["scorer"].path / "adapter" if "scorer" in work.inputs else None
-    plan = _Plan(scoring)
+    plan = _Plan(scoring, "prefix_sharing" in runtime.kernels)
     for item in items:
         plan.add(item)
     batches, first_equal, tokens = plan.finish()
@@ -190,8 +190,7 @@ def score_items(
 @contextmanager
 def opened_scorer(runtime: Runtime, adapter: Path | None, scoring: ScoringConfig) -> Iterator[Scorer]:
     """The sums of a batch's log-probabilities, from the base model or the policy."""
-
-    yield Scorer(runtime.model(adapter), scoring)
+    yield Scorer(runtime.model(adapter), scoring, "prefix_sharing" in runtime.kernels)
 
 
 def score_shard(
