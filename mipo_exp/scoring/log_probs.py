@@ -35,7 +35,7 @@ class Scorable:
         return self.prompt_ids + self.response_ids[:-1]
 
 
-def token_log_probs(model: "PreTrainedModel", items: Sequence[Scorable], share: bool) -> "list[torch.Tensor]":
+def token_log_probs(model: "PreTrainedModel", items: Sequence[Scorable], share: bool = True) -> "list[torch.Tensor]":
     """log p(y_t | prompt, y_<t) of every response token, for one batch.
 
     Args:
