@@ -68,7 +68,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("one", "first", "second")]
     for folder in folders:
         folder.mkdir()
-    common = ("task.train_examples=16", "evaluation.policy_scoring=false", "trainer.max_steps=8")
+    common = ("task.train_examples=16", "task.eval_examples=3", "evaluation.k=2", "trainer.max_steps=4")
     rows = []
     for where, batch in ((folders[:1], 8), (folders[1:], 4)):
         cache = f"paths.cache={tmp_path / 'cache'}"
