@@ -195,6 +195,8 @@ def check_together(config: Config) -> None:
             "trainer.max_length cuts the sequences, and the stored reference log-probabilities are of whole ones; "
             "set trainer.max_length=null or trainer.reference=live"
         )
+    if len(config.kernels) > 1 and {"auto", "plain"} & set(config.kernels):
+        raise ConfigError(f"kernels={config.kernels}: auto and plain stand alone; name parts, or one of these two")
     if config.trainer.max_steps == 0:
         raise ConfigError("trainer.max_steps=0 trains nothing; use -1 for whole epochs, or a positive number of steps")
     if config.trainer.save_steps % config.trainer.logging_steps:
