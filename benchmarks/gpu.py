@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.compare import run_part, step, step_with_reference
-from benchmarks.ours import SAME_TRAINING, Sizes, prepared, report, train
+from benchmarks.ours import SAME_TRAINING, Sizes, prepared, train
+from benchmarks.plain import report
 from mipo_exp.generation.responses import opened_engine
 from mipo_exp.pipeline import Assembled
 from mipo_exp.planning.shape import find_shape
@@ -23,10 +24,7 @@ from mipo_exp.store.records import Condition
 
 # What TRL and PEFT do without this package: every sequence with a prompt of its own, the whole batch at once, and the
 # reference by a second forward pass in each step.
-STOCK = (
-    *("trainer.share_prompt=false", "trainer.reference=live"),
-    *("trainer.batch_tokens.cpu=null", "trainer.batch_tokens.cuda=null"),
-)
+STOCK = (*("kernels=plain", "trainer.reference=live"),)
 SHAPES = {"cuda": "+experiment=qwen1.5b_shape", "cpu": "model=tiny"}
 CHAT_TOKENS = 64  # at most what the chat template adds to a prompt
 SIZES = {"prompt-tokens": 1472, "new-tokens": 256, "pairs": 32, "batch": 4, "steps": 8, "vllm-prompts": 2048}

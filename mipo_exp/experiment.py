@@ -99,7 +99,8 @@ def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
     data = here(lambda: task.prepare(fetch), None)
     examples = None if task.needs_tokenizer else declare_and_fetch(None)
     absent = ModelSource("folder", None, ABSENT, f"{config.model.name}, {ABSENT}")
-    runtime = Runtime(config.model, here(lambda: locate(config.model, root, fetch), absent), task, device)
+    source = here(lambda: locate(config.model, root, fetch), absent)
+    runtime = Runtime(config.model, source, task, device, config.kernels)
     model = declare_model(runtime)
     cached = model is None or store.status(model) == "cached"
     if fetch:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, model_validator
 
 from mipo_exp.config.fields import (
+    KERNELS,
     MAX_SEQUENCE_TOKENS,
     MAX_STEPS,
     BatchRows,
@@ -135,7 +136,6 @@ class SamplingConfig:
 @schema
 class ScoringConfig:
     batch_tokens: BatchTokens
-    share_prefix: bool
 
 
 @schema
@@ -197,7 +197,6 @@ class TrainerConfig:
     logging_steps: Steps
     save_steps: Steps
     reference: Literal["scored", "live"]
-    share_prompt: bool
     batch_tokens: BatchTokensConfig
     extra: dict[str, Any]
 
@@ -471,6 +470,7 @@ class Config:
     seed: Seed
     device: str
     plan: bool
+    kernels: list[Annotated[str, one_of(("auto", "plain", *KERNELS))]]
     objective: str
     plugins: list[str]
     paths: PathsConfig

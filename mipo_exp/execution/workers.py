@@ -150,7 +150,7 @@ class RayWorkers:
                 f"{wanted} of workers.cpus={config.cpus} and {gpus} GPUs do not fit; lower them, or add machines"
             )
         kind = ray.remote(num_cpus=config.cpus, num_gpus=gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Worker)
-        identity = (runtime.config, runtime.source.fingerprint, self._cache, runtime.task)
+        identity = (runtime.config, runtime.source.fingerprint, self._cache, runtime.task, sorted(runtime.kernels))
         device = "cuda" if on_gpu else "cpu"
         self._workers = [kind.remote(*identity, device, config.cpus) for _ in range(count)]
         log.info("%d workers on %d machines", count, len(machines))
@@ -184,12 +184,19 @@ class Worker:
     """
 
     def __init__(
-        self, config: ModelConfig, fingerprint: str, cache: Path, task: Prompting, device: str, cpus: int
+        self,
+        config: ModelConfig,
+        fingerprint: str,
+        cache: Path,
+        task: Prompting,
+        kernels: Sequence[str],
+        device: str,
+        cpus: int,
     ) -> None:
         os.environ.pop("WORLD_SIZE", None)  # of the processes of the run that started this machine's Ray
         team.cache_clear()
         self._config, self._fingerprint, self._cache, self._task = config, fingerprint, cache, task
-        self._device, self._cpus = device, cpus
+        self._kernels, self._device, self._cpus = kernels, device, cpus
         self._runtime: Runtime | None = None
         self._name: str | None = None
         self._open = ExitStack()
@@ -221,7 +228,7 @@ class Worker:
                 f"the model on {socket.gethostname()} ({source.description}) is not the one of this run; make the "
                 "files equal, or pin model.revision"
             )
-        runtime = Runtime(self._config, source, self._task, self._device)
+        runtime = Runtime(self._config, source, self._task, self._device, self._kernels)
         Run(store).fetch_model(runtime)
         return runtime
 

@@ -360,11 +360,14 @@ class AskedJudgeConfig(JudgeConfig):
         """See `JudgeConfig.asked`."""
         return self
 
-    def backend(self, engine: EngineConfig, task: Task, cache: Path, device: str, download: bool) -> Backend:
+    def backend(
+        self, engine: EngineConfig, kernels: Sequence[str], task: Task, cache: Path, device: str, download: bool
+    ) -> Backend:
         """Who is asked, checked as far as it can be before.
 
         Args:
             engine: the limits of a batch, for a judge in this process.
+            kernels: as the config has it, for a judge in this process.
             task: of the run.
             cache: the cache's folder.
             device: that the run computes on.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
+from mipo_exp.config.fields import kernel_parts
 from mipo_exp.config.schema import Config, EngineConfig, SamplingConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
@@ -126,7 +127,7 @@ def _sampling(prompts: Sequence[Sequence[int]], engine: EngineConfig, sampling: 
 
 def _scoring(config: Config, items: Sequence[Scorable], device: str) -> Work:
     items = list(dict.fromkeys(items))
-    share = config.scoring.share_prefix
+    share = "prefix_sharing" in kernel_parts(config.kernels)
     batches = [[items[i] for i in batch] for batch in plan_batches(items, pass_tokens(config.scoring, device), share)]
     tokens = [computed_tokens(batch, share) for batch in batches]
     heads = [sum(len(item.response_ids) for item in batch) for batch in batches]
@@ -190,10 +191,13 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
 
     def row(prompt: float) -> float:
         """Tokens of a row of training data, whose prompt has so many."""
-        return (1 if trainer.share_prompt else responses) * prompt + responses * new
+        prompts = 1 if "prompt_sharing" in kernel_parts(config.kernels) else responses
+        return prompts * prompt + responses * new
 
     longest = row(max(map(len, prompts), default=0))
     budget = token_budget(trainer, method, config.lora, device)
+    if "micro_batches" not in kernel_parts(config.kernels):
+        budget = None
     at_once = batch if budget is None else min(batch, max(1, int(budget // row(mean))))
     trained = Work(
         trained=math.ceil(seen * row(mean) * iterations),

@@ -13,13 +13,14 @@ from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.progress import Progress
 from mipo_exp.judging.stage import Judging
+from mipo_exp.kernels.micro_batches import MicroBatches
 from mipo_exp.models.memory import free_memory, memory_for
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import CHECKPOINTS, Workspace, write_atomically
 from mipo_exp.store.disk import follow_umask
 from mipo_exp.store.manifest import file_sha256
 from mipo_exp.training.job import Job, Rollout
-from mipo_exp.training.micro_batches import MicroBatches, may_split
+from mipo_exp.training.micro_batches import may_split
 from mipo_exp.training.scored_groups import Group
 
 if TYPE_CHECKING:
