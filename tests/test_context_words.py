@@ -3,7 +3,8 @@
 import pytest
 
 from mipo_exp.evaluation.context_words import context_words
-from mipo_exp.evaluation.measure import Evaluated, measures
+from mipo_exp.evaluation.measure import measures
+from mipo_exp.evaluation.metrics import Evaluated
 from mipo_exp.evaluation.responses import context_overlap
 from mipo_exp.store.records import Example, Response
 from tests.conftest import composed

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mipo_exp.evaluation.measure import Evaluated, measures, metric_names
+from mipo_exp.evaluation.measure import measures, metric_names
+from mipo_exp.evaluation.metrics import Evaluated, describe
 from mipo_exp.pairing.negatives import contrast_conditions, contrast_prompts
 from mipo_exp.reporting.changes import answering
-from mipo_exp.reporting.costs import costs, headline
-from mipo_exp.reporting.metrics import describe
+from mipo_exp.reporting.metrics import costs, headline
 from mipo_exp.reporting.report import write_report
 from mipo_exp.reporting.tracking import _summary_values
 from mipo_exp.scoring.batches import summed_log_probs
@@ -113,7 +113,7 @@ def test_the_stage_scores_other_prompts_as_a_plain_pass_does(experiment: Experim
     assert found["mi"]["prompt_k"] == len(conditions[0]) == 3
     for row, response, others in zip(rows, responses, conditions, strict=True):
         items = [Scorable(tuple(tiny.prompt_ids(one)), tuple(response.token_ids)) for one in others]
-        plain = summed_log_probs(tiny.model(), items, dataclasses.replace(composed().scoring, share_prefix=False))
+        plain = summed_log_probs(tiny.model(), items, composed().scoring, False)
         assert row.prompt_log_probs == pytest.approx(plain, abs=1e-4)
         assert (row.prompt_log_probs or [])[0] == row.log_probs[0]
     assert artefact(found, "after_scores_policy").table("scores", Scores)[0].prompt_log_probs is None
@@ -186,4 +186,4 @@ def test_answering_beside_knowing_is_read_from_the_intervals_also_in_a_costly_ru
     ]
     found = answering(None, [{"rows": rows}])
     assert found is not None
-    assert found["reading"].startswith("Generated answers and the likeliest option are both right more often")
+    assert found["changes"] == (1, 1)

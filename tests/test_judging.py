@@ -285,7 +285,7 @@ def test_a_judge_that_likes_a_word_finds_it_in_either_order() -> None:
     assert found["after"]["judge/characters"].result() == pytest.approx((4 + 9 + 3 + 4 + 1 + 4) / 6)
     assert found["before"]["judge/characters"].result() == pytest.approx((1 + 1 + 4 + 4 + 1 + 1) / 6)
     assert set(found["before"]) == {"judge/characters"}
-    estimates = compare(found["before"], found["after"], rows, ["judge/win_rate"]).estimates
+    estimates = compare(found["before"], found["after"], rows).estimates
     rate_of = estimates["after"]["judge/win_rate"]
     assert (rate_of.n, rate_of.low <= rate_of.mean <= rate_of.high) == (5, True)
     assert set(estimates["delta"]) == {"judge/characters"}

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from mipo_exp.config.schema import METHODS, Config, SamplingConfig
 from mipo_exp.errors import ConfigError
+from mipo_exp.experiment import assemble
 from mipo_exp.generation.engine import Contrast
 from mipo_exp.generation.transformers_engine import sample_batch
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.planning.preparation import prepare
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store.artefacts import Artefact, Stage, Store
 from mipo_exp.store.records import Example, Response, ScoredPair
@@ -20,7 +20,7 @@ from mipo_exp.store.tables import read_table
 from mipo_exp.training.adapter import train_adapter
 from mipo_exp.training.groups import build_trainer
 from mipo_exp.training.scored_groups import Group, score_groups
-from tests.conftest import Experiment, composed, make_runtime
+from tests.conftest import Experiment, composed, make_runtime, with_kernels
 from tests.test_shared_prompt import job
 
 CONF = Path(__file__).parents[1] / "conf" / "method"
@@ -47,9 +47,10 @@ GROUPS = [
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_groups_are_scored_like_single_responses(n: int, share: bool, kind: str, tmp_path: Path) -> None:
     runtime = make_runtime(composed("+debug=quick", f"model.random.model_type={kind}"), tmp_path / kind)
-    model, plain = trained_model(runtime, tmp_path), runtime.fresh_model()
+    model = trained_model(runtime if share else with_kernels(runtime, "plain"), tmp_path)
+    plain = runtime.fresh_model()
     with torch.no_grad():
-        scored = score_groups(model, GROUPS[:n], reference=True, share=share)
+        scored = score_groups(model, GROUPS[:n], reference=True)
     assert scored.ref_log_probs is not None
     for i, group in enumerate(GROUPS[:n]):
         items = [Scorable(tuple(group.prompt_ids), tuple(ids)) for ids in group.responses]
@@ -64,10 +65,10 @@ def test_groups_are_scored_like_single_responses(n: int, share: bool, kind: str,
 
 @pytest.mark.parametrize("share", [True, False])
 def test_across_a_batch_every_response_is_scored_under_every_prompt(share: bool, tiny: Runtime, tmp_path: Path) -> None:
-    model = trained_model(tiny, tmp_path)
+    model = trained_model(tiny if share else with_kernels(tiny, "plain"), tmp_path)
     groups = [*GROUPS, Group(GROUPS[0].prompt_ids, [[50, 51, 2]])]
     with torch.no_grad():
-        scored = score_groups(model, groups, reference=False, across_batch=True, share=share)
+        scored = score_groups(model, groups, reference=False, across_batch=True)
     for i, asked in enumerate(groups):
         items = [Scorable(tuple(asked.prompt_ids), tuple(group.responses[0])) for group in groups]
         expected = [float(row.sum()) for row in token_log_probs(model.eval(), items)]
@@ -173,7 +174,7 @@ def test_softmax_dpo_with_one_negative_is_called_plain_dpo(
     method: str, k: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = (f"paths.cache={tmp_path}", f"paths.output={tmp_path / 'out'}")
-    prepare(composed("+debug=quick", f"method={method}", f"negatives.k={k}", *paths), tmp_path / "out")
+    assemble(composed("+debug=quick", f"method={method}", f"negatives.k={k}", *paths), tmp_path / "out")
     said = "method=softmax_dpo with negatives.k=1 is plain DPO, that is method=mipo"
     assert any(message.startswith(said) for message in caplog.messages) == warned
 

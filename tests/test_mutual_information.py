@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mipo_exp.evaluation.accuracy import Measure, mean
-from mipo_exp.evaluation.measure import Evaluated, diversity_facts, measures, metric_names
+from mipo_exp.evaluation.measure import diversity_facts, measures, metric_names
+from mipo_exp.evaluation.metrics import Evaluated, Measure, mean
 from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
 from mipo_exp.store.records import Example, Response, Scores
 from tests.conftest import composed

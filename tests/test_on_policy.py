@@ -28,7 +28,7 @@ from mipo_exp.training.job import Job, Rollout, argument_names, training_argumen
 from mipo_exp.training.methods.mi_rl import MiRl, pmi_rewards, reward_conditions
 from mipo_exp.training.methods.rlvr import accuracy_rewards
 from mipo_exp.training.on_policy import OnPolicy, Reward, build_on_policy, check_first_kl
-from tests.conftest import Experiment, composed, make_runtime
+from tests.conftest import Experiment, composed, make_runtime, with_kernels
 
 METHODS = sorted(name for name, of in schema.METHODS.items() if issubclass(of, OnPolicy))
 SIZES = [1, 2, 3, 8]
@@ -253,8 +253,8 @@ def test_summed_log_probs_are_in_order_and_equal_items_agree(tiny: Runtime) -> N
     ]
     model = tiny.fresh_model()
     scoring = dataclasses.replace(composed("+debug=quick").scoring, batch_tokens=6)
-    found = summed_log_probs(model, items, scoring)
-    expected = [float(token_log_probs(model, [item])[0].sum()) for item in items]
+    found = summed_log_probs(model, items, scoring, True)
+    expected = [float(token_log_probs(model, [item], True)[0].sum()) for item in items]
     assert found == pytest.approx(expected, abs=1e-5)
 
 
@@ -341,10 +341,10 @@ def test_sharing_prompts_gives_trls_loss_metrics_and_gradients(n: int, kind: str
     runtime = make_runtime(config, tmp_path / "model")
     found = []
     for share in (False, True):
-        trainer = dataclasses.replace(config.trainer, share_prompt=share)
-        one = job(runtime, dataclasses.replace(config, trainer=trainer), tmp_path / str(share), examples(8))
+        kernels = runtime.kernels if share else runtime.kernels - {"prompt_sharing"}
+        one = job(with_kernels(runtime, *kernels), config, tmp_path / str(share), examples(8))
         loop = build_on_policy(one, of_texts(lambda text: float(len(text))))
-        assert ("arrange" in loop.model.get_base_model().forward.__code__.co_freevars) == share
+        assert ("headed" in loop.model.get_base_model().forward.__code__.co_freevars) == share
         torch.manual_seed(1)
         for name, weight in loop.model.named_parameters():
             if "lora_B" in name:
@@ -379,9 +379,9 @@ def test_switches_train(tiny: Runtime, tmp_path: Path) -> None:
     config = composed(
         *("+debug=quick", "method=mi_rl", "method.estimator=identification", "method.scale_rewards=batch"),
         *("method.mask_truncated_completions=true", "method.epsilon_high=0.3", "engine.batch_rows=3"),
-        *("trainer.activation_checkpointing=true", "lora.use_dora=true", "scoring.share_prefix=false"),
+        *("trainer.activation_checkpointing=true", "lora.use_dora=true"),
     )
-    assert train(tiny, config, tmp_path).json("training")["steps"] == 2
+    assert train(with_kernels(tiny, "plain"), config, tmp_path).json("training")["steps"] == 2
 
 
 @pytest.mark.parametrize(
@@ -527,7 +527,7 @@ def test_the_plan_counts_what_is_sampled_scored_and_trained() -> None:
         name: estimate_work(composed(*common, *overrides), rows, rows)["adapter"]
         for name, overrides in {
             "rlvr": ["method=rlvr"],
-            "apart": ["method=rlvr", "method.beta=0", "trainer.share_prompt=false"],
+            "apart": ["method=rlvr", "method.beta=0", "kernels=plain"],
             "twice": ["method=rlvr", "method.num_iterations=2", "trainer.max_steps=8"],
             "marginal": ["method=mi_rl", "method.beta=0"],
             "infonce": ["method=mi_rl", "method.estimator=infonce", "method.k=5"],

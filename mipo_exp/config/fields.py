@@ -5,7 +5,7 @@ key means, and no value stands in two places. `parsing` puts what pydantic finds
 """
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 from annotated_types import Ge, GroupedMetadata, Le
@@ -54,6 +54,18 @@ class Between(GroupedMetadata):
         if value != 0 and value < self.least:
             raise PydanticCustomError("zero_or_more", "{least}", {"least": self.least})
         return value
+
+
+# The parts of `mipo_exp/kernels/`.
+KERNELS = (
+    *("prefix_sharing", "prompt_sharing", "micro_batches", "onednn", "lora_product", "causal_blocks"),
+    *("response_head", "generation_cache"),
+)
+
+
+def kernel_parts(kernels: Sequence[str]) -> frozenset[str]:
+    """The parts that `kernels=` means: all for `auto`, none for `plain`."""
+    return frozenset(KERNELS) if "auto" in kernels else frozenset(kernels) - {"plain"}
 
 
 def one_of(options: Collection[str]) -> AfterValidator:

@@ -63,6 +63,8 @@ def parse(raw: DictConfig) -> Config:
     config.task.check()
     config.negatives.check(config.task)
     config.method.check(config)
+    if len(config.kernels) > 1 and {"auto", "plain"} & set(config.kernels):
+        raise ConfigError(f"kernels={config.kernels}: auto and plain stand alone; name parts, or one of these two")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         raise ConfigError(f"device={config.device!r} is not an option; it takes auto, cpu or cuda")
     return _with_local_data(config)

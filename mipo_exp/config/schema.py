@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, model_validator
 
 from mipo_exp.config.fields import (
+    KERNELS,
     MAX_SEQUENCE_TOKENS,
     MAX_STEPS,
     BatchRows,
@@ -127,7 +128,6 @@ class SamplingConfig:
 @schema
 class ScoringConfig:
     batch_tokens: BatchTokens
-    share_prefix: bool
 
 
 @schema
@@ -189,7 +189,6 @@ class TrainerConfig:
     logging_steps: Steps
     save_steps: Steps
     reference: Literal["scored", "live"]
-    share_prompt: bool
     batch_tokens: BatchTokensConfig
     extra: dict[str, Any]
 
@@ -452,6 +451,7 @@ class Config:
     seed: Seed
     device: str
     plan: bool
+    kernels: list[Annotated[str, one_of(("auto", "plain", *KERNELS))]]
     objective: str
     plugins: list[str]
     paths: PathsConfig

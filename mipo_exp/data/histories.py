@@ -5,7 +5,7 @@ from typing import Annotated
 
 from mipo_exp.config.fields import Between, Share, schema
 from mipo_exp.config.schema import TaskConfig
-from mipo_exp.data.overlap import normalise
+from mipo_exp.store.records import normalise
 
 
 @schema

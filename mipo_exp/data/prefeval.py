@@ -29,11 +29,11 @@ from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, Record, read_rows
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.options import letters, question_text
-from mipo_exp.data.overlap import normalise, question_key
+from mipo_exp.data.overlap import question_key
 from mipo_exp.data.prefeval_dialogues import CONTEXTS
 from mipo_exp.errors import DataError
 from mipo_exp.store.artefacts import digest
-from mipo_exp.store.records import Example
+from mipo_exp.store.records import Example, normalise
 
 FOLDERS = {
     "explicit": "explicit_preference",

@@ -138,7 +138,9 @@ def sample_responses(
     with Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress:
         for rows, reused in compute_shards(work, runtime, adapter, opened, Response, len(batches), shard, fits):
             found.add(rows)
-            progress.advance(len(rows), 0 if reused else sum(len(row.token_ids) for row in rows))
+            tokens = sum(len(row.token_ids) for row in rows)
+            work.count(tokens, runtime.device_name)
+            progress.advance(len(rows), 0 if reused else tokens)
     shutil.rmtree(scratch, ignore_errors=True)  # of interrupted builds, too
     return found.in_order(ids)
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
 
 # Of the length coefficient's square, so that lengths which separate wins from losses do not make it infinite.
 RIDGE = 0.1
-STEPS = 100
 TOLERANCE = 1e-9
 
 Values = NDArray[np.float64]
@@ -70,11 +71,11 @@ def length_controlled(values: Values) -> float:
     if spread == 0 or rate in (0.0, 1.0):
         return rate
     theta, _ = fit_logistic(outcome, np.tanh(delta / spread), RIDGE)
-    return _sigmoid(theta)
+    return float(expit(theta))
 
 
 def fit_logistic(outcome: Values, feature: Values, ridge: float) -> tuple[float, float]:
-    """θ and φ that minimize −Σ [y log p + (1 − y) log(1 − p)] + ½ · ridge · φ², p = σ(θ + φ x), by Newton's method.
+    """θ and φ that minimize −Σ [y log p + (1 − y) log(1 − p)] + ½ · ridge · φ², p = σ(θ + φ x).
 
     Args:
         outcome: y from 0 to 1, shape (n,), neither all 0 nor all 1 (θ would be infinite).
@@ -84,25 +85,17 @@ def fit_logistic(outcome: Values, feature: Values, ridge: float) -> tuple[float,
     design = np.stack([np.ones_like(feature), feature], axis=1)
     penalty = np.array([0.0, ridge])
 
-    def objective(point: Values) -> float:
+    def objective(point: Values) -> tuple[float, Values]:
         logits = design @ point
-        return float((np.logaddexp(0, logits) - outcome * logits).sum() + 0.5 * penalty @ point**2)
+        value = (np.logaddexp(0, logits) - outcome * logits).sum() + 0.5 * penalty @ point**2
+        return float(value), design.T @ (expit(logits) - outcome) + penalty * point
 
-    point = np.zeros(2)
-    value = objective(point)
-    for _ in range(STEPS):
-        p = 1 / (1 + np.exp(-design @ point))
-        gradient = design.T @ (p - outcome) + penalty * point
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + np.diag(penalty)
-        step = np.linalg.solve(hessian, gradient)
-        # Half the step until it goes down: far from the minimum a whole one can overshoot.
-        size = 1.0
-        while (lower := objective(point - size * step)) > value and size > TOLERANCE:
-            size /= 2
-        point, value = point - size * step, min(lower, value)
-        if np.abs(size * step).max() < TOLERANCE:
-            break
-    return float(point[0]), float(point[1])
+    def hessian(point: Values) -> Values:
+        p = expit(design @ point)
+        return np.asarray((design * (p * (1 - p))[:, None]).T @ design + np.diag(penalty))
+
+    found = minimize(objective, np.zeros(2), jac=True, hess=hessian, method="trust-exact", options={"gtol": TOLERANCE})
+    return float(found.x[0]), float(found.x[1])
 
 
 def mean_score(scores: Sequence[int | None]) -> float:
@@ -143,7 +136,3 @@ def preference_error(
     if hallucinate is None:
         return 0.0, None
     return 0.0, "hallucinated_violation" if hallucinate else "inconsistent"
-
-
-def _sigmoid(x: float) -> float:
-    return float(1 / (1 + np.exp(-x)))

@@ -25,13 +25,15 @@ class LocalJudgeConfig(AskedJudgeConfig):
     temperature: Temperature
     model: ModelConfig
 
-    def backend(self, engine: EngineConfig, task: Task, cache: Path, device: str, download: bool) -> "Local":
+    def backend(
+        self, engine: EngineConfig, kernels: Sequence[str], task: Task, cache: Path, device: str, download: bool
+    ) -> "Local":
         """See `AskedJudgeConfig.backend`."""
         try:
             source = locate(self.model, cache, download)
         except ModelError as error:
             raise ModelError(f"the model of judge=local (its keys begin with judge.model): {error}") from error
-        return Local(self, engine, Runtime(self.model, source, task, device))
+        return Local(self, engine, Runtime(self.model, source, task, device, kernels))
 
 
 class Local:
@@ -78,7 +80,15 @@ class Local:
             stops, pad = renderer.stop_ids, renderer.pad_id
             way_out = "lower engine.batch_tokens or judge.max_tokens"
             with memory_for(f"for a batch of the judge {self.description}", way_out, JudgeError):
-                sampled = sample_batch(self._model.model(), [prompts[i] for i in rows], sampling, stops, pad, seed)
+                sampled = sample_batch(
+                    self._model.model(),
+                    [prompts[i] for i in rows],
+                    sampling,
+                    stops,
+                    pad,
+                    seed,
+                    kernels=self._model.kernels,
+                )
             for index, item in zip(rows, sampled, strict=True):
                 keep(index, Reply(renderer.text(item.token_ids), len(prompts[index]), len(item.token_ids)))
 

@@ -104,7 +104,7 @@ def prepare_rewards(
 
 
 def _judge(asked: AskedJudgeConfig, config: Config, task: Task, cache: Path, device: str, download: bool) -> Judge:
-    backend = asked.backend(config.engine, task, cache, device, download)
+    backend = asked.backend(config.engine, config.kernels, task, cache, device, download)
     return Judge(backend, load_templates(asked.prompts), cache)
 
 

@@ -5,31 +5,12 @@ from typing import Any
 
 from mipo_exp.evaluation.error_kinds import SIDES
 
-# What the changes of generated answers and of the likeliest option say together: 1 for the better, −1 for the worse.
-READINGS = {
-    (1, 0): "Generated answers are right more often, and the likeliest option shows no clear change: what "
-    "improved is answering, not knowing, as far as these intervals can tell.",
-    (1, 1): "Generated answers and the likeliest option are both right more often: the model does not only "
-    "answer better, it also ranks the options better.",
-    (1, -1): "Generated answers are right more often although the likeliest option is right less often: what "
-    "improved is answering, and knowing was lost.",
-    (0, 1): "The likeliest option is right more often, and generated answers show no clear change: what was "
-    "learned does not reach the answers.",
-    (-1, 0): "Generated answers are right less often, and the likeliest option shows no clear change: what was "
-    "lost is answering, not knowing, as far as these intervals can tell.",
-    (-1, -1): "Generated answers and the likeliest option are both right less often.",
-    (-1, 1): "Generated answers are right less often although the likeliest option is right more often: what was "
-    "lost is answering.",
-    (0, -1): "The likeliest option is right less often, although generated answers show no clear change.",
-    (0, 0): "Neither generated answers nor the likeliest option show a clear change.",
-}
-
 
 def transitions(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The counts of what became of right and wrong answers, and the table of kinds, before × after."""
     if not found:
         return None
-    return {"sides": [(_arrow(side), found[side]) for side in SIDES], **_table(found["kinds"])}
+    return {"sides": {_arrow(side): found[side] for side in SIDES}, **_table(found["kinds"])}
 
 
 def answering(found: Mapping[str, Any] | None, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -49,7 +30,7 @@ def answering(found: Mapping[str, Any] | None, groups: Sequence[Mapping[str, Any
     table = (found or {}).get("options")
     return {
         "rows": [rows[name] for name in names if name in rows],
-        "reading": READINGS[changes] if known else "",
+        "changes": changes if known else None,
         "table": None if table is None else _table(table),
     }
 

@@ -1,17 +1,17 @@
-"""The figures of the report, each as an inline SVG string.
+"""The figures of the report, each as an image inside the page.
 
 Figures are small (4.4 by 2.9 inches) so that their letters stay readable in one column of a phone as well as in three
 columns of a wide screen. matplotlib is used through its object interface: no pyplot, no global figure, so that reports
 of several jobs can be written by threads of one process.
 """
 
-import hashlib
+import base64
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -177,29 +177,9 @@ def _figure(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element for a page: sized by the page, with ids of its own, hidden from screen readers
-    (the page describes it in words). Equal figures give equal bytes."""
-    buffer = io.StringIO()
+    """The figure as an `<img>` with its SVG inside, sized by the page; the page describes it in words. Equal figures
+    give equal bytes."""
+    buffer = io.BytesIO()
+    matplotlib.rcParams["svg.hashsalt"] = "mipo_exp"
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    body = text[text.index("<svg") :]
-    view_box = re.search(r'viewBox="[^"]*"', body)
-    body = body[body.index(">") + 1 :]
-    # The style element would hold for the whole page.
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r"\n\s*", "\n", body)
-    return f'<svg {view_box[0] if view_box else ""} aria-hidden="true" focusable="false">{_own_ids(body)}'
-
-
-def _own_ids(body: str) -> str:
-    """Number the ids that are referred to, drop the others, and prefix them: several figures share one page."""
-    used = dict.fromkeys(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', body))
-    names = {old: f"@@{number}" for number, old in enumerate("".join(pair) for pair in used)}
-
-    def rename(match: re.Match[str]) -> str:
-        return f' id="{names[match[1]]}"' if match[1] in names else ""
-
-    body = re.sub(r'\sid="([^"]+)"', rename, body)
-    body = re.sub(r'href="#([^"]+)"', lambda match: f'href="#{names[match[1]]}"', body)
-    body = re.sub(r"url\(#([^)]+)\)", lambda match: f"url(#{names[match[1]]})", body)
-    return body.replace("@@", f"f{hashlib.sha256(body.encode()).hexdigest()[:8]}-")
+    return f'<img alt="" src="data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

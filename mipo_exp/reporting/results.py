@@ -14,28 +14,21 @@ from typing import Any
 
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.config.schema import Config
-from mipo_exp.errors import ConfigError
-from mipo_exp.evaluation.accuracy import Measure
+from mipo_exp.errors import ConfigError, JudgeError, ModelError
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
-from mipo_exp.evaluation.measure import (
-    PHASES,
-    Comparison,
-    Evaluated,
-    compare,
-    contrasted_in,
-    diversity_facts,
-    measures,
-)
+from mipo_exp.evaluation.information import contrasted_in
+from mipo_exp.evaluation.measure import PHASES, Comparison, compare, diversity_facts, measures
+from mipo_exp.evaluation.metrics import Evaluated, Measure
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
-from mipo_exp.judging.run import judge
-from mipo_exp.pipeline import Run
-from mipo_exp.planning.preparation import Prepared
+from mipo_exp.execution.run import Run
+from mipo_exp.judging.kinds import Measures
+from mipo_exp.judging.stage import judge_facts, judge_measures, metric_phases
+from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
-from mipo_exp.reporting.costs import costs, headline, main_information
-from mipo_exp.reporting.metrics import COSTS, describe
+from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store.artefacts import git_commit, package_versions, write_atomically
@@ -45,7 +38,6 @@ log = logging.getLogger(__name__)
 
 SUMMARY_SCHEMA = 2
 SAMPLES_SHOWN = 24
-JUDGED = ("judge/score", "judge/accuracy")
 
 
 @dataclass(frozen=True)
@@ -57,46 +49,40 @@ class Outcome:
 
 
 def write_results(
-    prepared: Prepared, summary: dict[str, Any], history: Sequence[Mapping[str, float]], tracker: tracking.Tracker
+    assembled: Assembled, summary: dict[str, Any], history: Sequence[Mapping[str, float]], tracker: tracking.Tracker
 ) -> Outcome:
     """Evaluate, ask the judge where there is one, and write `summary.json`, `report.html` and the link `adapter/`.
 
     Args:
-        prepared: with all stages fetched.
+        assembled: with all stages fetched.
         summary: its head, which is filled in.
         history: the rows that training logged.
         tracker: gets the metrics and samples.
     """
-    config, run, output = prepared.config, prepared.run, prepared.output
+    config, run, output = assembled.config, assembled.run, assembled.output
     examples = run.finished["examples"].artefact.table("eval", Example)
     before, after = _evaluated(run, "before"), _evaluated(run, "after")
     if "policy" in after.scores:
         # Before training the policy is the base model.
         before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
     measured = {
-        phase: measures(evaluated, examples, prepared.task.scorer, config.evaluation)
+        phase: measures(evaluated, examples, assembled.task.scorer, config.evaluation)
         for phase, evaluated in (("before", before), ("after", after))
     }
-    if prepared.judging is not None and prepared.judgements is not None:
-        texts = {name: [row.text for row in of.responses] for name, of in (("before", before), ("after", after))}
-        for phase, judged in judge(run, prepared.judging, prepared.judgements, examples, texts, summary).items():
-            measured[phase].update(judged)
-    shares = {name for of in measured.values() for name in of if describe(name).unit == "proportion"}
-    compared = compare(measured["before"], measured["after"], examples, shares)
+    for phase, judged in _judged(assembled, examples, {"before": before.texts, "after": after.texts}, summary).items():
+        measured[phase].update(judged)
+    compared = compare(measured["before"], measured["after"], examples)
     estimates = compared.estimates
     outcomes = {phase: _outcome(run, phase) for phase in ("before", "after")}
     for phase, found in compare_outcomes(outcomes["before"], outcomes["after"]).items():
         estimates[phase].update(found)
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
-    summary.update(_summary(prepared, compared, adapter), status="incomplete" if summary["missing"] else "ok")
+    summary.update(_summary(assembled, compared, adapter), status="incomplete" if summary["missing"] else "ok")
     summary.update(without_secrets(summary, names=False))
-    if prepared.task.scorer in READERS:
-        summary["transitions"] = _transitions(prepared.task.scorer, examples, before, after)
+    if assembled.task.scorer in READERS:
+        summary["transitions"] = _transitions(assembled.task.scorer, examples, before, after)
     samples = _samples(examples, before, after, measured)
-    lengths = {
-        phase: [len(response.token_ids) for response in evaluated.responses]
-        for phase, evaluated in (("before", before), ("after", after))
-    }
+    lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
     write_report(output / "report.html", summary, history, lengths, samples)
     documents = {phase: {} if of is None else document_values(of) for phase, of in outcomes.items()}
     write_values(output / VALUES, examples, compared.values, documents)
@@ -107,9 +93,9 @@ def write_results(
     return Outcome(_objective(config.objective, estimates), reasons)
 
 
-def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> dict[str, Any]:
+def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -> dict[str, Any]:
     """What `summary.json` says of the metrics and of where they come from."""
-    config, run, output = prepared.config, prepared.run, prepared.output
+    config, run, output = assembled.config, assembled.run, assembled.output
     metrics = {phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()}
     mi = _conditions(run, config.evaluation.k)
     return {
@@ -119,21 +105,47 @@ def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> 
         "headline": headline({"metrics": metrics, "mi": mi}),
         "evaluated": compared.evaluated,
         "diversity": diversity_facts(run.finished["examples"].artefact.table("eval", Example), config.evaluation),
-        "reward_judge": None if prepared.rewarding is None else prepared.rewarding.judge.backend.description,
+        "reward_judge": None if assembled.rewarding is None else assembled.rewarding.judge.backend.description,
         "counts": _counts(run),
         "stages": {
             name: {"key": item.stage.key, "cached": item.cached, "seconds": round(item.seconds, 3)}
             for name, item in run.finished.items()
         },
-        "resources": _resources(prepared.runtime.device),
+        "resources": _resources(assembled.runtime.device),
         "paths": {
             "output": str(output),
-            "cache": str(prepared.store.root),
+            "cache": str(assembled.store.root),
             "adapter": None if adapter is None else str(adapter),
             "report": str(output / "report.html"),
             "metrics": str(output / "metrics.jsonl"),
         },
     }
+
+
+def _judged(
+    assembled: Assembled, examples: Sequence[Example], texts: Mapping[str, Sequence[str]], summary: dict[str, Any]
+) -> Measures:
+    """The judge's metrics by phase; what `summary.json` says of the judge is written into `summary`.
+
+    Where the judge cannot be asked there are no metrics: `summary["missing"]` says why, and the run goes on.
+    """
+    run, judging, stage = assembled.run, assembled.judging, assembled.judgements
+    if judging is None or stage is None:
+        return {}
+    backend = judging.judge.backend
+    try:
+        if backend.runtime is not None and run.store.status(stage) != "cached":
+            run.fetch_model(backend.runtime, "judge_model")
+        artefact = run.fetch("judgements", stage)
+    except (JudgeError, ModelError) as error:
+        log.warning("the judge's metrics are missing: %s; the same command asks for what is missing only", error)
+        summary["judge"] = judge_facts(judging, None)
+        summary["missing"]["judge"] = {"why": str(error), "metrics": sorted(metric_phases(judging.kind_name))}
+        return {}
+    finally:
+        backend.release()
+    summary["judge"] = judge_facts(judging, artefact)
+    return judge_measures(judging, artefact, examples, texts)
 
 
 def _conditions(run: Run, k: int) -> dict[str, Any]:
@@ -275,9 +287,7 @@ def _say_result(summary: Mapping[str, Any]) -> None:
     """The closing lines: first what the gain costs in words, then the figures of gains and costs."""
     if summary["headline"]:
         log.info("%s", summary["headline"])
-    gains = (*main_information(summary), "accuracy", "options/accuracy", *JUDGED)
-    beside = (*(name for name in COSTS if name not in gains), "response/kl_to_base", "response/tokens")
-    for title, names in (("gain", gains), ("cost", beside)):
+    for title, names in headlines(summary).items():
         for name in names:
             if name in summary["metrics"]["delta"]:
                 log.info("%s: %s: %s", title, name, _said(summary["metrics"], name))

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,15 @@ from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.progress import Progress
 from mipo_exp.judging.stage import Judging
+from mipo_exp.kernels.micro_batches import MicroBatches
 from mipo_exp.models.memory import free_memory, memory_for
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import CHECKPOINTS, Workspace, write_atomically
 from mipo_exp.store.disk import follow_umask
 from mipo_exp.store.manifest import file_sha256
 from mipo_exp.training.job import Job, Rollout
-from mipo_exp.training.micro_batches import MicroBatches, may_split
+from mipo_exp.training.micro_batches import may_split
+from mipo_exp.training.scored_groups import Group
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPLETE = "complete.json"
+MEASURED_ROWS = 1000
 
 
 def train_adapter(
@@ -54,10 +58,12 @@ def train_adapter(
 
     together = team()
     checkpoints = work.path / CHECKPOINTS
-    found = _latest_complete(checkpoints) if together.leads else None
-    name = together.share(f"{together.job}/checkpoint", None if found is None else found.name)
+    found = _latest_complete(checkpoints) if together.main else None
+    name = together.share(None if found is None else found.name)
     resume = None if name is None else checkpoints / name
     runtime.release()
+    if work.executor is not None:
+        work.executor.release()
     set_seed(seed)
     with _progress_callback(runtime) as callback:
         job = Job(work, runtime, method, lora, trainer, seed, checkpoints, callback, pairs, rollout, judging)
@@ -78,7 +84,7 @@ def train_adapter(
     _check_finite(model)
     # Where weights are spread over processes, all of them put these together.
     weights = loop.accelerator.get_state_dict(loop.model_wrapped) if processes > 1 else None
-    if not together.leads:
+    if not together.main:
         del loop, model
         free_memory(runtime.device)
         return
@@ -86,6 +92,7 @@ def train_adapter(
     model.save_pretrained(work.path / "adapter", state_dict=weights, save_embedding_layers=False)
     # PEFT writes a model card without content, which would only look like documentation.
     (work.path / "adapter" / "README.md").unlink(missing_ok=True)
+    work.count(_tokens_seen(loop), runtime.device_name)
     work.write_json("history", [row for row in loop.state.log_history if "loss" in row])
     work.write_json(
         "training",
@@ -93,6 +100,21 @@ def train_adapter(
     )
     del loop, model
     free_memory(runtime.device)
+
+
+def _tokens_seen(loop: "Trainer") -> int:
+    """The tokens of the rows that were trained on, each prompt once; of sampled responses, those that TRL has counted.
+    The lengths of a long list are taken to be those of some of its rows."""
+    if loop.state.num_input_tokens_seen:
+        return loop.state.num_input_tokens_seen
+    rows: Any = loop.train_dataset
+    some = range(0, len(rows), math.ceil(len(rows) / MEASURED_ROWS))
+    lengths = [row.tokens if isinstance(row, Group) else _tokens(row) for row in (rows[i] for i in some)]
+    return round(sum(lengths) / len(lengths) * len(rows) * (loop.state.epoch or 0.0))
+
+
+def _tokens(row: Mapping[str, Any]) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, list))
 
 
 def _less_memory(loop: "Trainer", job: Job) -> str:
@@ -190,9 +212,8 @@ def _progress_callback(runtime: Runtime) -> Any:
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             # Each process has its file in it, of the state of its random generators.
-            team().barrier(f"{team().job}/checkpoint-{state.global_step}")
-            if not team().leads:
-                return
-            _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            team().share()
+            if team().main:
+                _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Watch()

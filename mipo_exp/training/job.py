@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -52,7 +52,7 @@ REFUSED = (
 # What transformers called an argument before it got its name of today (5.23).
 FORMER_NAMES = {"activation_checkpointing": "gradient_checkpointing"}
 # Keys of the trainer group that are ours, not TRL's.
-OWN_KEYS = ("reference", "share_prompt", "batch_tokens", "extra")
+OWN_KEYS = ("reference", "batch_tokens", "extra")
 
 
 @dataclass(frozen=True)
@@ -230,15 +230,15 @@ def fields_of(config: Any, without: Sequence[str]) -> dict[str, Any]:
     return {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in without}
 
 
-def lora_config(lora: LoraConfig, trainer: TrainerConfig) -> "peft.LoraConfig":
-    """The lora group as PEFT's config; where prompts are shared, with our layer in place of PEFT's."""
+def lora_config(lora: LoraConfig, kernels: Collection[str]) -> "peft.LoraConfig":
+    """The lora group as PEFT's config, with `lora_product`'s layer in place of PEFT's where that is among `kernels`."""
     import peft
 
     config = peft.LoraConfig(task_type="CAUSAL_LM", **fields_of(lora, ()))
-    if trainer.share_prompt:
-        from mipo_exp.kernels.lora_linear import use_lora_linear
+    if "lora_product" in kernels:
+        from mipo_exp.kernels.lora_product import use_lora_product
 
-        use_lora_linear(config)
+        use_lora_product(config)
     return config
 
 
@@ -274,7 +274,7 @@ def restore_lora_dropout(model: "nn.Module", lora: LoraConfig) -> None:
             module.p = lora.lora_dropout
 
 
-def check_targets(lora: LoraConfig, trainer: TrainerConfig, runtime: Runtime) -> None:
+def check_targets(lora: LoraConfig, runtime: Runtime) -> None:
     """Raise `ConfigError` for `lora.target_modules` that fit no layer of the model, which is built without weights."""
     import peft
     import torch
@@ -285,7 +285,7 @@ def check_targets(lora: LoraConfig, trainer: TrainerConfig, runtime: Runtime) ->
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
         try:
-            peft.get_peft_model(model, lora_config(lora, trainer))
+            peft.get_peft_model(model, lora_config(lora, ()))
         except ValueError as error:
             raise wrong_targets(lora, error) from error
 
@@ -300,7 +300,7 @@ def check_layers(config: Config, runtime: Runtime, status: str) -> None:
     """
     named = config.lora.target_modules != "all-linear" and config.method.trains_on is not None
     if named and status != "cached" and runtime.folder is not None:
-        check_targets(config.lora, config.trainer, runtime)
+        check_targets(config.lora, runtime)
 
 
 def wrong_targets(lora: LoraConfig, error: ValueError) -> Exception:

@@ -8,7 +8,7 @@ its own and no checkpoint lies within one, so an interrupted training goes on wi
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +19,7 @@ from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.responses import check_lengths
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
+from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.models.memory import memory_for
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
@@ -32,8 +33,7 @@ from mipo_exp.training.job import (
     training_arguments,
     wrong_targets,
 )
-from mipo_exp.training.layout import can_share
-from mipo_exp.training.shared_prompt import arrange_groups, share_prompts
+from mipo_exp.training.scored_groups import as_batch
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -162,7 +162,8 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     def base_scores(items: Sequence[Scorable]) -> list[float]:
         policy = loop.accelerator.unwrap_model(loop.model)
         with _evaluating(policy), policy.disable_adapter():
-            return summed_log_probs(policy.get_base_model(), items, rollout.scoring)
+            share = "prefix_sharing" in runtime.kernels
+            return summed_log_probs(policy.get_base_model(), items, rollout.scoring, share)
 
     reward = make_reward(base_scores)
 
@@ -186,31 +187,31 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
             ),
             train_dataset=Dataset.from_dict({"prompt": prompts, "row": list(range(len(prompts)))}),
             processing_class=runtime.renderer.tokenizer,
-            peft_config=lora_config(job.lora, job.trainer),
+            peft_config=lora_config(job.lora, runtime.kernels),
             callbacks=[job.callback],
         )
     except ValueError as error:
         raise wrong_targets(job.lora, error) from error
     check_trainable(loop.model, job.lora)
     restore_lora_dropout(loop.model, job.lora)
-    if job.trainer.share_prompt:
-        _share_prompts(loop, prompts, rollout.sampling.max_new_tokens)
+    if "prompt_sharing" in runtime.kernels:
+        _share_prompts(loop, prompts, rollout.sampling.max_new_tokens, runtime.kernels)
     loop.remove_callback(PrinterCallback)
     return loop
 
 
-def _share_prompts(loop: "GRPOTrainer", prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+def _share_prompts(
+    loop: "GRPOTrainer", prompts: Sequence[Sequence[int]], new_tokens: int, kernels: Collection[str]
+) -> None:
     """Compute each prompt once for all responses to it, where this architecture allows it; the longest one is tried,
     with pieces of itself as responses."""
-    import torch
-
-    longest = torch.tensor(max(prompts, key=len), device=loop.args.device)
-    pieces = [longest.repeat(1 + new_tokens // len(longest))[:new_tokens], longest[: (len(longest) + 1) // 2]]
+    most: Sequence[int] = max(prompts, key=len)
+    longest = list(most)
+    pieces = [(longest * (1 + new_tokens // len(longest)))[:new_tokens], longest[: (len(longest) + 1) // 2]]
     base = loop.accelerator.unwrap_model(loop.model).get_base_model()
-    with _evaluating(loop.model):
-        possible = can_share(base, len(longest) + new_tokens, [longest], [pieces])
-    if possible:
-        share_prompts(base, arrange_groups)
+    batch = as_batch([longest], [pieces], loop.args.device)
+    # TRL's output head divides logits by the temperature and may learn from their entropy; ours does neither.
+    share_prompts(base, batch, len(longest) + new_tokens, set(kernels) - {"response_head"})
 
 
 def _trainer_class(job: Job, rollout: Rollout) -> Any:
@@ -259,6 +260,7 @@ def _trainer_class(job: Job, rollout: Rollout) -> Any:
                         runtime.renderer.stop_ids,
                         runtime.renderer.pad_id,
                         batch_seed(job.seed, purpose, number),
+                        kernels=runtime.kernels,
                     )
                     found.update((i, item.token_ids) for i, item in zip(batch, sampled, strict=True))
             return [found[i] for i in range(len(prompt_ids))], None

@@ -7,7 +7,7 @@ step: with the adapter at its start the policy is the reference, so every margin
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -16,6 +16,9 @@ from pydantic import model_validator
 from mipo_exp.config.fields import Between, Tie, one_of, schema
 from mipo_exp.config.schema import METHODS, Config, MethodConfig, SamplingConfig, TrainerConfig
 from mipo_exp.errors import ConfigError
+from mipo_exp.kernels import rounding
+from mipo_exp.kernels.micro_batches import Agree, MicroBatches, Part, merge_pair_metrics, pair_counts, split_pairs
+from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.store.records import ScoredPair
 from mipo_exp.store.tables import Table
 from mipo_exp.training.job import (
@@ -28,17 +31,8 @@ from mipo_exp.training.job import (
     training_arguments,
     wrong_targets,
 )
-from mipo_exp.training.layout import can_share, rounding
-from mipo_exp.training.micro_batches import (
-    Agree,
-    MicroBatches,
-    Part,
-    merge_pair_metrics,
-    pair_counts,
-    settle_budget,
-    split_pairs,
-)
-from mipo_exp.training.shared_prompt import arrange_pairs, share_prompts
+from mipo_exp.training.micro_batches import settle_budget
+from mipo_exp.training.scored_groups import as_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -145,11 +139,8 @@ class Mipo(MethodConfig):
         dpo = make_trainer(job, self, pairs)
         check_trainable(dpo.model, job.lora)
         check_rotation(job, pairs)
-        if job.trainer.share_prompt:
-            from mipo_exp.kernels.response_head import use_response_head
-
-            use_response_head(dpo.accelerator.unwrap_model(dpo.model).get_base_model())
-            _share_prompts(dpo, pairs)
+        if "prompt_sharing" in job.runtime.kernels:
+            _share_prompts(dpo, pairs, job.runtime.kernels)
         check_first_loss(dpo, self, job.trainer.reference)
         return dpo
 
@@ -182,7 +173,7 @@ def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTraine
             args=training_arguments(method, job.trainer, job.seed, job.output, runtime.device, runtime.dtype),
             train_dataset=_dataset(pairs, reference),
             processing_class=runtime.renderer.tokenizer,
-            peft_config=lora_config(job.lora, job.trainer),
+            peft_config=lora_config(job.lora, runtime.kernels),
             callbacks=[job.callback],
         )
     except ValueError as error:
@@ -192,27 +183,20 @@ def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTraine
     # TRL reads the reference's log-probabilities from the batch where this is set. Asking for it through its config
     # instead would hash the whole model first, to name a cache file that is not used here.
     dpo.precompute_ref_logps = reference == "scored"
-    if not dpo.aux_loss_enabled:  # the balance of a router is a property of the whole batch
+    if (
+        "micro_batches" in runtime.kernels and not dpo.aux_loss_enabled
+    ):  # the balance of a router is a property of the whole batch
         dpo.batch_tokens = settle_budget(job.trainer, method, job.lora, runtime.device)
     return dpo
 
 
-def _share_prompts(dpo: "DPOTrainer", pairs: Table[ScoredPair]) -> None:
+def _share_prompts(dpo: "DPOTrainer", pairs: Table[ScoredPair], kernels: Collection[str]) -> None:
     """Compute each prompt once, where this architecture allows it; the longest pair is tried."""
-    import torch
-
     lengths = pairs.lengths("prompt_ids") + np.maximum(pairs.lengths("chosen_ids"), pairs.lengths("rejected_ids"))
     pair = pairs[int(lengths.argmax())]
-    prompt, *sides = (
-        torch.tensor(ids, device=dpo.args.device) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
-    )
+    batch = as_batch([pair.prompt_ids], [[pair.chosen_ids, pair.rejected_ids]], dpo.args.device)
     base = dpo.accelerator.unwrap_model(dpo.model).get_base_model()
-    dpo.model.eval()
-    possible = can_share(base, int(lengths.max()), [prompt], [sides])
-    dpo.model.train()
-    if possible:
-        share_prompts(base, arrange_pairs)
-        dpo.shares_prompts = True
+    dpo.shares_prompts = share_prompts(base, batch, int(lengths.max()), kernels)
 
 
 def _dataset(pairs: Table[ScoredPair], reference: str) -> "Dataset":

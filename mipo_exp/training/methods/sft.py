@@ -1,11 +1,12 @@
 """Supervised fine-tuning on the chosen responses: what MIPO's pairs add is measured against it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mipo_exp.config.fields import schema
 from mipo_exp.config.schema import METHODS
 from mipo_exp.training.groups import GroupMethod, Result
-from mipo_exp.training.scored_groups import Scored, response_tokens
+from mipo_exp.training.scored_groups import Group, Scored
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,10 @@ class Sft(GroupMethod):
     """One group for each chosen response."""
 
     reference = False
-    mean_over = staticmethod(response_tokens)
+
+    def mean_over(self, groups: Sequence[Group]) -> int:
+        """See `GroupMethod.mean_over`."""
+        return sum(len(ids) for group in groups for ids in group.responses)
 
     def loss(self, batch: Scored) -> Result:
         """See `GroupMethod.loss`."""

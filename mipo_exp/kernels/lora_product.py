@@ -31,12 +31,13 @@ class _LoraProduct(torch.autograd.Function):
         a: torch.Tensor,
         b: torch.Tensor,
         scaling: float,
+        multiply: Callable[..., torch.Tensor],
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         inner = rows @ a.T
-        y = linear(rows, weight, bias).addmm_(inner, b.T, alpha=scaling)
+        y = multiply(rows, weight, bias).addmm_(inner, b.T, alpha=scaling)
         ctx.save_for_backward(x, inner, weight, a, b)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.multiply = scaling, multiply
         return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
@@ -45,8 +46,8 @@ class _LoraProduct(torch.autograd.Function):
         x, inner, weight, a, b = ctx.saved_tensors
         rows, of_y = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
         of_inner = (of_y @ b).mul_(ctx.scaling)
-        of_x = linear(of_y, weight.T).addmm_(of_inner, a).view(x.shape) if ctx.needs_input_grad[0] else None
-        return of_x, None, None, of_inner.T @ rows, (of_y.T @ inner).mul_(ctx.scaling), None
+        of_x = ctx.multiply(of_y, weight.T).addmm_(of_inner, a).view(x.shape) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_inner.T @ rows, (of_y.T @ inner).mul_(ctx.scaling), None, None
 
 
 class LoraLinear(lora.Linear):
@@ -60,7 +61,8 @@ class LoraLinear(lora.Linear):
             return found
         base, a, b = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
         product: Callable[..., torch.Tensor] = _LoraProduct.apply
-        return product(x, base.weight, base.bias, a, b, self.scaling[name])
+        multiply = linear if isinstance(base, OnednnLinear) else nn.functional.linear
+        return product(x, base.weight, base.bias, a, b, self.scaling[name], multiply)
 
     def _plain_adapter(self, x: torch.Tensor) -> str | None:
         """The one active adapter, where it does nothing but add a product of its own in the layer's precision."""
@@ -82,6 +84,6 @@ class LoraLinear(lora.Linear):
         return None if any(weight.requires_grad for weight in self.base_layer.parameters()) else name
 
 
-def use_lora_linear(config: "peft.LoraConfig") -> None:
+def use_lora_product(config: "peft.LoraConfig") -> None:
     """Make PEFT put this layer around a model's linear layers."""
     config._register_custom_module({nn.Linear: LoraLinear})

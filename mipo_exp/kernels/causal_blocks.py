@@ -69,9 +69,3 @@ def use_causal_blocks(model: "PreTrainedModel") -> None:
     AttentionInterface.register(NAME, causal_blocks)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
-
-
-def use_default(model: "PreTrainedModel") -> None:
-    """Undo `use_causal_blocks`."""
-    if model.config._attn_implementation == NAME:
-        model.set_attn_implementation("sdpa")
