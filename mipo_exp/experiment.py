@@ -111,7 +111,8 @@ def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
         runtime.folder = store.path(model) / "model"
     if examples is None:
         examples = declare_and_fetch(runtime)
-    stages = declare(config, runtime, examples, encoder, harness, rewarding)
+    settle = partial(store.settled, versions=config.versions)
+    stages = declare(config, runtime, examples, encoder, harness, rewarding, settle)
     if team().main:
         check_harness(harness, [store.status(stage) for stage in stages.values() if stage.name == "harness"], fetch)
     check_layers(config, runtime, store.status(stages["adapter"]) if "adapter" in stages else "cached")
