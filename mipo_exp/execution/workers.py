@@ -37,8 +37,6 @@ RESTARTS = 3  # of a worker that died; more often it is the shard that kills it
 @WORKERS.register("ray")
 @schema
 class RayWorkersConfig(WorkersConfig):
-    """Its own keys; conf/workers/ray.yaml explains them."""
-
     remote: ClassVar[bool] = True
     address: str
     count: Annotated[int, Between(1, 10_000)] | None
