@@ -42,17 +42,15 @@ def metric_names(
         for example, row in zip(some, prompts or [[]], strict=True)
     ]
     models = ("base", "policy") if config.policy_scoring else ("base",)
-    evaluated = Evaluated(response, dict.fromkeys(models, scores), None if option_form is None else scored)
-    return sorted(measures(evaluated, some, scorer, config))
+    option_scores = None if option_form is None else scored
+    return sorted(measures(Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores), scorer))
 
 
-def measures(
-    evaluated: Evaluated, examples: Sequence[Example], scorer: str, config: EvaluationConfig
-) -> dict[str, Measure]:
+def measures(of: Evaluated, scorer: str) -> dict[str, Measure]:
     """Every metric of one model, by name, with its value for each response."""
-    found = measure(scorer, [example.reference for example in examples], evaluated.texts)
+    found = measure(scorer, [example.reference for example in of.examples], of.texts)
     for compute in COMPUTED:
-        found.update(compute(evaluated, examples, config))
+        found.update(compute(of))
     return found
 
 

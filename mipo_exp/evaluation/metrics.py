@@ -1,7 +1,7 @@
 """The metrics: each says at one place what it is called, what it means, where it is shown, and how it is computed.
 
     @metric("response/questions", "Asks back", "Responses", "proportion", column=True)
-    def asks_back(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> list[bool]:
+    def asks_back(of: Evaluated) -> list[bool]:
         '''Share of responses that end with a question mark.'''
         return [text.rstrip().endswith("?") for text in of.texts]
 
@@ -92,6 +92,8 @@ class Evaluated:
     """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`) and, in
     multiple choice, the model's scores of the options."""
 
+    examples: Sequence[Example]
+    config: EvaluationConfig
     responses: Sequence[Response]
     scores: Mapping[str, Sequence[Scores]]
     options: Sequence[OptionScores] | None = None
@@ -101,10 +103,15 @@ class Evaluated:
         """Of the responses."""
         return [response.text for response in self.responses]
 
+    @cached_property
+    def contrasted(self) -> str:
+        """What the K conditions of the mutual information differ in: `context`, or `prompt` where there are none."""
+        return contrasted_in(self.examples)
 
-Compute = Callable[[Evaluated, Sequence[Example], EvaluationConfig], Mapping[str, Measure]]
+
+Compute = Callable[[Evaluated], Mapping[str, Measure]]
 # A value for each response, whose mean is the metric; None where it is not measured.
-ByResponse = Callable[[Evaluated, Sequence[Example], EvaluationConfig], "Measure | Sequence[float] | np.ndarray | None"]
+ByResponse = Callable[[Evaluated], "Measure | Sequence[float] | np.ndarray | None"]
 Decorated = TypeVar("Decorated", bound=ByResponse)
 
 METRICS: dict[str, Metric] = {}
@@ -139,8 +146,8 @@ def metric(
     def add(function: Decorated) -> Decorated:
         register(Metric(name, label, group, unit, direction, " ".join((function.__doc__ or "").split()), **shown))
 
-        def compute(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> dict[str, Measure]:
-            found = function(of, examples, config)
+        def compute(of: Evaluated) -> dict[str, Measure]:
+            found = function(of)
             if found is None:
                 return {}
             return {name: found if isinstance(found, Measure) else average(found)}
@@ -180,6 +187,11 @@ def known_metrics() -> list[Metric]:
 def in_order(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
     """Names of metrics, those that are described first, group by group."""
     return [item.name for item in known_metrics() if item.name in names] + sorted(set(names) - set(METRICS))
+
+
+def contrasted_in(examples: Sequence[Example]) -> str:
+    """What the K conditions of the mutual information differ in: `context`, or `prompt` where there are no contexts."""
+    return "prompt" if any(example.context is None for example in examples) else "context"
 
 
 def clusters(examples: Sequence[Example]) -> list[str]:

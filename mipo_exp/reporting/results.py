@@ -17,9 +17,8 @@ from mipo_exp.config.schema import Config
 from mipo_exp.errors import ConfigError, JudgeError, ModelError
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
-from mipo_exp.evaluation.information import contrasted_in
 from mipo_exp.evaluation.measure import PHASES, Comparison, compare, diversity_facts, measures
-from mipo_exp.evaluation.metrics import Evaluated, Measure
+from mipo_exp.evaluation.metrics import Evaluated, Measure, contrasted_in
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
@@ -61,14 +60,11 @@ def write_results(
     """
     config, run, output = prepared.config, prepared.run, prepared.output
     examples = run.finished["examples"].artefact.table("eval", Example)
-    before, after = _evaluated(run, "before"), _evaluated(run, "after")
+    before, after = (_evaluated(prepared, examples, phase) for phase in ("before", "after"))
     if "policy" in after.scores:
         # Before training the policy is the base model.
         before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
-    measured = {
-        phase: measures(evaluated, examples, prepared.task.scorer, config.evaluation)
-        for phase, evaluated in (("before", before), ("after", after))
-    }
+    measured = {phase: measures(of, prepared.task.scorer) for phase, of in (("before", before), ("after", after))}
     for phase, judged in _judged(prepared, examples, {"before": before.texts, "after": after.texts}, summary).items():
         measured[phase].update(judged)
     compared = compare(measured["before"], measured["after"], examples)
@@ -210,7 +206,8 @@ def model_name(config: Config) -> str:
     return config.model.name if config.model.path is None else Path(config.model.path).expanduser().resolve().name
 
 
-def _evaluated(run: Run, phase: str) -> Evaluated:
+def _evaluated(prepared: Prepared, examples: Sequence[Example], phase: str) -> Evaluated:
+    run = prepared.run
     responses = run.finished[f"{phase}_responses"].artefact.table("responses", Response)
     scores = {
         name.rpartition("_")[2]: item.artefact.table("scores", Scores)
@@ -218,7 +215,8 @@ def _evaluated(run: Run, phase: str) -> Evaluated:
         if name.startswith(f"{phase}_scores_")
     }
     options = run.finished.get(f"{phase}_option_scores")
-    return Evaluated(responses, scores, None if options is None else options.artefact.table("options", OptionScores))
+    table = None if options is None else options.artefact.table("options", OptionScores)
+    return Evaluated(examples, prepared.config.evaluation, responses, scores, table)
 
 
 def _outcome(run: Run, phase: str) -> HarnessOutcome | None:
