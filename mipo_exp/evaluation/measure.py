@@ -54,11 +54,6 @@ def measures(of: Evaluated, scorer: str) -> dict[str, Measure]:
     return found
 
 
-def diversity_facts(examples: Sequence[Example], config: EvaluationConfig) -> dict[str, int]:
-    """The size of the set that the diversity metrics compare, which they depend on."""
-    return diversity.set_facts(clusters(examples), config.self_bleu_size, config.seed)
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Estimates by phase (`PHASES`) and metric, and what they come from.
@@ -78,7 +73,8 @@ class Comparison:
 def compare(before: Mapping[str, Measure], after: Mapping[str, Measure], examples: Sequence[Example]) -> Comparison:
     """Estimates `before`, `after` and their paired `delta`, by user (by question where there are none). The intervals
     before and after of what is a proportion lie between 0 and 1 too."""
-    rows = example_rows(examples)
+    # Questions count where they are crossed with users.
+    rows = Rows.of(clusters(examples), [example.question for example in examples])
     phases = {"before": before, "after": after}
     values = {
         phase: {name: pseudo_values(m.values, m.reduce) for name, m in of.items()} for phase, of in phases.items()
@@ -106,11 +102,6 @@ def compare(before: Mapping[str, Measure], after: Mapping[str, Measure], example
         "digest": digest(names),
     }
     return Comparison(estimates, values, evaluated)
-
-
-def example_rows(examples: Sequence[Example]) -> Rows:
-    """The examples' clusters, and their questions where they are crossed with users."""
-    return Rows.of(clusters(examples), [example.question for example in examples])
 
 
 def _estimate(measure: Measure, values: Values, rows: Rows, share: bool) -> Estimate:

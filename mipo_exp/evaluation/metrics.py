@@ -200,8 +200,9 @@ def clusters(examples: Sequence[Example]) -> list[str]:
 
 
 def mean(values: np.ndarray) -> float:
-    """The mean; NaN of nothing."""
-    return float(values.mean()) if len(values) else math.nan
+    """The mean of what is not NaN; NaN of nothing."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def average(values: Sequence[float] | np.ndarray) -> Measure:
@@ -211,8 +212,10 @@ def average(values: Sequence[float] | np.ndarray) -> Measure:
 
 def ratio(values: Sequence[float] | np.ndarray, by: Sequence[float] | np.ndarray) -> Measure:
     """Σ values / Σ by: per token of the whole set, so that short responses do not weigh more than their tokens."""
-    return Measure(np.stack([np.asarray(values, np.float64), np.asarray(by, np.float64)], axis=1), _ratio_of_sums)
+    return Measure(np.stack([np.asarray(values, np.float64), np.asarray(by, np.float64)], axis=1), ratio_of_sums)
 
 
-def _ratio_of_sums(values: Values) -> float:
-    return float(values[:, 0].sum() / values[:, 1].sum())
+def ratio_of_sums(values: Values) -> float:
+    """Σ of the first column / Σ of the second, shape (n, 2); NaN where the second is 0."""
+    total = float(values[:, 1].sum())
+    return float(values[:, 0].sum()) / total if total else math.nan

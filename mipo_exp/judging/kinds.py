@@ -11,15 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mipo_exp.errors import ConfigError
-from mipo_exp.evaluation.metrics import JUDGE, Measure, Metric, register
+from mipo_exp.evaluation.metrics import JUDGE, Measure, Metric, average, mean, ratio_of_sums, register
 from mipo_exp.judging.formulas import (
     CHECK_ERRORS,
-    known_mean,
     length_controlled,
-    mean_score,
     pair_outcome,
     preference_error,
-    share,
 )
 from mipo_exp.judging.judge import RUBRIC_PROMPTS
 from mipo_exp.judging.replies import Messages, Reply
@@ -151,14 +148,12 @@ class Pairwise(Kind):
         lengths = {phase: np.array([len(text) for text in texts[phase]], dtype=np.float64) for phase in SIDES}
         delta = lengths["after"] - lengths["before"]
         after = {
-            "judge/win_rate": Measure(outcomes, known_mean),
+            "judge/win_rate": average(outcomes),
             "judge/length_controlled_win_rate": Measure(np.stack([outcomes, delta], axis=1), length_controlled),
-            "judge/position_consistency": Measure(
-                np.where(asked & ~np.isnan(outcomes), consistent, np.nan), known_mean
-            ),
+            "judge/position_consistency": average(np.where(asked & ~np.isnan(outcomes), consistent, np.nan)),
             "judge/parse_failure_rate": _failures(examples, judgements, "pair"),
         }
-        characters = {phase: {"judge/characters": Measure(lengths[phase], known_mean)} for phase in SIDES}
+        characters = {phase: {"judge/characters": average(lengths[phase])} for phase in SIDES}
         return {"before": characters["before"], "after": {**after, **characters["after"]}}
 
 
@@ -193,13 +188,12 @@ class Rubrics(Kind):
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
         """See `Kind.measures`."""
-        scores: dict[tuple[str, str], list[int | None]] = {}
+        scores: dict[tuple[str, str], list[float]] = {}
         for row in judgements:
-            verdict = None if row.verdict is None else int(row.verdict)
-            scores.setdefault((row.example, row.subject), []).append(verdict)
+            scores.setdefault((row.example, row.subject), []).append(float(row.verdict or "nan"))
         return {
             phase: {
-                "judge/score": Measure(np.array([mean_score(scores[e.id, phase]) for e in examples]), known_mean),
+                "judge/score": average([mean(np.array(scores[e.id, phase])) for e in examples]),
                 "judge/parse_failure_rate": _failures(examples, judgements, phase),
             }
             for phase in SIDES
@@ -273,7 +267,7 @@ class Checks(Kind):
                 for name in CHECK_ERRORS
             }
             measures[phase] = {
-                "judge/accuracy": Measure(np.array([right for right, _ in results]), known_mean),
+                "judge/accuracy": average([right for right, _ in results]),
                 **rates,
                 **errors,
                 "judge/parse_failure_rate": _failures(examples, judgements, phase),
@@ -323,7 +317,7 @@ def _failures(examples: Sequence[Example], judgements: Sequence[Judgement], subj
         if row.subject == subject and was_asked(row):
             counts[row.example][0] += row.verdict is None
             counts[row.example][1] += 1
-    return Measure(np.array(list(counts.values())), share)
+    return Measure(np.array(list(counts.values())), ratio_of_sums)
 
 
 def _word(answer: bool | None) -> str | None:
@@ -335,7 +329,7 @@ def _yes(row: Judgement | None) -> bool | None:
 
 
 def _rate(flags: Sequence[bool | None]) -> Measure:
-    return Measure(np.array([np.nan if flag is None else float(flag) for flag in flags]), known_mean)
+    return average([np.nan if flag is None else float(flag) for flag in flags])
 
 
 KINDS: dict[str, Kind] = {"pairwise": Pairwise(), "rubric": Rubrics(), "checks": Checks()}

@@ -15,10 +15,11 @@ from typing import Any
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.config.schema import Config
 from mipo_exp.errors import ConfigError, JudgeError, ModelError
+from mipo_exp.evaluation.diversity import set_facts
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
-from mipo_exp.evaluation.measure import PHASES, Comparison, compare, diversity_facts, measures
-from mipo_exp.evaluation.metrics import Evaluated, Measure, contrasted_in
+from mipo_exp.evaluation.measure import PHASES, Comparison, compare, measures
+from mipo_exp.evaluation.metrics import Evaluated, Measure, clusters, contrasted_in
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
@@ -93,14 +94,15 @@ def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> 
     """What `summary.json` says of the metrics and of where they come from."""
     config, run, output = prepared.config, prepared.run, prepared.output
     metrics = {phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()}
-    mi = _conditions(run, config.evaluation.k)
+    examples = run.finished["examples"].artefact.table("eval", Example)
+    mi = _conditions(run, examples, config.evaluation.k)
     return {
         "metrics": metrics,
         "mi": mi,
         "costs": costs({"metrics": metrics, "mi": mi}),
         "headline": headline({"metrics": metrics, "mi": mi}),
         "evaluated": compared.evaluated,
-        "diversity": diversity_facts(run.finished["examples"].artefact.table("eval", Example), config.evaluation),
+        "diversity": set_facts(clusters(examples), config.evaluation.self_bleu_size, config.evaluation.seed),
         "reward_judge": None if prepared.rewarding is None else prepared.rewarding.judge.backend.description,
         "counts": _counts(run),
         "stages": {
@@ -144,10 +146,9 @@ def _judged(
     return judge_measures(judging, artefact, examples, texts)
 
 
-def _conditions(run: Run, k: int) -> dict[str, Any]:
+def _conditions(run: Run, examples: Sequence[Example], k: int) -> dict[str, Any]:
     """How many conditions the mutual information compares, what they differ in, and of the prompt relevance its own K;
     no estimate can exceed its log K."""
-    examples = run.finished["examples"].artefact.table("eval", Example)
     found: dict[str, Any] = {"k": k, "log_k": math.log(k), "contrasted": contrasted_in(examples)}
     scored = run.finished["before_scores_base"].artefact.table("scores", Scores)
     if scored and (prompts := scored[0].prompt_log_probs) is not None:
