@@ -103,7 +103,7 @@ class Kind(ABC):
         """The metrics of these verdicts, with a value for each example."""
 
 
-class Pairwise(Kind):
+class _Pairwise(Kind):
     """`after` against `before`, in both orders. Equal responses tie without being shown to the judge."""
 
     prompts = ("pairwise",)
@@ -114,10 +114,9 @@ class Pairwise(Kind):
     }
 
     def check(self, examples: Sequence[Example], task: str) -> None:
-        """See `Kind.check`: any example will do."""
+        """Any example will do."""
 
     def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
-        """See `Kind.judge`."""
         requests: list[Messages] = []
         places: list[tuple[int, str]] = []
         for i, example in enumerate(examples):
@@ -139,7 +138,6 @@ class Pairwise(Kind):
         return rows
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
-        """See `Kind.measures`."""
         found = _by_place(judgements)
         pairs = [[found[example.id, "pair", order] for order in self.orders] for example in examples]
         outcomes = np.array([pair_outcome(first.verdict, second.verdict) for first, second in pairs])
@@ -157,19 +155,18 @@ class Pairwise(Kind):
         return {"before": characters["before"], "after": {**after, **characters["after"]}}
 
 
-class Rubrics(Kind):
+class _Rubrics(Kind):
     """A score from 1 to 5 for every rubric of an example, with its reference answer where there is one."""
 
     prompts = RUBRIC_PROMPTS
     phases = SIDES
 
     def check(self, examples: Sequence[Example], task: str) -> None:
-        """See `Kind.check`: an example without rubrics gets the default one; those that are there must be whole."""
+        """An example without rubrics gets the default one; those that are there must be whole."""
         for example in examples:
             _rubrics(example, default=None)
 
     def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
-        """See `Kind.judge`."""
         requests: list[Messages] = []
         places: list[tuple[Example, str, str]] = []
         for phase in SIDES:
@@ -187,7 +184,6 @@ class Rubrics(Kind):
         return rows
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
-        """See `Kind.measures`."""
         scores: dict[tuple[str, str], list[float]] = {}
         for row in judgements:
             scores.setdefault((row.example, row.subject), []).append(float(row.verdict or "nan"))
@@ -200,7 +196,7 @@ class Rubrics(Kind):
         }
 
 
-class Checks(Kind):
+class _Checks(Kind):
     """PrefEval's four questions about a response and a stated preference.
 
     Whether the preference is hallucinated is asked of the words that `acknowledge` quotes, and only where there are
@@ -211,7 +207,6 @@ class Checks(Kind):
     phases = SIDES
 
     def check(self, examples: Sequence[Example], task: str) -> None:
-        """See `Kind.check`."""
         for example in examples:
             if not isinstance(json.loads(example.reference).get("preference"), str):
                 raise ConfigError(
@@ -220,7 +215,6 @@ class Checks(Kind):
                 )
 
     def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
-        """See `Kind.judge`."""
         places = [(example, phase, texts[phase][i]) for phase in SIDES for i, example in enumerate(examples)]
         asked = [{**_asked(example), **_preference(example), "response": text} for example, _, text in places]
         first = ("acknowledge", "violate", "helpful")
@@ -243,7 +237,6 @@ class Checks(Kind):
         return rows
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
-        """See `Kind.measures`."""
         found = _by_place(judgements)
         measures: Measures = {}
         for phase in SIDES:
@@ -332,4 +325,4 @@ def _rate(flags: Sequence[bool | None]) -> Measure:
     return average([np.nan if flag is None else float(flag) for flag in flags])
 
 
-KINDS: dict[str, Kind] = {"pairwise": Pairwise(), "rubric": Rubrics(), "checks": Checks()}
+KINDS: dict[str, Kind] = {"pairwise": _Pairwise(), "rubric": _Rubrics(), "checks": _Checks()}

@@ -236,30 +236,25 @@ def _in_words(rows: Sequence[tuple[Metric, Estimate | None, Estimate | None]]) -
 
 
 def _training_figures(history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
-    indifferent = ("log 2: no preference (sigmoid loss)", math.log(2))
-    single: list[tuple[str, str, str, tuple[str, float] | None]] = [
-        ("loss", "Loss", "loss", None if any("reward" in row for row in history) else indifferent),
-        ("rewards/margins", "Reward margin", "chosen − rejected (nats × β)", ("no preference", 0.0)),
-        ("rewards/accuracies", "Pairs ordered rightly", "share of pairs", ("chance", 0.5)),
-        ("reward", "Reward", "mean over the sampled responses", None),
-        ("kl", "KL to the base model", "nats a token", None),
-        ("grad_norm", "Gradient norm", "norm before clipping", None),
-    ]
+    rewarded = any("reward" in row for row in history)
+    indifferent = None if rewarded else ("log 2: no preference (sigmoid loss)", math.log(2))
     figures = []
-    for key, title, ylabel, guide in single:
-        if line := _curve(history, key, title.lower(), plots.AFTER):
-            figures.append(_figure(title, plots.curves([line], ylabel, guide), _course([line])))
-    sides = [
-        ("logps", "Log-probability of the responses", "nats, summed over tokens"),
-        ("rewards", "Rewards", "β × log-ratio (nats × β)"),
-    ]
-    for position, (key, title, ylabel) in enumerate(sides):
-        found = [
-            _curve(history, f"{key}/{side}", side, color)
-            for side, color in (("chosen", plots.CHOSEN), ("rejected", plots.REJECTED))
-        ]
+    for title, ylabel, guide, key in (
+        ("Loss", "loss", indifferent, "loss"),
+        ("Reward margin", "chosen − rejected (nats × β)", ("no preference", 0.0), "rewards/margins"),
+        ("Pairs ordered rightly", "share of pairs", ("chance", 0.5), "rewards/accuracies"),
+        ("Log-probability of the responses", "nats, summed over tokens", None, "logps/"),
+        ("Rewards", "β × log-ratio (nats × β)", None, "rewards/"),
+        ("Reward", "mean over the sampled responses", None, "reward"),
+        ("KL to the base model", "nats a token", None, "kl"),
+        ("Gradient norm", "norm before clipping", None, "grad_norm"),
+    ):
+        sides = [("chosen", plots.CHOSEN), ("rejected", plots.REJECTED)]
+        found = [_curve(history, f"{key}{side}", side, color) for side, color in sides]
+        if not key.endswith("/"):
+            found = [_curve(history, key, title.lower(), plots.AFTER)]
         if lines := [line for line in found if line]:
-            figures.insert(3 + position, _figure(title, plots.curves(lines, ylabel), _course(lines)))
+            figures.append(_figure(title, plots.curves(lines, ylabel, guide), _course(lines)))
     return figures
 
 
