@@ -31,11 +31,7 @@ def _register_information(scorer: str, words: str, group: str, main: bool) -> No
     headline: Literal["gain"] | None = "gain" if main else None
     register(
         Metric(
-            f"mi/{scorer}/nats",
-            "Mutual information with the {of}",
-            group,
-            "nats",
-            1,
+            *(f"mi/{scorer}/nats", "Mutual information with the {of}", group, "nats", 1),
             "Mean of log p(y | true {of}) − log of the mean of p(y | {of}) over K {of}s, the true one and K − 1 of "
             f"other examples, under the {words} and summed over the response's tokens. A lower bound that cannot "
             "exceed log K.",
@@ -44,21 +40,13 @@ def _register_information(scorer: str, words: str, group: str, main: bool) -> No
             plot=f"with the {{of}}\n({words})",
         ),
         Metric(
-            f"mi/{scorer}/nats_per_token",
-            "The same per token",
-            group,
-            "nats per token",
-            1,
+            *(f"mi/{scorer}/nats_per_token", "The same per token", group, "nats per token", 1),
             "The nats of all responses divided by their tokens, so that longer responses do not score higher by their "
             "length alone.",
         ),
         *(
             Metric(
-                f"mi/{scorer}/{of}_accuracy",
-                f"{of.capitalize()} identified",
-                group,
-                "proportion",
-                1,
+                *(f"mi/{scorer}/{of}_accuracy", f"{of.capitalize()} identified", group, "proportion", 1),
                 f"Share of responses for which the {words} gives the true {of} the highest likelihood of all K; a tie "
                 f"of m {of}s counts 1/m. Chance is 1/K.",
                 column=main,
@@ -69,19 +57,12 @@ def _register_information(scorer: str, words: str, group: str, main: bool) -> No
             for of in ("context", "prompt")
         ),
         Metric(
-            f"mi/{scorer}/own_marginal_nats",
-            "Own-marginal information",
-            group,
-            "nats",
-            1,
+            *(f"mi/{scorer}/own_marginal_nats", "Own-marginal information", group, "nats", 1),
             f"Mean of {_OWN}. Not bounded by log K; grows with length.",
         ),
         Metric(
             f"mi/{scorer}/own_marginal_nats_per_token",
-            "Own-marginal information per token",
-            group,
-            "nats per token",
-            1,
+            *("Own-marginal information per token", group, "nats per token", 1),
             f"The sum over all responses of ({_OWN}), divided by their tokens.",
         ),
     )
@@ -111,11 +92,7 @@ def mutual_information(of: Evaluated) -> dict[str, Measure]:
 
 register(
     Metric(
-        "mi/prompt/nats",
-        "Mutual information with the prompt",
-        RELEVANCE,
-        "nats",
-        1,
+        *("mi/prompt/nats", "Mutual information with the prompt", RELEVANCE, "nats", 1),
         "Whether the response still answers its prompt: mean of log p(y | context, true prompt) − log of the mean "
         "of p(y | context, prompt) over K prompts with the same context, the true one and K − 1 of other examples. A "
         "lower bound that cannot exceed log K. A rise of the information about the context is a gain only where this "
@@ -125,11 +102,7 @@ register(
         plot="with the prompt\n(base model)",
     ),
     Metric(
-        "mi/prompt/accuracy",
-        "Prompt identified",
-        RELEVANCE,
-        "proportion",
-        1,
+        *("mi/prompt/accuracy", "Prompt identified", RELEVANCE, "proportion", 1),
         "Share of responses for which the base model gives the true prompt the highest likelihood of all K; a tie of m "
         "prompts counts 1/m. Chance is 1/K.",
         column=True,
