@@ -20,7 +20,6 @@ import numpy as np
 
 from mipo_exp.config.schema import EvaluationConfig
 from mipo_exp.errors import ConfigError
-from mipo_exp.evaluation.statistics import Values
 from mipo_exp.store.records import Example, OptionScores, Response, Scores
 
 Unit = Literal["nats", "nats per token", "proportion", "tokens", "characters", "score"]
@@ -215,7 +214,7 @@ def ratio(values: Sequence[float] | np.ndarray, by: Sequence[float] | np.ndarray
     return Measure(np.stack([np.asarray(values, np.float64), np.asarray(by, np.float64)], axis=1), ratio_of_sums)
 
 
-def ratio_of_sums(values: Values) -> float:
+def ratio_of_sums(values: np.ndarray) -> float:
     """Σ of the first column / Σ of the second, shape (n, 2); NaN where the second is 0."""
     total = float(values[:, 1].sum())
     return float(values[:, 0].sum()) / total if total else math.nan

@@ -4,8 +4,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
 
 # Of the length coefficient's square, so that lengths which separate wins from losses do not make it infinite.
 RIDGE = 0.1
@@ -58,7 +56,7 @@ def length_controlled(values: Values) -> float:
     if spread == 0 or rate in (0.0, 1.0):
         return rate
     theta, _ = fit_logistic(outcome, np.tanh(delta / spread), RIDGE)
-    return float(expit(theta))
+    return float(1 / (1 + np.exp(-theta)))
 
 
 def fit_logistic(outcome: Values, feature: Values, ridge: float) -> tuple[float, float]:
@@ -69,6 +67,9 @@ def fit_logistic(outcome: Values, feature: Values, ridge: float) -> tuple[float,
         feature: x, shape (n,).
         ridge: above 0.
     """
+    from scipy.optimize import minimize  # not where only a config is read
+    from scipy.special import expit
+
     design = np.stack([np.ones_like(feature), feature], axis=1)
     penalty = np.array([0.0, ridge])
 
