@@ -15,18 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.compare import run_part, step, step_with_reference
-from benchmarks.ours import SAME_TRAINING, Sizes, prepared, report, train
+from benchmarks.ours import SAME_TRAINING, Sizes, prepared, train
+from benchmarks.plain import report
 from mipo_exp.generation.responses import opened_engine
-from mipo_exp.planning.preparation import Prepared
+from mipo_exp.pipeline import Assembled
 from mipo_exp.planning.shape import find_shape
 from mipo_exp.store.records import Condition
 
 # What TRL and PEFT do without this package: every sequence with a prompt of its own, the whole batch at once, and the
 # reference by a second forward pass in each step.
-STOCK = (
-    *("trainer.share_prompt=false", "trainer.reference=live"),
-    *("trainer.batch_tokens.cpu=null", "trainer.batch_tokens.cuda=null"),
-)
+STOCK = (*("kernels=plain", "trainer.reference=live"),)
 SHAPES = {"cuda": "+experiment=qwen1.5b_shape", "cpu": "model=tiny"}
 CHAT_TOKENS = 64  # at most what the chat template adds to a prompt
 SIZES = {"prompt-tokens": 1472, "new-tokens": 256, "pairs": 32, "batch": 4, "steps": 8, "vllm-prompts": 2048}
@@ -91,7 +89,7 @@ def _prompts(count: int, tokens: int) -> list[str]:
     return ["".join(draw.choices(string.ascii_lowercase, k=tokens)) for _ in range(count)]
 
 
-def _prepared(args: argparse.Namespace, *more: str) -> Prepared:
+def _prepared(args: argparse.Namespace, *more: str) -> Assembled:
     """The experiment on random prompts; its pairs are shared by the parts."""
     data = args.cache / "data"
     data.mkdir(exist_ok=True)
@@ -203,7 +201,7 @@ def _raw_vllm(args: argparse.Namespace) -> None:
     report("raw-vllm", time.perf_counter() - started, sum(len(of.outputs[0].token_ids) for of in found))
 
 
-def _token_ids(ready: Prepared, args: argparse.Namespace) -> Sequence[list[int]]:
+def _token_ids(ready: Assembled, args: argparse.Namespace) -> Sequence[list[int]]:
     texts = _prompts(args.vllm_prompts, args.prompt_tokens)
     return [ready.runtime.prompt_ids(Condition(None, text)) for text in texts]
 

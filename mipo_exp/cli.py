@@ -7,42 +7,39 @@ python -m mipo_exp -m seed=1,2,3 negatives=no_context,random_context
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import logging
 import os
-import re
 import shlex
 import sys
+import tempfile
 import time
-import traceback
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mipo_exp.config.files import unreadable
-from mipo_exp.config.overrides import not_an_option, wrong_override
+from mipo_exp.config.compose import CONFIG_DIR, PROJECT_ROOT, explain, groups, refuse_sweep, register_resolvers
+from mipo_exp.config.overrides import wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
-from mipo_exp.errors import ConfigError, UserError
-from mipo_exp.execution.processes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, AllEnd, quiet_follower, team
-from mipo_exp.reporting.run_folder import new_folder, occupy
+from mipo_exp.errors import UserError
+from mipo_exp.execution.processes import log_warnings_only, team
+from mipo_exp.reporting.run_folder import occupy
 from mipo_exp.reporting.run_log import set_up_logging
+
+__all__ = ["CONFIG_DIR", "PROJECT_ROOT", "main", "register_resolvers"]
 
 log = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).resolve().parent
-# In a wheel conf/ and sweeps/ lie inside the package; in a checkout they are its neighbours.
-PROJECT_ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
-CONFIG_DIR = PROJECT_ROOT / "conf"
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 EXIT_INCOMPLETE = 3
 # What to set where a folder of ours does not do: a run's, and that of a multirun.
 OTHER_RUN_FOLDER = "set hydra.run.dir=DIR to another folder"
@@ -56,6 +53,9 @@ _ended: list["Ended"] = []  # runs that did not end as they should: the single o
 # Where a job of a multirun says how it ended, for the process that started it: a launcher may run it in another one.
 JOB_RECORD = "mipo_exp_job.json"
 CLOCK_SECONDS = 1.0  # by which a file may seem older than it is
+# Of several processes, all of which meet the same bad input, the main one says so; in this time its launcher ends the
+# others, and who is still there has met something of its own.
+OWN_ERROR_SECONDS = 5.0
 
 
 class Ended(NamedTuple):
@@ -68,80 +68,52 @@ class Ended(NamedTuple):
     bad_input: bool
 
 
-def register_resolvers() -> None:
-    """The values in conf/ that only the program knows."""
-    from mipo_exp.config.tasks import FAMILY_NEGATIVES, LAMP_ERRORS
-    from mipo_exp.store.artefacts import default_cache
-
-    OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
-    for name, value in (("default_cache", default_cache), ("project_root", lambda: PROJECT_ROOT)):
-        OmegaConf.register_new_resolver(name, lambda value=value: str(value()), replace=True)
-    OmegaConf.register_new_resolver(
-        "family_negatives", lambda family: FAMILY_NEGATIVES.get(family, "random_prompt"), replace=True
-    )
-    OmegaConf.register_new_resolver("lamp_direction", lambda number: number not in LAMP_ERRORS, replace=True)
-
-
 def main() -> None:
-    """Run from the command line, in one process or in several (`processes`).
+    """Run from the command line, in one process or in several (`execution.processes`).
 
     Exit codes: 0, 1 for a failure of ours, 2 for bad input, 3 for a run that lacks parts which the same command fills
     in, 130 for an interruption.
     """
-    together = team()
-    if together.size == 1:
+    if "--version" in sys.argv[1:]:
+        with contextlib.suppress(PackageNotFoundError):  # runs from a folder, without having been installed
+            sys.stdout.write(f"mipo_exp {version('mipo-exp')}\n")
+        return
+    if not sys.stderr.isatty() or not team().main:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, which fill a log file
+    if team().main:
         _main()
-    elif together.leads:
-        together.lead(_main)
-    else:
-        register_resolvers()
-        quiet_follower(together.rank)
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        together.follow(_follow)
-
-
-def _follow(announced: Any) -> None:
-    """Take part in a run of process 0."""
-    from mipo_exp.config.parsing import parse
-    from mipo_exp.experiment import take_part
-
-    take_part(parse(OmegaConf.create(announced["config"])), announced["data"])
+        return
+    # The run's folder is the main process's.
+    with tempfile.TemporaryDirectory() as folder:
+        sys.argv += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+        log_warnings_only()
+        _main()
 
 
 def _main() -> None:
     # Hydra would print its own traceback and exit with 1; with this it raises, and the message below is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, which fill a log file
-    if message := wrong_override(sys.argv[1:], _groups()):
+    if message := wrong_override(sys.argv[1:], groups()):
         _exit(message, EXIT_BAD_INPUT)
     try:
         _hydra_main()
-    except MissingConfigException as error:
-        _exit(_unknown_option(error), EXIT_BAD_INPUT)
-    except (HydraException, OmegaConfBaseException) as error:
-        _exit(_composition_error(error), EXIT_BAD_INPUT)
-    except OSError as error:
-        if not _is_known(error):  # outside a job: Hydra making the folder of the run
-            _exit_unwritable(error)
     except KeyboardInterrupt:
-        _exit("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
+        _exit("interrupted; rerun the same command to resume", EXIT_INTERRUPTED)
     except Exception as error:
-        if _composing(error):
-            if "Config group override must be" in str(error):
-                _exit(not_an_option(sys.argv[1:], _groups(), str(error)), EXIT_BAD_INPUT)
-            _exit(unreadable(error, _config_folders(), sys.argv[1:]), EXIT_BAD_INPUT)
         if not _is_known(error):
-            if isinstance(error, UserError):  # a job of a multirun that may not start
-                _exit(str(error), EXIT_BAD_INPUT)
-            if _raised_by_hydra(error):
-                _exit(_composition_error(error), EXIT_BAD_INPUT)
-            raise
+            if isinstance(error, OSError):  # outside a job: Hydra making the folder of the run
+                _exit_unwritable(error)
+            # A UserError is that of a job of a multirun that may not start.
+            message = str(error) if isinstance(error, UserError) else explain(error, sys.argv[1:])
+            if message is None:
+                raise
+            _exit(message, EXIT_BAD_INPUT)
     ended = _all_ended()
     failures = [job for job in ended if job.failed]
-    _write_plans()
-    _write_table(failures)
+    if team().main:
+        _write_plans()
+        _write_table(failures)
     incomplete = [f"incomplete: {_said(job)}" for job in ended if not job.failed]
     if failures:
         lines = [f"{len(failures)} of the jobs failed, the others are finished:", *map(_said, failures), *incomplete]
@@ -152,7 +124,7 @@ def _main() -> None:
             _exit(str(failure), EXIT_BAD_INPUT)
         raise failure
     if incomplete:
-        sys.stderr.writelines(f"{line}; the same command fills in what is missing\n" for line in incomplete)
+        sys.stderr.writelines(f"{line}; rerun the same command to fill in what is missing\n" for line in incomplete)
         raise SystemExit(EXIT_INCOMPLETE)
 
 
@@ -170,13 +142,6 @@ def _all_ended() -> list[Ended]:
 def _is_known(error: Exception) -> bool:
     """Whether an exception is that of a job which has said so itself; of a dead worker, a launcher raises its own."""
     return any(job.failed and job.message == _message(error) for job in _all_ended())
-
-
-def _raised_by_hydra(error: BaseException) -> bool:
-    """Whether it was raised in Hydra's own code and not in ours: a config that cannot be composed in a way of which
-    Hydra knows nothing better than a ValueError."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf")
 
 
 def _message(error: Exception) -> str:
@@ -223,7 +188,7 @@ class BeforeRuns(Callback):
         except UserError as error:
             _exit(str(error), EXIT_BAD_INPUT)
         except OmegaConfBaseException as error:
-            _exit(_composition_error(error), EXIT_BAD_INPUT)
+            _exit(explain(error, sys.argv[1:]) or str(error), EXIT_BAD_INPUT)
         return folder
 
 
@@ -263,56 +228,53 @@ def _hydra_main(raw: DictConfig) -> float | None:
     settings = HydraConfig.get()
     output = Path(settings.runtime.output_dir)
     overrides = list(settings.overrides.task)
-    team().begin_job()
+    multirun = settings.mode == RunMode.MULTIRUN
     try:
-        if settings.mode == RunMode.RUN and settings.sweeper.get("params"):
-            groups = [group for group in ("sweeps", "experiment") if group in settings.runtime.choices]
-            names = " ".join(f"+{group}={settings.runtime.choices[group]}" for group in groups)
-            raise ConfigError(f"{names} is a set of runs; start it with -m: python -m mipo_exp -m {names}")
+        if not multirun:
+            refuse_sweep(settings)
         if settle(raw, overrides) and settings.output_subdir is not None:
             OmegaConf.save(raw, output / settings.output_subdir / "config.yaml")  # what is in effect
         config = parse(raw)
-        output = Path(config.paths.output).expanduser()
-        if settings.mode == RunMode.MULTIRUN and config.tracker.group is None:
+        if team().main:
+            output = Path(config.paths.output).expanduser()
+        if multirun and config.tracker.group is None:
             tracker = dataclasses.replace(config.tracker, group=Path(settings.sweep.dir).as_posix())
             config = dataclasses.replace(config, tracker=tracker)
-        if settings.mode == RunMode.MULTIRUN or output.absolute() != Path(settings.runtime.output_dir):
+        if multirun or output.absolute() != Path(settings.runtime.output_dir):
             occupy(output, "paths.output", "set paths.output=DIR to a folder for each run")
-        set_up_logging(output)
+        if team().main:
+            set_up_logging(output)
         if config.plan:
-            from mipo_exp.planning.describe import assemble, make_plan, render
+            from mipo_exp.experiment import assemble
+            from mipo_exp.planning.describe import make_plan, render
 
-            plan = make_plan(assemble(config))
-            if settings.mode == RunMode.MULTIRUN:
+            plan = make_plan(assemble(config, output, fetch=False))
+            if multirun:
                 plan.write(Path(settings.runtime.output_dir))
-            else:
+            elif team().main:
                 sys.stdout.write(render([plan]) + "\n")
             return None
         from mipo_exp.experiment import run_experiment
 
-        launcher = (
-            ["python"]
-            if team().size == 1
-            else ["accelerate", "launch", "--multi_gpu", "--num_processes", str(team().size)]
-        )
-        command = shlex.join([*launcher, "-m", "mipo_exp", *overrides])
+        launcher = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(team().size)]
+        command = shlex.join([*(["python"] if team().size == 1 else launcher), "-m", "mipo_exp", *overrides])
         outcome = run_experiment(config, resolve(raw), output, command)
         if outcome.missing:
             reasons = "; ".join(f"{part}: {why}" for part, why in outcome.missing.items())
             _record(settings, reasons, failed=False)
-        return outcome.objective
+        # A sweeper chooses the same next job in every process.
+        return team().share(outcome.objective) if multirun else outcome.objective
     except Exception as error:
-        if settings.mode == RunMode.MULTIRUN:
-            bad_input = isinstance(error, UserError)
-            message = _message(error)
-            _record(settings, message, failed=True, bad_input=bad_input)
-            if not bad_input:
-                log.exception("job %d failed", settings.job.num)
-            if team().at_work:
-                raise AllEnd(f"job {settings.job.num}: {message}", EXIT_BAD_INPUT if bad_input else 1) from error
-            raise
-        _errors.append(error)  # raised from here, Hydra would print a message of its own first
-        return None
+        if not multirun:
+            _errors.append(error)  # raised from here, Hydra would print a message of its own first
+            return None
+        bad_input, message = isinstance(error, UserError), _message(error)
+        _record(settings, message, failed=True, bad_input=bad_input)
+        if not bad_input:
+            log.exception("job %d failed", settings.job.num)
+        if team().at_work:
+            _exit(f"job {settings.job.num}: {message}", EXIT_BAD_INPUT if bad_input else 1)
+        raise
 
 
 def _exit_unwritable(error: OSError) -> NoReturn:
@@ -322,79 +284,8 @@ def _exit_unwritable(error: OSError) -> NoReturn:
 
 
 def _exit(message: str, code: int) -> NoReturn:
+    if not team().main:
+        time.sleep(OWN_ERROR_SECONDS)
+        message = f"{team().name}: {message}"
     sys.stderr.write(f"error: {redact(message)}\n")
     raise SystemExit(code)
-
-
-def _composing(error: Exception) -> bool:
-    """Whether Hydra raised it while it read the overrides and the config files: then it is about what they say."""
-    return any(frame.name == "load_configuration" for frame in traceback.extract_tb(error.__traceback__))
-
-
-def _config_folders() -> list[Path]:
-    """Where Hydra reads configs from: ours, and what `--config-dir` or `hydra.searchpath` names."""
-    named = re.findall(r"(?:--config-dir|-cd)[= ](\S+)|file://([^\s,\]'\"]+)", " ".join(sys.argv[1:]))
-    return [CONFIG_DIR, PROJECT_ROOT / "sweeps", *(Path(one or other) for one, other in named)]
-
-
-def _unknown_option(error: MissingConfigException) -> str:
-    """`model=qwen9b`: the options that the group has, the nearest first."""
-    group, _, name = (error.missing_cfg_file or "").partition("/")
-    root = next((path for path in (CONFIG_DIR, PROJECT_ROOT) if (path / group).is_dir()), None)
-    if root is None:
-        return str(error).splitlines()[0]
-    options = sorted(
-        path.relative_to(root / group).with_suffix("").as_posix() for path in root.glob(f"{group}/**/*.yaml")
-    )
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.3)
-    hint = f"did you mean {group}={near[0]}? " if near else ""
-    return f"{group}={name} is not an option; {hint}It takes one of {', '.join(options)}"
-
-
-def _composition_error(error: Exception) -> str:
-    """A key that does not exist gets the nearest one that does; everything else its own first line."""
-    from mipo_exp.config.parsing import unknown_key
-
-    text = str(error)
-    if isinstance(error, OverrideParseException):
-        said = " ".join(text.split())
-        return (
-            f"cannot read the override {error.override!r} ({said}); a value with special characters needs quotes of "
-            "its own inside those of the shell: 'key=\"value\"'"
-        )
-    if "No match in the defaults list" in text:
-        group = text.split("'", 2)[1]
-        argument = next((item for item in sys.argv[1:] if item.startswith(f"{group}=")), f"{group}=NAME")
-        return f"{group} is not chosen by default; add it: +{argument}"
-    # In this order: the first names the whole key, the last only its end.
-    for pattern in (r"full_key: (\S+)", "Could not override '([^']*)'", "Key '([^']*)'"):
-        if found := re.search(pattern, f"{text}\n{error.__cause__}"):
-            if found[1] in _groups():
-                return not_an_option(sys.argv[1:], _groups(), " ".join(text.split()))
-            with contextlib.suppress(HydraException, OmegaConfBaseException, ConfigError):
-                return str(unknown_key(found[1], _known_keys()))
-    return " ".join(text.split())
-
-
-def _known_keys() -> list[str]:
-    """Every key of the config that the group choices on the command line compose."""
-    from hydra import compose, initialize_config_dir
-
-    groups = _groups()
-    choices = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups and "," not in argument]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return _leaves(OmegaConf.to_container(compose("config", overrides=choices), resolve=False), "")
-
-
-def _groups() -> list[str]:
-    return [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
-
-
-def _leaves(node: object, prefix: str) -> list[str]:
-    if not isinstance(node, dict):
-        return [prefix]
-    names = [] if not prefix else [prefix]
-    for key, value in node.items():
-        names += _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    return names

@@ -1,30 +1,161 @@
-"""One experiment: prepare it, run its stages, write what the user gets."""
+"""One experiment: assemble it once, run its stages, write what the user gets."""
 
 import contextlib
+import logging
 import os
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from omegaconf import OmegaConf
+
+from mipo_exp.config.compose import compose_config
+from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.config.redaction import redact
 from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import make_task
-from mipo_exp.errors import UserError
-from mipo_exp.execution.processes import team
-from mipo_exp.execution.workers import make_pool
-from mipo_exp.models.loading import locate
-from mipo_exp.models.runtime import Runtime, choose_device
-from mipo_exp.pairing.similarity import locate_encoder
-from mipo_exp.pipeline import Run, declare, declare_examples
-from mipo_exp.planning.preparation import Prepared, prepare, warn_of_memory
+from mipo_exp.errors import ConfigError, ModelError, StorageError, UserError, gib
+from mipo_exp.evaluation.harness import locate_harness
+from mipo_exp.execution.processes import check_alike, check_shared, team
+from mipo_exp.execution.run import Run
+from mipo_exp.execution.workers import make_executor
+from mipo_exp.generation.engine import check_engine
+from mipo_exp.judging.stage import Judging, prepare_judging, prepare_rewards
+from mipo_exp.models.loading import ModelSource, locate
+from mipo_exp.models.runtime import Runtime, choose_device, declare_model
+from mipo_exp.pairing.similarity import Encoder, locate_encoder
+from mipo_exp.pipeline import Assembled, declare, declare_examples, declare_judgements
+from mipo_exp.planning.checks import check_examples, check_harness, check_processes
+from mipo_exp.planning.fit import too_large
+from mipo_exp.planning.libraries import check_libraries
+from mipo_exp.planning.shape import disk_needed, find_shape
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.results import Outcome, model_name, summary_head, write_results, write_summary
-from mipo_exp.store.artefacts import Store, digest
-from mipo_exp.store.disk import full_disk
+from mipo_exp.reporting.run_folder import leave, occupy
+from mipo_exp.reporting.saved import Results, load
+from mipo_exp.store.artefacts import Stage, Store, digest
+from mipo_exp.store.disk import full_disk, make_writable, new_folder
+from mipo_exp.store.records import Example
+from mipo_exp.training.job import check_extra, check_layers
+
+log = logging.getLogger(__name__)
+
+ABSENT = "not here yet"  # in a plan, in the place of what a run would fetch
+
+T = TypeVar("T")
+
+
+def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
+    """Put an experiment together and check all of it that needs no model, before anything heavy is loaded.
+
+    Args:
+        config: checked.
+        output: the run's folder.
+        fetch: get the data, the model's files and the examples. Without, as for a plan, what is not here is noted and
+            something stands in its place.
+
+    Raises:
+        UserError: whatever would make the experiment fail later and can be seen now.
+    """
+    make_writable(output, "paths.output", "set hydra.run.dir=DIR to a folder that can")
+    check_libraries()
+    check_processes(config)
+    check_extra(config)
+    store = Store(Path(config.paths.cache).expanduser())
+    root, run = store.root, Run(store, make_executor(config.workers, store.root))
+    notes: list[str] = []
+
+    def here(find: Callable[[], T], absent: T, error_type: type[UserError] = UserError) -> T:
+        try:
+            return find()
+        except error_type as error:
+            if fetch:
+                raise
+            notes.append(f"a run would fetch it first: {error}")
+            return absent
+
+    def declare_and_fetch(tokenizer: Runtime | None) -> Stage:
+        stage = declare_examples(config, task, data or ABSENT, tokenizer)
+        if fetch:
+            found = run.fetch("examples", stage)
+            check_examples(config, task, found.table("train", Example), found.table("eval", Example))
+        return stage
+
+    encoder, near = None, config.negatives.embedding_model
+    if near is not None:
+        encoder = here(lambda: locate_encoder(near, root, fetch), Encoder(Path(), ABSENT))
+    harness = locate_harness(config.harness, root)
+    device = choose_device(config.device, team().local_rank, team().size)
+    check_engine(config, device)
+    if config.paths.data is not None and config.task.path is None and config.task.hub_id is not None:
+        log.info("paths.data=%s has no folder %s: %s", config.paths.data, config.task.name, config.task.hub_id)
+    task = make_task(config.task, root)
+    judging = here(lambda: prepare_judging(config, task, root, device, fetch), None, ModelError)
+    rewarding = here(lambda: prepare_rewards(config, judging, task, root, device, fetch), None, ModelError)
+    _warn_of_one_judge(judging, rewarding)
+    data = here(lambda: task.prepare(fetch), None)
+    examples = None if task.needs_tokenizer else declare_and_fetch(None)
+    absent = ModelSource("folder", None, ABSENT, f"{config.model.name}, {ABSENT}")
+    source = here(lambda: locate(config.model, root, fetch), absent)
+    runtime = Runtime(config.model, source, task, device, config.kernels)
+    model = declare_model(runtime)
+    cached = model is None or store.status(model) == "cached"
+    if fetch:
+        _check_disk(root, disk_needed(runtime.source, config.model, cached))
+        if examples is None or config.lora.target_modules != "all-linear":
+            run.fetch_model(runtime)
+    elif model is not None and cached:
+        runtime.folder = store.path(model) / "model"
+    if examples is None:
+        examples = declare_and_fetch(runtime)
+    stages = declare(config, runtime, examples, encoder, harness, rewarding)
+    if team().main:
+        check_harness(harness, [store.status(stage) for stage in stages.values() if stage.name == "harness"], fetch)
+    check_layers(config, runtime, store.status(stages["adapter"]) if "adapter" in stages else "cached")
+    judgements = None if judging is None else declare_judgements(judging, examples, stages)
+    judges = judging, rewarding, judgements
+    return Assembled(config, output, store, run, task, runtime, examples, stages, *judges, data, model, notes)
+
+
+def _warn_of_one_judge(judging: Judging | None, rewarding: Judging | None) -> None:
+    """Say it where a model is judged by what it learnt to please."""
+    if judging is not None and rewarding is not None and judging.model == rewarding.model:
+        log.warning(
+            "method=rlaif: %s judges the results and gave the rewards too; for a figure to publish set another judge, "
+            "judge@reward_judge=endpoint or judge@reward_judge=local",
+            judging.judge.backend.description,
+        )
+
+
+def _check_disk(cache: Path, needed: float) -> None:
+    free = shutil.disk_usage(cache).free
+    if free < needed:
+        raise StorageError(
+            f"paths.cache={cache} has {gib(free)} free and this experiment needs about {gib(needed)}; free some "
+            "space, or set paths.cache=DIR on a larger disk"
+        )
+
+
+def assemble_together(config: Config, output: Path) -> Assembled:
+    """`assemble` in every process of the run, the main one first; they must come to the same stages in one cache.
+
+    Raises:
+        UserError: in every process, where one of them raised it or differs.
+    """
+    together = team()
+    together.connect(choose_device(config.device, together.local_rank, together.size))
+    check_shared(Store(Path(config.paths.cache).expanduser()).root)
+    assembled = together.main_first(lambda: assemble(config, output))
+    check_alike({name: stage.key for name, stage in assembled.stages.items()})
+    return assembled
 
 
 def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, command: str) -> Outcome:
-    """Run one experiment and write `summary.json`, `metrics.jsonl`, `report.html` and `adapter/` into `output`.
+    """Run one experiment and write `summary.json`, `metrics.jsonl`, `report.html` and `adapter/` into `output`; of
+    several processes the main one writes, and the others do their part of the stages.
 
     Args:
         config: checked.
@@ -38,21 +169,21 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
     Raises:
         UserError: bad input; what was computed before stays in the cache.
     """
+    if not team().main:
+        run_stages(assemble_together(config, output), lambda row: None)
+        return Outcome(None, {})
     summary = summary_head(config, command)
     tracker: tracking.Tracker | None = None
-    prepared: Prepared | None = None
+    assembled: Assembled | None = None
     try:
-        prepared = prepare(config, output)
-        judgements = {} if prepared.judgements is None else {"judgements": prepared.judgements}
-        run_id = digest({name: stage.key for name, stage in {**prepared.stages, **judgements}.items()})
-        source = prepared.runtime.source
-        model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": prepared.runtime.dtype}
-        summary.update(run_id=run_id, device=prepared.runtime.device, model_source=model)
+        assembled = assemble_together(config, output)
+        run_id, source = digest(assembled.keys), assembled.runtime.source
+        model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": assembled.runtime.dtype}
+        summary.update(run_id=run_id, device=assembled.runtime.device, model_source=model)
         name = f"{model_name(config)}-{config.task.name}-{config.negatives.strategy}-seed{config.seed}"
         tracker = tracking.start(config.tracker, output, run_id, resolved, name)
-        team().announce({"config": resolved, "data": prepared.data})
-        history = run_stages(prepared, tracker)
-        return write_results(prepared, summary, history, tracker)
+        history = run_stages(assembled, partial(_track_training, tracker))
+        return write_results(assembled, summary, history, tracker)
     except BaseException as error:
         full = full_disk(error, {"paths.output": output, "paths.cache": Path(config.paths.cache).expanduser()})
         failure = error if full is None else full
@@ -67,36 +198,64 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
             raise full from error
         raise
     finally:
-        if prepared is not None:
-            prepared.runtime.release()
+        if assembled is not None:
+            assembled.runtime.release()
+            assembled.run.release()
 
 
-def run_stages(prepared: Prepared, tracker: tracking.Tracker) -> list[dict[str, float]]:
-    """Fetch every stage but the judgements, in order; returns the rows that training logged."""
-    run, runtime = prepared.run, prepared.runtime
+def run(overrides: Sequence[str], output: str | Path | None) -> Results:
+    """See `mipo_exp.run`."""
+    raw = compose_config(overrides)
+    if team().size > 1:
+        raise ConfigError("mipo_exp.run is for one process; start several with: accelerate launch -m mipo_exp …")
+    folder = Path(output or new_folder(time.strftime("outputs/%Y-%m-%d/%H-%M-%S"))).expanduser()
+    raw.paths.output = str(folder)
+    config = parse(raw)
+    occupy(folder, "output", "give another one")
+    try:
+        (folder / ".hydra").mkdir(exist_ok=True)
+        OmegaConf.save(raw, folder / ".hydra" / "config.yaml")
+        run_experiment(config, resolve(raw), folder, f"mipo_exp.run({list(overrides)})")
+    finally:
+        leave(folder)
+    return load(folder)
+
+
+def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None]) -> list[dict[str, float]]:
+    """Fetch every stage but the judgements, in order; returns the rows that training logged. In a process beside the
+    main one: take part in those that are shared.
+
+    Args:
+        assembled: what to run.
+        log_row: gets each of the rows as soon as it is there.
+    """
+    run, runtime, rewarding, together = assembled.run, assembled.runtime, assembled.rewarding, team()
     run.fetch_model(runtime)
-    warn_of_memory(prepared)
+    _warn_of_memory(assembled)
     live: list[int] = []
 
     def follow(row: Mapping[str, Any]) -> None:
         live.append(int(row["step"]))
-        _track_training(tracker, row)
+        log_row(row)
 
     runtime.on_training_log = follow
-    if prepared.rewarding is not None and prepared.rewarding.judge.backend.runtime is not None:
-        run.fetch_model(prepared.rewarding.judge.backend.runtime, f"{prepared.rewarding.group}_model")
-    for name, stage in prepared.stages.items():
-        run.fetch(name, stage)
-        if name == "adapter" and prepared.rewarding is not None:
-            prepared.rewarding.judge.backend.release()
+    if rewarding is not None and rewarding.judge.backend.runtime is not None:
+        run.fetch_model(rewarding.judge.backend.runtime, f"{rewarding.group}_model")
+    together.at_work = True
+    for name, stage in assembled.stages.items():
+        if together.main or stage.shared:
+            run.fetch(name, stage)
+        if name == "adapter" and rewarding is not None:
+            rewarding.judge.backend.release()
+    together.at_work = False
     runtime.release()
+    run.release()
 
     history: list[dict[str, float]] = []
     if "adapter" in run.finished:
         history = run.finished["adapter"].artefact.json("history")
-    if not live:
-        for row in history:
-            _track_training(tracker, row)
+    for row in () if live else history:
+        log_row(row)
     return history
 
 
@@ -105,26 +264,14 @@ def _track_training(tracker: tracking.Tracker, row: Mapping[str, Any]) -> None:
     tracker.log(metrics, int(row["step"]))
 
 
-def take_part(config: Config, data: str) -> None:
-    """What a process that follows does of an experiment: its part of the shared stages.
-
-    Args:
-        config: that of process 0.
-        data: the fingerprint of the data there; what it holds comes from the store.
-
-    Raises:
-        UserError: this machine lacks something.
-    """
-    store = Store(Path(config.paths.cache).expanduser())
-    run = Run(store)
-    model = config.negatives.embedding_model
-    encoder = None if model is None else locate_encoder(model, store.root)
-    task = make_task(config.task, store.root)
-    runtime = Runtime(config.model, locate(config.model, store.root), task, choose_device(config.device))
-    runtime.pool = make_pool(config.workers, runtime, store.root)
-    run.fetch_model(runtime)
-    examples = declare_examples(config, task, data, runtime if task.needs_tokenizer else None)
-    run.fetch("examples", examples)
-    for name, stage in declare(config, runtime, examples, encoder).items():
-        run.fetch(name, stage)
-    runtime.release()
+def _warn_of_memory(assembled: Assembled) -> None:
+    """Say it where what is not cached will probably not fit."""
+    config, runtime, run = assembled.config, assembled.runtime, assembled.run
+    missing = [name for name, stage in assembled.stages.items() if assembled.store.status(stage) != "cached"]
+    shape = find_shape(config.model, runtime.folder, runtime.dtype)
+    if missing and shape is not None:
+        found = run.finished["examples"].artefact
+        examples = found.table("train", Example), found.table("eval", Example)
+        warning = too_large(config, examples, shape, runtime.device, missing)
+        if warning is not None:
+            log.warning("%s", warning)

@@ -1,4 +1,4 @@
-"""MIPO from data to report: the stages in order, and running them.
+"""MIPO from data to report: the stages in order.
 
 `declare` says what depends on what; it reads like the method:
 
@@ -10,40 +10,30 @@ On-policy methods go from the examples to the adapter at once: they sample while
 """
 
 import dataclasses
-import logging
-import socket
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.config.methods import MethodConfig, MiRlConfig, PromptedConfig, RlaifConfig, RlvrConfig, TrainsOn
-from mipo_exp.config.schema import Config, EngineConfig, OpenvinoConfig, TrainerConfig
+from mipo_exp.config.schema import Config, Decoding, TrainsOn
 from mipo_exp.data.base import Task
-from mipo_exp.errors import ConfigError, StorageError
-from mipo_exp.evaluation import accuracy
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.execution.processes import team
+from mipo_exp.execution.run import Run
 from mipo_exp.generation import openvino_model
-from mipo_exp.generation.engine import engine_identity, in_process, settled
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
-from mipo_exp.judging.judge import RUBRIC_PROMPTS
+from mipo_exp.generation.transformers_engine import in_process
 from mipo_exp.judging.stage import Judging, judge_responses
-from mipo_exp.models import conversion
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pairing.pairs import build_pairs
 from mipo_exp.pairing.similarity import Encoder
-from mipo_exp.scoring import mutual_information
 from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
-from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
+from mipo_exp.store.artefacts import Stage, Store, Workspace
 from mipo_exp.store.records import Example
 from mipo_exp.training.adapter import train_adapter
 from mipo_exp.training.job import Rollout
-
-log = logging.getLogger(__name__)
 
 # What says where a task's data comes from or what its defaults are, and not what the examples are.
 NOT_IN_EXAMPLES = (
@@ -51,15 +41,12 @@ NOT_IN_EXAMPLES = (
     "max_new_tokens",
 )
 
-# Keys of the trainer group that change the memory and speed of a training, and its result by rounding at most.
-SPEED_ONLY = ("batch_tokens",)
-
-# Those that several processes build together; the others are built by process 0 while the rest wait.
-SHARED = ("chosen", "rejected", "scored_pairs", "adapter", "responses", "scores", "option_scores")
+# Those that several processes build together: what is computed in shards, where Ray's workers do not compute it, and
+# the training. The main process builds the others while the rest wait.
+SHARDED = ("chosen", "rejected", "scored_pairs", "responses", "scores", "option_scores")
 
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
-    "model": conversion.VERSION,
     "engine_model": openvino_model.VERSION,
     "examples": 1,
     "chosen": 1,
@@ -76,13 +63,46 @@ VERSIONS = {
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A stage that has been fetched."""
+class Assembled:
+    """An experiment, put together and checked as far as that needs no model (`experiment.assemble`).
 
-    stage: Stage
-    artefact: Artefact
-    cached: bool
-    seconds: float
+    Attributes:
+        config: the checked config.
+        output: the run's folder.
+        store: the cache.
+        run: fetches the stages.
+        task: where the examples come from, and how they are asked.
+        runtime: the base model.
+        examples: the stage of the examples.
+        stages: those after it, in an order in which they can be built.
+        judging: the judge of the results, where there is one.
+        rewarding: the judge whose scores a method learns from.
+        judgements: the stage of the verdicts, after the others.
+        data: the fingerprint of the task's data; None in a plan where it is not here.
+        model_stage: makes the folder of the base model, where it is not one already.
+        notes: in a plan, what a run would fetch first.
+    """
+
+    config: Config
+    output: Path
+    store: Store
+    run: Run
+    task: Task
+    runtime: Runtime
+    examples: Stage
+    stages: Mapping[str, Stage]
+    judging: Judging | None
+    rewarding: Judging | None
+    judgements: Stage | None
+    data: str | None
+    model_stage: Stage | None
+    notes: Sequence[str] = ()
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The keys of all stages by name; equal ones are equal experiments."""
+        judgements = {} if self.judgements is None else {"judgements": self.judgements}
+        return {name: stage.key for name, stage in {**self.stages, **judgements}.items()}
 
 
 def declare_examples(config: Config, task: Task, data: str, runtime: Runtime | None) -> Stage:
@@ -108,19 +128,6 @@ def load_examples(task: Task, count_tokens: Callable[[str], int] | None, work: W
     work.write_json("notes", examples.notes)
 
 
-def declare_model(runtime: Runtime) -> Stage | None:
-    """The `model` stage: a GGUF or random model as a safetensors folder; None where it is such a folder already."""
-    if runtime.source.kind == "folder":
-        return None
-    return Stage(
-        "model",
-        VERSIONS["model"],
-        {"source": runtime.source.fingerprint},
-        {},
-        lambda work: conversion.convert(runtime.source, runtime.config, work.path / "model"),
-    )
-
-
 def declare(
     config: Config,
     runtime: Runtime,
@@ -132,6 +139,8 @@ def declare(
     """All stages after the examples, in an order in which they can be built. `encoder` finds near negatives; `harness`
     evaluates on other tasks, where there are any; `rewarding` is for methods that learn from a judge's scores."""
 
+    shared = ("adapter", *(SHARDED if config.workers.name == "none" else ()))
+
     def stage(name: str, build: Callable[..., None], inputs: Mapping[str, Stage], **slices: Any) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""
         plain = {key: _plain(value) for key, value in slices.items()}
@@ -141,16 +150,16 @@ def declare(
             {"runtime": runtime.identity, **plain},
             inputs,
             lambda work: build(work, runtime, **slices),
-            shared=name in SHARED,
+            shared=name in shared,
         )
 
-    sampling, engine, scoring, seed = config.sampling, settled(config.engine), config.scoring, config.seed
+    sampling, engine, scoring, seed = config.sampling, config.engine.settled(), config.scoring, config.seed
     held_out = config.evaluation
 
     # The base model in the form that the engine reads, where that is one of its own.
     converted: dict[str, Stage] = {}
-    if isinstance(engine, OpenvinoConfig):
-        converted["engine_model"] = stage("engine_model", openvino_model.convert, {})
+    if engine.convert is not None:
+        converted["engine_model"] = stage("engine_model", engine.convert, {})
     from_base = {"examples": examples, **converted}
 
     chosen = stage("chosen", sample_chosen, from_base, sampling=sampling, engine=engine, seed=seed)
@@ -194,19 +203,18 @@ def declare(
         trainer=config.trainer,
         seed=seed,
         **({"rollout": Rollout(sampling, in_process(engine), scoring)} if on == "examples" else {"pairs": filters}),
-        **({"judging": rewarding} if isinstance(config.method, RlaifConfig) else {}),
+        **({"judging": rewarding} if config.method.asks_judge else {}),
         # Their number multiplies the batch.
         **({"processes": team().size} if team().size > 1 else {}),
     )
 
-    def responses(of: Mapping[str, Stage], decoding: MethodConfig | None = None) -> Stage:
-        elsewhere = bool(of) and isinstance(engine, OpenvinoConfig) and engine.policy == "transformers"
+    def responses(of: Mapping[str, Stage], decoding: Decoding | None = None) -> Stage:
         return stage(
             "responses",
             sample_evaluation,
             {**({"examples": examples} if of else from_base), **of},
             sampling=held_out.sampling,
-            engine=in_process(engine) if elsewhere else engine,
+            engine=engine.for_policy() if of else engine,
             seed=held_out.seed,
             decoding=decoding,
         )
@@ -222,7 +230,7 @@ def declare(
         return stage("option_scores", score_options, {"examples": examples, **by}, scoring=scoring, rendering=rendering)
 
     trained = {"adapter": adapter} if on is not None else {}
-    before, after = responses({}), responses(trained, None if trained else _decoding(config.method))
+    before, after = responses({}), responses(trained, config.method.decoding)
     stages = {
         **converted,
         **before_training.get(on, {}),
@@ -257,86 +265,8 @@ def declare_judgements(judging: Judging, examples: Stage, stages: Mapping[str, S
     return Stage("judgements", VERSIONS["judgements"], shape, inputs, build)
 
 
-def _decoding(method: MethodConfig) -> MethodConfig | None:
-    """What a method without training changes in answering; None where it is what `before` does, and is shared."""
-    return None if isinstance(method, PromptedConfig) and method.context else method
-
-
 def _plain(value: Any) -> Any:
     """A config slice as JSON-like data."""
-    if isinstance(value, Encoder):
-        return value.fingerprint
-    if isinstance(value, EngineConfig):
-        return engine_identity(value)
-    if isinstance(value, Judging):
-        return value.judge.identity(RUBRIC_PROMPTS)
-    if isinstance(value, Harness):
+    if hasattr(value, "identity"):
         return value.identity
-    if isinstance(value, RlvrConfig):
-        return {**dataclasses.asdict(value), "scorers": accuracy.VERSION}  # its reward
-    if isinstance(value, MiRlConfig) and value.estimator == "identification":
-        return {**dataclasses.asdict(value), "identified": mutual_information.VERSION}  # its reward
-    if isinstance(value, TrainerConfig):
-        return {name: item for name, item in dataclasses.asdict(value).items() if name not in SPEED_ONLY}
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-
-
-class Run:
-    """Fetches stages one after the other and remembers what was cached and how long it took."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.finished: dict[str, Finished] = {}
-
-    def fetch(self, name: str, stage: Stage) -> Artefact:
-        """The stage's artefact. Its inputs must have been fetched before."""
-        started = time.perf_counter()
-        done = {item.stage.key: item.artefact for item in self.finished.values()}
-        inputs = {role: done[of.key] for role, of in stage.inputs.items()}
-        together = team()
-        turn = f"{together.job}/{name}"
-        if together.leads:
-            artefact, cached = self.store.fetch(stage, inputs, lambda: together.publish(f"{turn}/begun", stage.key))
-            together.publish(f"{turn}/finished", stage.key)
-        else:
-            artefact, cached = self._follow(turn, stage, inputs)
-        seconds = time.perf_counter() - started
-        self.finished[name] = Finished(stage, artefact, cached, seconds)
-        log.info("%s: %s (%s)", name, "cached" if cached else f"done in {seconds:.1f} s", stage.key)
-        return artefact
-
-    def _follow(self, turn: str, stage: Stage, inputs: Mapping[str, Artefact]) -> tuple[Artefact, bool]:
-        """The artefact that process 0 has or makes, with this process's part in it where the stage is shared.
-
-        Raises:
-            ConfigError: this process would compute something else.
-            StorageError: what process 0 made is not to be seen from here.
-        """
-        begun, finished = f"{turn}/begun", f"{turn}/finished"
-        state, key = team().wait_for(finished, begun)
-        if key != stage.key:
-            raise ConfigError(
-                f"{stage.name} has the key {stage.key} here and {key} in process 0: code, model or local files differ "
-                f"between the machines; make them equal on {socket.gethostname()}"
-            )
-        if state == begun:
-            if stage.shared:
-                self.store.take_part(stage, inputs)
-            team().wait_for(finished)
-        found = self.store.find(stage)
-        if found is None:
-            raise StorageError(
-                f"{self.store.path(stage)} is not on {socket.gethostname()}; paths.cache={self.store.root} must be a "
-                "folder that all machines of this run share"
-            )
-        return found, state == finished
-
-    def fetch_model(self, runtime: Runtime, name: str = "model") -> None:
-        """Make the folder of a runtime's model, where it has none yet; `name` is what the stage is called."""
-        stage = declare_model(runtime)
-        if stage is not None and name not in self.finished:
-            runtime.folder = self.fetch(name, stage).path / "model"
-
-    def path(self, name: str) -> Path:
-        """The folder of a fetched stage."""
-        return self.finished[name].artefact.path

@@ -5,16 +5,20 @@ done nothing else; each gets its folder, its environment and its output files as
 """
 
 import importlib
+import math
 import multiprocessing
 import os
 import resource
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
+FEW_JOBS = 5  # of a multirun that a test runs whole
 SECONDS = 600  # until a run that hangs is ended
 PRELOADED = ("tests.command_line", "tests.preloaded")
 ROOT = Path(__file__).parents[1]
@@ -42,15 +46,34 @@ def with_cache(arguments: Sequence[str], cwd: Path) -> list[str]:
     return [*arguments, *([] if named else [f"paths.cache={cwd / 'cache'}"])]
 
 
-def run(*arguments: str, cwd: Path, **more: str) -> Done:
-    """Run the command line in a folder; `more` are variables of its environment."""
+def every_value(params: Mapping[str, object]) -> Iterator[tuple[list[str], int]]:
+    """Overrides of multiruns that run every value of every swept key, and how many jobs each has.
+
+    One multirun with all combinations where these are few; else each key in turn, the others at their first value.
+    """
+    swept = {key: str(value).split(",") for key, value in params.items()}
+    longest = max(swept, key=lambda key: len(swept[key]))
+    first = {key: values[:1] for key, values in swept.items()}
+    if math.prod(map(len, swept.values())) <= FEW_JOBS:
+        runs = [swept]
+    else:
+        others = [{**first, key: values} for key, values in swept.items() if key != longest and values[1:]]
+        runs = [{**first, longest: swept[longest]}, *others]
+    for varied in runs:
+        yield [f"{key}={','.join(values)}" for key, values in varied.items()], math.prod(map(len, varied.values()))
+
+
+def run(*arguments: str, cwd: Path, until: Event | None = None, **more: str) -> Done:
+    """Run the command line in a folder, at most until an event; `more` are variables of its environment."""
     context = _context()
     with tempfile.TemporaryDirectory() as folder:
         process = context.Process(
             target=_main, args=(with_cache(arguments, cwd), cwd, {**environment(), **more}, Path(folder))
         )
         process.start()
-        process.join(SECONDS)
+        end = time.monotonic() + SECONDS
+        while process.exitcode is None and time.monotonic() < end and not (until is not None and until.is_set()):
+            process.join(SECONDS if until is None else 0.1)
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -76,6 +99,7 @@ def _main(arguments: Sequence[str], cwd: Path, variables: Mapping[str, str], out
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(cwd)
+    sys.path[:0] = variables["PYTHONPATH"].split(os.pathsep)
     sys.argv = ["mipo_exp", *arguments]
     try:
         importlib.import_module("mipo_exp.cli").main()

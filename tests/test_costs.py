@@ -110,7 +110,7 @@ def test_the_stage_scores_other_prompts_as_a_plain_pass_does(experiment: Experim
     assert found["mi"]["prompt_k"] == len(conditions[0]) == 3
     for row, response, others in zip(rows, responses, conditions, strict=True):
         items = [Scorable(tuple(tiny.prompt_ids(one)), tuple(response.token_ids)) for one in others]
-        plain = summed_log_probs(tiny.model(), items, dataclasses.replace(composed().scoring, share_prefix=False))
+        plain = summed_log_probs(tiny.model(), items, composed().scoring, False)
         assert row.prompt_log_probs == pytest.approx(plain, abs=1e-4)
         assert (row.prompt_log_probs or [])[0] == row.log_probs[0]
     assert artefact(found, "after_scores_policy").table("scores", Scores)[0].prompt_log_probs is None

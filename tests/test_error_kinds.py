@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mipo_exp.data.tasks import TASKS
+from mipo_exp.config.schema import TASKS
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.error_kinds import KINDS, READERS, RIGHT, is_off_topic, kind, kinds, transitions
 from mipo_exp.store.records import Example, Response

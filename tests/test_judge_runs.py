@@ -21,15 +21,14 @@ import pytest
 
 from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.errors import ConfigError, JudgeError, ModelError
-from mipo_exp.experiment import run_experiment
+from mipo_exp.experiment import assemble, run_experiment
 from mipo_exp.judging.endpoint import Endpoint
 from mipo_exp.judging.judge import Judge
 from mipo_exp.judging.replies import Reply
 from mipo_exp.judging.stage import Judging, judge_measures, judge_responses
 from mipo_exp.judging.templates import load_templates
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.planning.describe import assemble, make_plan
-from mipo_exp.planning.preparation import prepare
+from mipo_exp.planning.describe import make_plan
 from mipo_exp.store.artefacts import Stage, Store
 from mipo_exp.store.records import Example, Judgement, Response
 from tests.command_line import run
@@ -297,11 +296,13 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_what_is_written(
 
 
 def test_the_plan_counts_what_the_judge_would_be_asked(
-    experiment: Experiment, server: JudgeServer, shared_cache: Path
+    experiment: Experiment, server: JudgeServer, shared_cache: Path, tmp_path: Path
 ) -> None:
     def plan(*more: str) -> str:
         raw = compose_raw("+debug=quick", *asking(server.url, *more), f"paths.cache={shared_cache}", "paths.output=x")
-        (line,) = (line for line in make_plan(assemble(parse(raw))).notes if line.startswith("judge: "))
+        (line,) = (
+            line for line in make_plan(assemble(parse(raw), tmp_path, fetch=False)).notes if line.startswith("judge: ")
+        )
         return line.removeprefix("judge: ")
 
     prices = ["judge.price_per_million_input_tokens=1000000", "judge.price_per_million_output_tokens=0"]
@@ -348,14 +349,14 @@ def test_a_judge_that_cannot_work_is_refused_before_anything_runs(
     overrides: list[str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        prepare(composed("+debug=quick", *overrides, f"paths.output={tmp_path}", f"paths.cache={tmp_path}"), tmp_path)
+        assemble(composed("+debug=quick", *overrides, f"paths.output={tmp_path}", f"paths.cache={tmp_path}"), tmp_path)
     assert not (tmp_path / "chosen").exists()
 
 
 def test_a_local_judge_without_a_model_is_refused(tmp_path: Path) -> None:
     config = composed("+debug=quick", "judge=local", "judge.model.path=/nowhere", f"paths.cache={tmp_path}")
     with pytest.raises(ModelError, match=r"judge=local .*: model\.path=/nowhere does not exist"):
-        prepare(config, tmp_path)
+        assemble(config, tmp_path)
 
 
 def test_without_the_extra_only_an_endpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,8 +364,8 @@ def test_without_the_extra_only_an_endpoint_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "openai" else find(name, *a))
     config = composed("+debug=quick", "judge=endpoint", "judge.model=m", f"paths.cache={tmp_path}")
     with pytest.raises(ConfigError, match=r"pip install 'mipo-exp\[judge\]'"):
-        prepare(config, tmp_path)
-    prepare(composed("+debug=quick", f"paths.cache={tmp_path}"), tmp_path)
+        assemble(config, tmp_path)
+    assemble(composed("+debug=quick", f"paths.cache={tmp_path}"), tmp_path)
 
 
 def test_where_the_server_is_counts_unless_the_judge_has_an_identity(server: JudgeServer) -> None:

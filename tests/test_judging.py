@@ -14,7 +14,7 @@ import yaml
 from scipy.optimize import minimize
 
 from mipo_exp import cli
-from mipo_exp.config.schema import JUDGE_CONFIGS, JUDGE_KINDS
+from mipo_exp.config.schema import JUDGES
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.measure import compare
 from mipo_exp.evaluation.metrics import mean, ratio_of_sums
@@ -31,14 +31,13 @@ TEMPLATES = load_templates(None)
 
 
 def test_kinds_configs_and_prompts_are_the_same_lists() -> None:
-    assert set(KINDS) == set(JUDGE_KINDS)
     files = {
         path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (cli.CONFIG_DIR / "judge").iterdir()
     }
-    assert set(files) == set(JUDGE_CONFIGS)
+    assert set(files) == set(JUDGES)
     for name, values in files.items():
         given = set(values) - {"defaults"} | ({"model"} if "defaults" in values else set())
-        assert given == {item.name for item in dataclasses.fields(JUDGE_CONFIGS[name])}
+        assert given == {item.name for item in dataclasses.fields(JUDGES[name])}
     assert {name for kind in KINDS.values() for name in kind.prompts} == set(FILES)
     assert {path.name for path in SHIPPED.iterdir()} == {f"{name}.txt" for name in FILES} | {DEFAULT_RUBRIC}
 

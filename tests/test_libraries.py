@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from mipo_exp import experiment
 from mipo_exp.errors import LibraryError
-from mipo_exp.planning import libraries, preparation
+from mipo_exp.planning import libraries
 from mipo_exp.planning.libraries import check_libraries
 from mipo_exp.training import job
 from tests.conftest import composed
@@ -51,7 +52,7 @@ def test_a_wrong_version_stops_a_run_before_it_does_anything(
     else:
         installed[library] = version
     with pytest.raises(LibraryError, match=message):
-        preparation.prepare(composed("+debug=quick", f"paths.cache={tmp_path / 'cache'}"), tmp_path / "run")
+        experiment.assemble(composed("+debug=quick", f"paths.cache={tmp_path / 'cache'}"), tmp_path / "run")
     assert not (tmp_path / "cache").exists()
 
 

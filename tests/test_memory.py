@@ -49,7 +49,7 @@ def test_sampling_names_the_limit_of_a_batch(
 
 
 STEP = "mipo_exp.training.micro_batches.MicroBatches.training_step"
-PROBE = "mipo_exp.training.layout.run_layout"  # where it is tried whether prompts can be shared
+PROBE = "mipo_exp.kernels.prompt_sharing._run"  # where it is tried whether prompts can be shared
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_sampling_counts_responses_and_what_a_batch_keeps() -> None:
 def test_scoring_counts_a_shared_context_once() -> None:
     shared = estimate_work(composed("evaluation.k=4", "scoring.batch_tokens=100000"), users(8), users(8))
     apart = estimate_work(
-        composed("evaluation.k=4", "scoring.batch_tokens=100000", "scoring.share_prefix=false"), users(8), users(8)
+        composed("evaluation.k=4", "scoring.batch_tokens=100000", "kernels=plain"), users(8), users(8)
     )
     # Four contexts, the marginal, and three more prompts with the true context; the policy scores no other prompts.
     assert apart["before_scores_base"].scored == 8 * 8 * (25 + 100 + 10 + 31)

@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from mipo_exp.errors import ConfigError
 from mipo_exp.reporting import run_folder
+from mipo_exp.store import disk
 from tests.command_line import run
 
 # What ${new_folder:outputs/DATE/TIME} is for runs that start in the same second.
@@ -17,7 +18,7 @@ SAME = "'${new_folder:outputs/day/12-00-00}'"
 
 def test_processes_that_start_in_the_same_second_get_a_folder_each(tmp_path: Path) -> None:
     with multiprocessing.get_context("fork").Pool(8) as pool:
-        found = pool.map(run_folder.new_folder, [str(tmp_path / "day" / "12-00-00")] * 40, chunksize=1)
+        found = pool.map(disk.new_folder, [str(tmp_path / "day" / "12-00-00")] * 40, chunksize=1)
     assert len(set(found)) == 40
     assert {Path(name).name for name in found} == {"12-00-00", *(f"12-00-00-{number}" for number in range(2, 41))}
 

@@ -10,9 +10,10 @@ import pytest
 
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.shards import compute_shards
-from mipo_exp.execution.workers import make_pool
+from mipo_exp.execution.workers import make_executor
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import Workspace
+from mipo_exp.store.records import Response
 from tests.conftest import Experiment, composed
 from tests.test_several_processes import files, key_of
 
@@ -36,16 +37,28 @@ def nothing(runtime: Runtime, adapter: Path | None) -> nullcontext[None]:
     return nullcontext()
 
 
-def die_once(runtime: Runtime, tool: None, mark: Path, number: int) -> list[int]:
+def row(number: int) -> Response:
+    return Response(str(number), [number], "x", True)
+
+
+def die_once(runtime: Runtime, tool: None, mark: Path, number: int) -> list[Response]:
     """A shard during which its worker dies, the first time."""
     if number == 3 and not mark.exists():
         mark.touch()
         os._exit(1)
-    return [number]
+    return [row(number)]
 
 
-def fail(runtime: Runtime, tool: None) -> list[int]:
+def fail(runtime: Runtime, tool: None) -> list[Response]:
     raise DataError("a prompt is too long")
+
+
+def spread(folder: Path, *overrides: str) -> Workspace:
+    """A workspace whose shards are computed by Ray's workers."""
+    folder.mkdir(exist_ok=True)
+    work = Workspace(folder, {})
+    work.executor = make_executor(composed("+debug=quick", *LOCAL, *overrides).workers, folder / "cache")
+    return work
 
 
 def test_workers_make_what_one_process_makes(ray: None, experiment: Experiment, tmp_path: Path) -> None:
@@ -60,52 +73,40 @@ def test_workers_make_what_one_process_makes(ray: None, experiment: Experiment, 
 
 
 def test_the_shards_of_a_dead_worker_are_computed_again(ray: None, tiny: Runtime, tmp_path: Path) -> None:
-    config = composed("+debug=quick", *LOCAL, "workers.count=1")
-    pool = make_pool(config.workers, tiny, tmp_path / "cache")
-    assert pool is not None
+    work = spread(tmp_path / "set", "workers.count=1")
+    mark = tmp_path / "mark"
     try:
-        shards = ((number, partial(die_once, mark=tmp_path / "mark", number=number)) for number in range(6))
-        found = dict(pool.compute("set", None, nothing, shards))
-        assert found == {number: [number] for number in range(6)}
-        assert (tmp_path / "mark").exists()
+        shards = compute_shards(
+            work, tiny, None, nothing, Response, 6, lambda number: partial(die_once, mark=mark, number=number)
+        )
+        assert sorted(rows[0].id for rows, _ in shards) == list("012345")
+        assert mark.exists()
+        work.path = tmp_path / "other"
+        work.path.mkdir()
         with pytest.raises(DataError, match="a worker of workers=ray: a prompt is too long"):
-            list(pool.compute("other", None, nothing, iter([(0, fail)])))
+            list(compute_shards(work, tiny, None, nothing, Response, 1, lambda number: fail))
     finally:
-        pool.release()
+        work.executor.release()
 
 
 def test_more_workers_than_the_cluster_holds_are_refused_and_not_waited_for(
     ray: None, tiny: Runtime, tmp_path: Path
 ) -> None:
-    config = composed("+debug=quick", "workers=ray", "workers.address=local", "workers.count=9")
-    pool = make_pool(config.workers, tiny, tmp_path)
-    assert pool is not None
+    work = spread(tmp_path, "workers.count=9")
     with pytest.raises(ConfigError, match=r"9 workers of workers\.cpus=1 and 0 GPUs do not fit"):
-        list(pool.compute("other", None, nothing, iter([(0, fail)])))
+        list(compute_shards(work, tiny, None, nothing, Response, 1, lambda number: fail))
 
 
-def test_a_missing_ray_is_named_before_anything_is_loaded(
-    tiny: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_ray_is_named_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'mipo-exp\[ray\]'"):
-        make_pool(composed("+debug=quick", *LOCAL).workers, tiny, tmp_path)
+        spread(tmp_path)
 
 
 def test_finished_shards_are_not_sent(tiny: Runtime, tmp_path: Path) -> None:
-    from mipo_exp.store.records import Response
-
-    work = Workspace(tmp_path, {})
-    work.shard(0, Response, lambda: [Response("a", [1], "x", True)])
-
-    class Counting:
-        def compute(
-            self, name: str, adapter: Path | None, opened: object, shards: Iterator[tuple[int, object]]
-        ) -> Iterator[tuple[int, list[Response]]]:
-            for number, _ in shards:
-                yield number, [Response(str(number), [2], "y", True)]
-
-    runtime = Runtime(tiny.config, tiny.source, tiny.task, "cpu")
-    runtime.pool = Counting()  # type: ignore[assignment]
-    found = list(compute_shards(work, runtime, None, nothing, Response, 2, lambda number: lambda *_: []))
-    assert [(rows[0].id, reused) for rows, reused in found] == [("a", True), ("1", False)]
+    """No Ray is started: it would be for the first shard that is missing."""
+    work = spread(tmp_path)
+    for number in range(2):
+        work.shard(number, Response, lambda number=number: [row(number)])  # type: ignore[misc]
+    found = list(compute_shards(work, tiny, None, nothing, Response, 2, lambda number: fail))
+    assert [(rows[0].id, reused) for rows, reused in found] == [("0", True), ("1", True)]

@@ -45,7 +45,7 @@ class Progress:
         self._started = self._spoken = self._advanced = clock()
         console = console or Console(stderr=True)
         self._bar: Bar | None = None
-        if console.is_terminal and team().leads:
+        if console.is_terminal and team().main:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -1,4 +1,4 @@
-"""Building the shards of a stage: here, by all processes of the run, or by workers on other machines.
+"""Building the shards of a stage: by this process, by several, or by workers on other machines.
 
 A shard is a pure function of a stage's inputs and has its own seed, so it does not matter who computes it, nor how
 often: after an interruption only the missing ones are computed, and they come out the same.
@@ -7,13 +7,13 @@ often: after an interruption only the missing ones are computed, and they come o
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from mipo_exp.execution.processes import PAUSE_SECONDS, team
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.store.artefacts import PartTaken, Workspace
+from mipo_exp.store.artefacts import PAUSE_SECONDS, Workspace
 
 Row = TypeVar("Row")
 Tool = TypeVar("Tool")
@@ -23,6 +23,39 @@ Tool = TypeVar("Tool")
 Opened = Callable[[Runtime, Path | None], AbstractContextManager[Tool]]
 # A shard's rows. Both are a `partial` of a module's function, which can be sent elsewhere.
 Shard = Callable[[Runtime, Tool], Sequence[Row]]
+
+
+@dataclass(frozen=True)
+class Shards(Generic[Tool, Row]):
+    """What is to be computed; the fields are the arguments of `compute_shards`."""
+
+    runtime: Runtime
+    adapter: Path | None
+    opened: Opened[Tool]
+    row_type: type[Row]
+    count: int
+    shard: Callable[[int], Shard[Tool, Row]]
+    fits: Callable[[int, Sequence[Row]], bool]
+
+    def finished(self, work: Workspace, number: int) -> Sequence[Row] | None:
+        """The rows of a shard that is finished and is the one of this number."""
+        return work.finished_shard(number, self.row_type, partial(self.fits, number))
+
+    def make(self, work: Workspace, number: int, build: Callable[[], Sequence[Row]]) -> tuple[Sequence[Row], bool]:
+        """The rows of a shard, built unless it is finished, and whether it was."""
+        return work.shard(number, self.row_type, build, partial(self.fits, number))
+
+
+class Executor(Protocol):
+    """Who computes shards."""
+
+    def compute(self, work: Workspace, shards: Shards[Tool, Row]) -> Iterator[tuple[Sequence[Row], bool]]:
+        """See `compute_shards`."""
+        ...
+
+    def release(self) -> None:
+        """Give back what would be in the way of a training."""
+        ...
 
 
 def compute_shards(
@@ -37,10 +70,8 @@ def compute_shards(
 ) -> Iterator[tuple[Sequence[Row], bool]]:
     """The rows of each of `count` shards, in any order, and whether they were found finished from an earlier build.
 
-    In a process that follows nothing is yielded: it computes what it can claim and leaves with `PartTaken`.
-
     Args:
-        work: where the shards are kept.
+        work: where the shards are kept, and who computes them: this process where it names nobody.
         runtime: what they are computed with.
         adapter: the folder of the adapter on the model, None for the base model.
         opened: makes what computes them.
@@ -49,58 +80,41 @@ def compute_shards(
         shard: the function that computes a shard, by its number.
         fits: whether rows that are found finished are those of the shard of this number.
     """
-    name = work.next_round()
-    if runtime.pool is not None:
-        if not team().leads:
-            raise PartTaken
-        missing = []
-        for number in range(count):
-            rows = work.finished_shard(number, row_type, partial(fits, number))
-            if rows is None:
-                missing.append(number)
-            else:
-                yield rows, True
-        shards = ((number, shard(number)) for number in missing)
-        for number, rows in runtime.pool.compute(name, adapter, opened, shards):
-            yield work.shard(number, row_type, partial(list, rows), partial(fits, number))
-        return
-    with ExitStack() as stack:
-        tool = cache(lambda: stack.enter_context(opened(runtime, adapter)))
-
-        def here(number: int) -> tuple[Sequence[Row], bool]:
-            return work.shard(number, row_type, lambda: shard(number)(runtime, tool()), partial(fits, number))
-
-        if team().size == 1:
-            yield from map(here, range(count))
-        else:
-            yield from _with_others(name, count, here)
+    executor: Executor = work.executor or Processes()
+    return executor.compute(work, Shards(runtime, adapter, opened, row_type, count, shard, fits))
 
 
-def _with_others(
-    name: str, count: int, here: Callable[[int], tuple[Sequence[Row], bool]]
-) -> Iterator[tuple[Sequence[Row], bool]]:
-    """Each process claims the next number until all are taken; the leader also reads what the others have written."""
-    together = team()
-    taken, mine = 0, set()
-    while True:
-        number = together.claim(f"{name}/claims")
-        if number < count:
-            rows = here(number)
-            together.report(f"{name}/done", number)
-        if not together.leads:
-            if number >= count:
-                raise PartTaken
-            continue
-        if number < count:
-            mine.add(number)
-            yield rows
-        while True:
-            for other in together.reports(f"{name}/done", taken):
-                taken += 1
-                if other not in mine:
-                    yield here(other)  # reads the file; computes it once more should this machine not see it
-            if taken == count:
-                return
-            if number < count:
-                break
+@dataclass(frozen=True)
+class Processes:
+    """This process, or this one of several: it computes every `size`-th shard and reads those of the others from the
+    cache as they come."""
+
+    rank: int = 0
+    size: int = 1
+
+    def compute(self, work: Workspace, shards: Shards[Tool, Row]) -> Iterator[tuple[Sequence[Row], bool]]:
+        """See `compute_shards`."""
+        awaited = {other: other for other in range(self.size) if other != self.rank}
+
+        def theirs() -> Iterator[tuple[Sequence[Row], bool]]:
+            for other, number in awaited.items():
+                while number < shards.count and (rows := shards.finished(work, number)) is not None:
+                    yield rows, False
+                    number += self.size
+                awaited[other] = number
+
+        with ExitStack() as stack:
+            tool = cache(lambda: stack.enter_context(shards.opened(shards.runtime, shards.adapter)))
+
+            def build(number: int) -> Sequence[Row]:
+                return shards.shard(number)(shards.runtime, tool())
+
+            for number in range(self.rank, shards.count, self.size):
+                yield shards.make(work, number, partial(build, number))
+                yield from theirs()
+        while any(number < shards.count for number in awaited.values()):
             time.sleep(PAUSE_SECONDS)
+            yield from theirs()
+
+    def release(self) -> None:
+        """Nothing is held here."""

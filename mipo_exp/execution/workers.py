@@ -11,19 +11,19 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from mipo_exp.config.schema import ModelConfig, RayWorkersConfig, WorkersConfig
-from mipo_exp.data.base import Task
+from mipo_exp.config.fields import Between, schema
+from mipo_exp.config.schema import WORKERS, ModelConfig, WorkersConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.execution.processes import team
+from mipo_exp.execution.run import Run
+from mipo_exp.execution.shards import Executor, Processes, Shard, Shards
 from mipo_exp.models.loading import locate
-from mipo_exp.models.runtime import Runtime
-from mipo_exp.store.artefacts import Store
-
-if TYPE_CHECKING:
-    from mipo_exp.execution.shards import Opened, Shard
+from mipo_exp.models.runtime import Prompting, Runtime
+from mipo_exp.store.artefacts import Store, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -34,64 +34,71 @@ AHEAD = 2  # shards that a worker has at once, so that it does not wait for the 
 RESTARTS = 3  # of a worker that died; more often it is the shard that kills it
 
 
-def make_pool(config: WorkersConfig, runtime: Runtime, cache: Path) -> "Pool | None":
-    """The workers that the config asks for, not started yet; None without.
+@WORKERS.register("ray")
+@schema
+class RayWorkersConfig(WorkersConfig):
+    """Its own keys; conf/workers/ray.yaml explains them."""
+
+    remote: ClassVar[bool] = True
+    address: str
+    count: Annotated[int, Between(1, 10_000)] | None
+    cpus: Annotated[int, Between(1, 1024)]
+    gpus: Annotated[int, Between(0, 64)] | None
+
+
+def make_executor(config: WorkersConfig, cache: Path) -> Executor:
+    """Who computes shards, as the config asks for it: Ray's workers, not started yet, or the processes of this run.
 
     Raises:
         ConfigError: Ray is not installed.
     """
     if not isinstance(config, RayWorkersConfig):
-        return None
+        return Processes(team().rank, team().size)
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("workers=ray needs the package ray: pip install 'mipo-exp[ray]'; or use workers=none")
-    return Pool(config, runtime, cache)
+    return RayWorkers(config, cache)
 
 
-class Pool:
-    """Workers with the model of a runtime, started with the first shard that is to be computed.
+class RayWorkers:
+    """Workers with the model, task and kind of device of a runtime, started with the first shard to be computed.
 
     Args:
         config: how many, and what each of them takes.
-        runtime: whose model, task and kind of device they have too.
         cache: the folder for converted models on their machines.
     """
 
-    def __init__(self, config: RayWorkersConfig, runtime: Runtime, cache: Path) -> None:
+    def __init__(self, config: RayWorkersConfig, cache: Path) -> None:
         self._config = config
-        self._runtime = runtime
         self._cache = cache
         self._workers: list[Any] = []
 
-    def compute(
-        self,
-        name: str,
-        adapter: Path | None,
-        opened: "Opened[Tool]",
-        shards: "Iterator[tuple[int, Shard[Tool, Row]]]",
-    ) -> Iterator[tuple[int, Sequence[Row]]]:
-        """The rows of each shard with its number, in the order in which they are done.
-
-        Args:
-            name: of this set of shards; what computes them is opened once for it by each worker.
-            adapter: the folder of the adapter on the model; its content is sent.
-            opened: makes what computes them.
-            shards: numbers and functions.
+    def compute(self, work: Workspace, shards: Shards[Tool, Row]) -> Iterator[tuple[Sequence[Row], bool]]:
+        """See `compute_shards`.
 
         Raises:
             ConfigError: the cluster has no room, or a worker dies again and again.
             UserError: a worker's machine lacks something.
         """
+        missing = []
+        for number in range(shards.count):
+            rows = shards.finished(work, number)
+            if rows is None:
+                missing.append(number)
+            else:
+                yield rows, True
+        if not missing:
+            return
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
-        workers = self._started()
-        job = ray.put((opened, None if adapter is None else _content(adapter)))
+        workers = self._started(shards.runtime)
+        job = ray.put((shards.opened, None if shards.adapter is None else _content(shards.adapter)))
         free = [worker for _ in range(AHEAD) for worker in workers]
-        pending: dict[Any, tuple[int, Any]] = {}
+        queue, pending = iter(missing), dict[Any, tuple[int, Any]]()
         while True:
-            while free and (item := next(shards, None)) is not None:
+            while free and (following := next(queue, None)) is not None:
                 worker = free.pop()
-                pending[worker.compute.remote(name, [job], item[1])] = (item[0], worker)
+                pending[worker.compute.remote(str(work.path), [job], shards.shard(following))] = (following, worker)
             if not pending:
                 return
             done = ray.wait(list(pending), num_returns=1)[0][0]
@@ -108,7 +115,7 @@ class Pool:
                     f"a worker of workers=ray died {RESTARTS + 1} times ({' '.join(str(error).split())}); give each "
                     "more memory (fewer workers.count on a machine), or use workers=none"
                 ) from error
-            yield number, rows
+            yield shards.make(work, number, partial(list, rows))
 
     def release(self) -> None:
         """End the workers: what they hold is needed for the training."""
@@ -119,13 +126,13 @@ class Pool:
                 ray.kill(worker)
             self._workers = []
 
-    def _started(self) -> list[Any]:
+    def _started(self, runtime: Runtime) -> list[Any]:
         if self._workers:
             return self._workers
         import ray
 
         self._connect()
-        config, runtime = self._config, self._runtime
+        config = self._config
         on_gpu = runtime.device.startswith("cuda")
         gpus = int(on_gpu) if config.gpus is None else config.gpus
         has = ray.cluster_resources()
@@ -143,7 +150,7 @@ class Pool:
                 f"{wanted} of workers.cpus={config.cpus} and {gpus} GPUs do not fit; lower them, or add machines"
             )
         kind = ray.remote(num_cpus=config.cpus, num_gpus=gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Worker)
-        identity = (runtime.config, runtime.source.fingerprint, self._cache, runtime.task)
+        identity = (runtime.config, runtime.source.fingerprint, self._cache, runtime.task, sorted(runtime.kernels))
         device = "cuda" if on_gpu else "cpu"
         self._workers = [kind.remote(*identity, device, config.cpus) for _ in range(count)]
         log.info("%d workers on %d machines", count, len(machines))
@@ -172,20 +179,30 @@ class Pool:
 
 
 class Worker:
-    """What runs on a worker's machine. The model is loaded with the first shard: an error there is one of a shard and
-    comes back as it is."""
+    """What runs on a worker's machine; it opens what computes shards once for all of one name. The model is loaded with
+    the first shard: an error there is one of a shard and comes back as it is.
+    """
 
-    def __init__(self, config: ModelConfig, fingerprint: str, cache: Path, task: Task, device: str, cpus: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        fingerprint: str,
+        cache: Path,
+        task: Prompting,
+        kernels: Sequence[str],
+        device: str,
+        cpus: int,
+    ) -> None:
         os.environ.pop("WORLD_SIZE", None)  # of the processes of the run that started this machine's Ray
         team.cache_clear()
         self._config, self._fingerprint, self._cache, self._task = config, fingerprint, cache, task
-        self._device, self._cpus = device, cpus
+        self._kernels, self._device, self._cpus = kernels, device, cpus
         self._runtime: Runtime | None = None
         self._name: str | None = None
         self._open = ExitStack()
         self._tool: Any = None
 
-    def compute(self, name: str, job: list[Any], shard: "Shard[Any, Row]") -> Sequence[Row]:
+    def compute(self, name: str, job: list[Any], shard: Shard[Any, Row]) -> Sequence[Row]:
         """The rows of a shard; `job` refers to what is the same for all shards of this name, which is fetched once."""
         if self._runtime is None:
             self._runtime = self._load()
@@ -203,8 +220,6 @@ class Worker:
 
         import torch
 
-        from mipo_exp.pipeline import Run
-
         torch.set_num_threads(self._cpus)
         store = Store(self._cache)
         source = locate(self._config, self._cache)
@@ -213,7 +228,7 @@ class Worker:
                 f"the model on {socket.gethostname()} ({source.description}) is not the one of this run; make the "
                 "files equal, or pin model.revision"
             )
-        runtime = Runtime(self._config, source, self._task, self._device)
+        runtime = Runtime(self._config, source, self._task, self._device, self._kernels)
         Run(store).fetch_model(runtime)
         return runtime
 

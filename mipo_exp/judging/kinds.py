@@ -1,15 +1,19 @@
 """The kinds of judging: what is asked about each example, and the verdicts that come back.
 
-A kind is a class and a line in `KINDS`; its name stands in `config.JUDGE_KINDS` and its prompts in `templates.FILES`.
+A kind is a class and a line in `KINDS`; its prompts stand in `templates.FILES`.
 """
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from mipo_exp.config.fields import Between, ResponseTokens, Temperature, one_of, schema
+from mipo_exp.config.schema import EngineConfig, JudgeConfig
+from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.metrics import JUDGE, Measure, Metric, average, mean, ratio_of_sums, register
 from mipo_exp.judging.formulas import (
@@ -18,7 +22,7 @@ from mipo_exp.judging.formulas import (
     pair_outcome,
     preference_error,
 )
-from mipo_exp.judging.judge import RUBRIC_PROMPTS
+from mipo_exp.judging.judge import RUBRIC_PROMPTS, Backend
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import NOTHING_KNOWN, Rubric, Templates, rubric
 from mipo_exp.judging.verdicts import read_choice, read_restatement, read_score, read_yes_no
@@ -326,3 +330,37 @@ def _rate(flags: Sequence[bool | None]) -> Measure:
 
 
 KINDS: dict[str, Kind] = {"pairwise": _Pairwise(), "rubric": _Rubrics(), "checks": _Checks()}
+
+
+@schema
+class AskedJudgeConfig(JudgeConfig):
+    """The keys of every judge but `none`; conf/judge/endpoint.yaml explains them."""
+
+    kind: Annotated[str, one_of(("auto", *KINDS))]
+    prompts: str | None
+    max_parse_failures: Annotated[float, Between(1e-6, 1, or_zero=True)]
+    max_tokens: ResponseTokens | None
+    temperature: Temperature | None
+
+    @property
+    def asked(self) -> "AskedJudgeConfig":
+        """See `JudgeConfig.asked`."""
+        return self
+
+    def backend(
+        self, engine: EngineConfig, kernels: Sequence[str], task: Task, cache: Path, device: str, download: bool
+    ) -> Backend:
+        """Who is asked, checked as far as it can be before.
+
+        Args:
+            engine: the limits of a batch, for a judge in this process.
+            kernels: as the config has it, for a judge in this process.
+            task: of the run.
+            cache: the cache's folder.
+            device: that the run computes on.
+            download: whether a model may be fetched.
+
+        Raises:
+            UserError: a key, a variable of the environment, a package or a model is missing or wrong.
+        """
+        raise NotImplementedError

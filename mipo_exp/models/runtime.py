@@ -6,25 +6,23 @@ torch. What a stage's result depends on is in `identity`, which every key that u
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from mipo_exp.config.fields import kernel_parts
 from mipo_exp.config.schema import ModelConfig
-from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError, ModelError
-from mipo_exp.execution.processes import team
 from mipo_exp.models import conversion
 from mipo_exp.models.loading import ModelSource, load_model, load_tokenizer, read_config
 from mipo_exp.models.memory import free_memory, memory_for
-from mipo_exp.models.rendering import Renderer
-from mipo_exp.store.records import Condition
+from mipo_exp.models.rendering import Message, Renderer
+from mipo_exp.store.artefacts import Stage
+from mipo_exp.store.records import Condition, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from mipo_exp.execution.workers import Pool
 
 
 class Closable(Protocol):
@@ -38,6 +36,33 @@ class Closable(Protocol):
 Kept = TypeVar("Kept", bound=Closable)
 
 
+class Prompting(Protocol):
+    """What a runtime needs of a task (`data.base.Task`): how it asks, and which scorer reads the answers."""
+
+    @property
+    def scorer(self) -> str:
+        """Names the function that checks responses."""
+        ...
+
+    @property
+    def option_form(self) -> str:
+        """Whether multiple choice is answered with an option's `text` or its `letter`."""
+        ...
+
+    @property
+    def has_options(self) -> bool:
+        """Whether it is multiple choice."""
+        ...
+
+    def messages(self, context: str | None, prompt: str | None) -> list[Message]:
+        """The chat messages that ask `prompt` of somebody with `context`."""
+        ...
+
+    def plain_question(self, example: Example) -> str:
+        """A multiple-choice question without a chat's form."""
+        ...
+
+
 class Runtime:
     """One base model, at most one adapter on it, and one task's way of writing prompts.
 
@@ -46,17 +71,20 @@ class Runtime:
         source: where the model is.
         task: renders conditions to messages.
         device: `cpu` or `cuda[:N]`, as `choose_device` gives it.
+        kernels: as the config has it.
     """
 
-    def __init__(self, config: ModelConfig, source: ModelSource, task: Task, device: str) -> None:
+    def __init__(
+        self, config: ModelConfig, source: ModelSource, task: Prompting, device: str, kernels: Sequence[str] = ("auto",)
+    ) -> None:
         self.config = config
         self.source = source
         self.task = task
         self.device = device
+        self.kernels = kernel_parts(kernels)
         self.folder: Path | None = source.path if source.kind == "folder" else None
         # Follows the training while it runs; takes TRL's log rows, each with its `step`.
         self.on_training_log: Callable[[Mapping[str, Any]], None] = lambda row: None
-        self.pool: Pool | None = None  # computes shards elsewhere, where there is one
         self._model: Any = None
         self._adapter: Path | None = None
         self._kept: tuple[Any, Any] | None = None
@@ -84,6 +112,7 @@ class Runtime:
             "conversion": None if self.source.kind == "folder" else conversion.VERSION,
             "dtype": self.dtype,
             "attention": self.config.attention,
+            "kernels": sorted(self.kernels),  # which change a result by rounding
         }
 
     @property
@@ -143,29 +172,36 @@ class Runtime:
 
     def model(self, adapter: Path | None = None) -> "PreTrainedModel":
         """The base model, or the policy: the base model with the unmerged adapter of a folder."""
-        from mipo_exp.kernels.onednn import pack, unpack
-
+        changed = self._model is None or adapter != self._adapter
         if self._model is None:
             self._model = self.fresh_model()
-            pack(self._model)
         if adapter != self._adapter:
-            from peft import PeftConfig, PeftModel
-
-            from mipo_exp.kernels.lora_linear import use_lora_linear
-
             if self._adapter is not None:
-                self._model = self._model.unload()
-                self._adapter = None
-                pack(self._model)  # where the adapter had it unpacked
+                self._model, self._adapter = self._model.unload(), None
             if adapter is not None:
-                lora = PeftConfig.from_pretrained(str(adapter))
-                use_lora_linear(lora)
-                if getattr(lora, "use_dora", False):  # reads the weights
-                    unpack(self._model)
-                self._model = PeftModel.from_pretrained(self._model, str(adapter), config=lora).eval()
-                self._adapter = adapter
+                self._model, self._adapter = self._with_adapter(adapter), adapter
+        if changed:
+            self._use_onednn(self._model, packed=True)
         model: PreTrainedModel = self._model
         return model
+
+    def _with_adapter(self, folder: Path) -> Any:
+        from peft import PeftConfig, PeftModel
+
+        config = PeftConfig.from_pretrained(str(folder))
+        if "lora_product" in self.kernels:
+            from mipo_exp.kernels.lora_product import use_lora_product
+
+            use_lora_product(config)
+        if getattr(config, "use_dora", False):  # reads the weights
+            self._use_onednn(self._model, packed=False)
+        return PeftModel.from_pretrained(self._model, str(folder), config=config).eval()
+
+    def _use_onednn(self, model: Any, packed: bool) -> None:
+        if "onednn" in self.kernels:
+            from mipo_exp.kernels.onednn import use_onednn
+
+            use_onednn(model, packed)
 
     def fresh_model(self) -> "PreTrainedModel":
         """A base model of the caller's own, without the sampling settings that it was published with: they would
@@ -174,6 +210,7 @@ class Runtime:
 
         with memory_for("for the model's weights", "use a smaller model, model.dtype or another device"):
             model = load_model(self.model_folder, self.config, self.dtype, self.device)
+        self._use_onednn(model, packed=False)
         model.generation_config = GenerationConfig()
         return model
 
@@ -191,10 +228,8 @@ class Runtime:
             self._kept = None
 
     def release(self) -> None:
-        """Give the model's memory back, where it is loaded, here and in workers, and that of what is kept beside it."""
+        """Give the model's memory back, where it is loaded, and that of what is kept beside it."""
         self._close_kept()
-        if self.pool is not None:
-            self.pool.release()
         if self._model is not None:
             self._model = self._adapter = None
             free_memory(self.device)
@@ -207,15 +242,32 @@ class Runtime:
         return self.folder
 
 
-def choose_device(wanted: str) -> str:
+def declare_model(runtime: Runtime) -> Stage | None:
+    """The `model` stage: a GGUF or random model as a safetensors folder; None where it is such a folder already."""
+    if runtime.source.kind == "folder":
+        return None
+    return Stage(
+        "model",
+        conversion.VERSION,
+        {"source": runtime.source.fingerprint},
+        {},
+        lambda work: conversion.convert(runtime.source, runtime.config, work.path / "model"),
+    )
+
+
+def choose_device(wanted: str, local_rank: int = 0, processes: int = 1) -> str:
     """`cuda` or `cpu` for `auto`, with several processes `cuda:N`, each its own; torch is imported only where there
     could be a GPU.
+
+    Args:
+        wanted: the `device` key.
+        local_rank: of this process on its machine.
+        processes: how many there are.
 
     Raises:
         ConfigError: a GPU is asked for by name and there is none, one process asks for another one than the
             first, or several would share one.
     """
-    together = team()
     if wanted == "cpu":
         return "cpu"
     if wanted == "auto" and (not _has_nvidia_driver() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"):
@@ -225,17 +277,17 @@ def choose_device(wanted: str) -> str:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "auto" and not count:
         return "cpu"
-    if together.size > 1:
+    if processes > 1:
         if ":" in wanted:
-            raise ConfigError(f"device={wanted}: each of {together.size} processes takes its own GPU; use device=cuda")
-        wanted = f"cuda:{together.local_rank}"
+            raise ConfigError(f"device={wanted}: each of {processes} processes takes its own GPU; use device=cuda")
+        wanted = f"cuda:{local_rank}"
     elif wanted == "auto":
         return "cuda"
     index = int(wanted.partition(":")[2] or 0)
     if index >= count:
-        way = "start fewer processes, or use device=cpu" if together.size > 1 else "use device=auto or device=cpu"
+        way = "start fewer processes, or use device=cpu" if processes > 1 else "use device=auto or device=cpu"
         raise ConfigError(f"device={wanted}: torch sees {count} CUDA devices here; {way}")
-    if together.size == 1 and index:
+    if processes == 1 and index:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         raise ConfigError(
             f"device={wanted}: the trainer takes the first GPU that it sees; use device=cuda with "

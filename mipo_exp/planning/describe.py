@@ -3,43 +3,24 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from mipo_exp.config.schema import Config
-from mipo_exp.data.base import Task
-from mipo_exp.data.tasks import make_task
-from mipo_exp.errors import ModelError, UserError, gib
-from mipo_exp.evaluation.harness import locate_harness
-from mipo_exp.generation.engine import check_engine
-from mipo_exp.judging.stage import (
-    Estimate,
-    Judging,
-    estimate_judging,
-    estimate_rewards,
-    prepare_judging,
-    prepare_rewards,
-    response_texts,
-)
-from mipo_exp.models.loading import ModelSource, locate
-from mipo_exp.models.runtime import Runtime, choose_device
-from mipo_exp.pairing.similarity import Encoder, locate_encoder
-from mipo_exp.pipeline import declare, declare_examples, declare_judgements, declare_model
-from mipo_exp.planning.checks import check_examples, check_extra, check_harness, check_layers
+from mipo_exp.errors import gib
+from mipo_exp.judging.stage import Estimate, estimate_judging, estimate_rewards, response_texts
+from mipo_exp.pipeline import Assembled
+from mipo_exp.planning.checks import check_examples
 from mipo_exp.planning.fit import Examples, find_limits
 from mipo_exp.planning.memory import free_bytes, needs
 from mipo_exp.planning.rates import earlier_rate
 from mipo_exp.planning.shape import BYTES, disk_needed, find_shape
 from mipo_exp.planning.work import Encode, Work, estimate_work, pieces
-from mipo_exp.store.artefacts import Stage, Store, write_atomically
+from mipo_exp.store.artefacts import Stage, write_atomically
 from mipo_exp.store.records import Example
 
 # A job's plan, for the process that started the multirun: a launcher may run jobs in other ones.
 PLAN_FILE = "plan.json"
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -86,7 +67,7 @@ class Plan:
         return cls(**{**found, "rows": [Row(**row) for row in found["rows"]]})
 
 
-def make_plan(assembled: "Assembled") -> Plan:
+def make_plan(assembled: Assembled) -> Plan:
     """What of an experiment is cached, and the tokens, time, memory and disk that the rest would take."""
     config, runtime, store = assembled.config, assembled.runtime, assembled.store
     named = {"model": assembled.model_stage, **assembled.stages, "judgements": assembled.judgements}
@@ -192,7 +173,7 @@ def duration(took: float) -> str:
     return f"{took / 60:.0f} min" if took < 6000 else f"{took / 3600:.1f} h"
 
 
-def _examples(assembled: "Assembled") -> Examples | None:
+def _examples(assembled: Assembled) -> Examples | None:
     """The training and evaluation examples, checked, where they can be had without fetching anything."""
     found = assembled.store.find(assembled.examples)
     if found is not None:
@@ -207,7 +188,7 @@ def _examples(assembled: "Assembled") -> Examples | None:
 
 
 def _judge_lines(
-    assembled: "Assembled", examples: Examples, works: Mapping[str, Work], stages: Mapping[str, Stage]
+    assembled: Assembled, examples: Examples, works: Mapping[str, Work], stages: Mapping[str, Stage]
 ) -> list[str]:
     """How often the judges would be asked, and what that would cost."""
     config, store, lines = assembled.config, assembled.store, []
@@ -233,59 +214,3 @@ def _judge_lines(
 def _amount(work: Estimate) -> str:
     cost = "its prices are not set" if work.cost is None else f"cost about {work.cost:.2f} at most"
     return f"about {work.input_tokens} tokens in and {work.output_tokens} out at most, {cost}"
-
-
-# Until `experiment.assemble` is here: the experiment, with something in the place of what would have to be fetched.
-
-
-@dataclass(frozen=True)
-class Assembled:
-    """The fields of `pipeline.Assembled` that a plan reads; `data` is None where the data is not here."""
-
-    config: Config
-    store: Store
-    task: Task
-    runtime: Runtime
-    examples: Stage
-    stages: Mapping[str, Stage]
-    judging: Judging | None
-    rewarding: Judging | None
-    judgements: Stage | None
-    data: str | None
-    model_stage: Stage | None
-    notes: list[str]
-
-
-def assemble(config: Config) -> Assembled:
-    """All stages, and the checks of a run."""
-    root, notes, absent = Path(config.paths.cache).expanduser(), list[str](), "not here yet"
-    store, device, near = Store(root), choose_device(config.device), config.negatives.embedding_model
-    check_engine(config, device)
-    check_extra(config)
-
-    def unless_absent(find: Callable[[], Found], error_type: type[UserError] = UserError) -> Found | None:
-        try:
-            return find()
-        except error_type as error:
-            notes.append(f"a run would fetch it first: {error}")
-            return None
-
-    harness, task = locate_harness(config.harness, root), make_task(config.task, root)
-    judging = unless_absent(lambda: prepare_judging(config, task, root, device, download=False), ModelError)
-    rewarding = unless_absent(lambda: prepare_rewards(config, judging, task, root, device, download=False), ModelError)
-    data = unless_absent(lambda: task.prepare(download=False))
-    source = unless_absent(lambda: locate(config.model, root, download=False))
-    encoder = None
-    if near is not None:
-        encoder = unless_absent(lambda: locate_encoder(near, root, download=False)) or Encoder(Path(), absent)
-    source = source or ModelSource("folder", None, absent, f"{config.model.name}, {absent}")
-    runtime = Runtime(config.model, source, task, device)
-    model = declare_model(runtime)
-    if model is not None and store.status(model) == "cached":
-        runtime.folder = store.path(model) / "model"
-    examples = declare_examples(config, task, data or absent, runtime if task.needs_tokenizer else None)
-    stages = declare(config, runtime, examples, encoder, harness, rewarding)
-    check_harness(harness, [store.status(stage) for stage in stages.values() if stage.name == "harness"], False)
-    check_layers(config, runtime, store.status(stages["adapter"]) if "adapter" in stages else "cached")
-    judgements = None if judging is None else declare_judgements(judging, examples, stages)
-    return Assembled(config, store, task, runtime, examples, stages, judging, rewarding, judgements, data, model, notes)

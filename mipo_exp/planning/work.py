@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from mipo_exp.config.methods import MiRlConfig, OnPolicyConfig
+from mipo_exp.config.fields import kernel_parts
 from mipo_exp.config.schema import Config, EngineConfig, SamplingConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
@@ -127,7 +127,7 @@ def _sampling(prompts: Sequence[Sequence[int]], engine: EngineConfig, sampling: 
 
 def _scoring(config: Config, items: Sequence[Scorable], device: str) -> Work:
     items = list(dict.fromkeys(items))
-    share = config.scoring.share_prefix
+    share = "prefix_sharing" in kernel_parts(config.kernels)
     batches = [[items[i] for i in batch] for batch in plan_batches(items, pass_tokens(config.scoring, device), share)]
     tokens = [computed_tokens(batch, share) for batch in batches]
     heads = [sum(len(item.response_ids) for item in batch) for batch in batches]
@@ -182,22 +182,22 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
     """All training passes, and what a method samples and scores between them."""
     method, trainer, new = config.method, config.trainer, config.sampling.max_new_tokens
     mean = sum(map(len, prompts)) / max(len(prompts), 1)
-    rows = examples * (config.negatives.k if method.name == "mipo" else 1)
-    iterations = method.num_iterations if isinstance(method, OnPolicyConfig) else 1
+    rows, iterations = examples * method.rows(config), method.iterations
     batch, seen = trainer.per_device_train_batch_size, rows * trainer.num_train_epochs
     if trainer.max_steps > 0:
         seen = trainer.max_steps * batch * trainer.gradient_accumulation_steps / iterations
-    own = {"mipo": 2, "softmax_dpo": 1 + config.negatives.k}.get(method.name, 1)
-    if isinstance(method, OnPolicyConfig):
-        own = method.num_generations
-    responses = batch if method.across_batch else own
+    responses = method.responses(config)
+    own = 1 if method.across_batch else responses
 
     def row(prompt: float) -> float:
         """Tokens of a row of training data, whose prompt has so many."""
-        return (1 if trainer.share_prompt else responses) * prompt + responses * new
+        prompts = 1 if "prompt_sharing" in kernel_parts(config.kernels) else responses
+        return prompts * prompt + responses * new
 
     longest = row(max(map(len, prompts), default=0))
     budget = token_budget(trainer, method, config.lora, device)
+    if "micro_batches" not in kernel_parts(config.kernels):
+        budget = None
     at_once = batch if budget is None else min(batch, max(1, int(budget // row(mean))))
     trained = Work(
         trained=math.ceil(seen * row(mean) * iterations),
@@ -205,12 +205,10 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
         widest=math.ceil(at_once * longest if budget is None else max(longest, min(budget, at_once * row(mean)))),
         widest_heads=math.ceil(at_once * responses * new),
     )
-    if not isinstance(method, OnPolicyConfig):
+    if method.trains_on != "examples":
         return trained
     sampled = seen * responses * new
-    scored = seen * row(mean) if method.beta else 0.0
-    if isinstance(method, MiRlConfig):
-        conditions = 2 if method.estimator == "own_marginal" else method.k
-        scored += conditions * (sampled + mean * seen)
+    reference, conditions = method.base_passes
+    scored = seen * row(mean) * reference + conditions * (sampled + mean * seen)
     whole = math.ceil(seen * responses * mean + sampled)
     return replace(trained, sampled=math.ceil(sampled), scored=math.ceil(scored), rows=whole)

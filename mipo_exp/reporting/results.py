@@ -23,10 +23,10 @@ from mipo_exp.evaluation.metrics import Evaluated, Measure, clusters, contrasted
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
+from mipo_exp.execution.run import Run
 from mipo_exp.judging.kinds import Measures
 from mipo_exp.judging.stage import judge_facts, judge_measures, metric_phases
-from mipo_exp.pipeline import Run
-from mipo_exp.planning.preparation import Prepared
+from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.report import Sample, write_report
@@ -49,24 +49,24 @@ class Outcome:
 
 
 def write_results(
-    prepared: Prepared, summary: dict[str, Any], history: Sequence[Mapping[str, float]], tracker: tracking.Tracker
+    assembled: Assembled, summary: dict[str, Any], history: Sequence[Mapping[str, float]], tracker: tracking.Tracker
 ) -> Outcome:
     """Evaluate, ask the judge where there is one, and write `summary.json`, `report.html` and the link `adapter/`.
 
     Args:
-        prepared: with all stages fetched.
+        assembled: with all stages fetched.
         summary: its head, which is filled in.
         history: the rows that training logged.
         tracker: gets the metrics and samples.
     """
-    config, run, output = prepared.config, prepared.run, prepared.output
+    config, run, output = assembled.config, assembled.run, assembled.output
     examples = run.finished["examples"].artefact.table("eval", Example)
-    before, after = (_evaluated(prepared, examples, phase) for phase in ("before", "after"))
+    before, after = (_evaluated(assembled, examples, phase) for phase in ("before", "after"))
     if "policy" in after.scores:
         # Before training the policy is the base model.
         before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
-    measured = {phase: measures(of, prepared.task.scorer) for phase, of in (("before", before), ("after", after))}
-    for phase, judged in _judged(prepared, examples, {"before": before.texts, "after": after.texts}, summary).items():
+    measured = {phase: measures(of, assembled.task.scorer) for phase, of in (("before", before), ("after", after))}
+    for phase, judged in _judged(assembled, examples, {"before": before.texts, "after": after.texts}, summary).items():
         measured[phase].update(judged)
     compared = compare(measured["before"], measured["after"], examples)
     estimates = compared.estimates
@@ -74,10 +74,10 @@ def write_results(
     for phase, found in compare_outcomes(outcomes["before"], outcomes["after"]).items():
         estimates[phase].update(found)
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
-    summary.update(_summary(prepared, compared, adapter), status="incomplete" if summary["missing"] else "ok")
+    summary.update(_summary(assembled, compared, adapter), status="incomplete" if summary["missing"] else "ok")
     summary.update(without_secrets(summary, names=False))
-    if prepared.task.scorer in READERS:
-        summary["transitions"] = _transitions(prepared.task.scorer, examples, before, after)
+    if assembled.task.scorer in READERS:
+        summary["transitions"] = _transitions(assembled.task.scorer, examples, before, after)
     samples = _samples(examples, before, after, measured)
     lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
     write_report(output / "report.html", summary, history, lengths, samples)
@@ -90,9 +90,9 @@ def write_results(
     return Outcome(_objective(config.objective, estimates), reasons)
 
 
-def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> dict[str, Any]:
+def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -> dict[str, Any]:
     """What `summary.json` says of the metrics and of where they come from."""
-    config, run, output = prepared.config, prepared.run, prepared.output
+    config, run, output = assembled.config, assembled.run, assembled.output
     metrics = {phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()}
     examples = run.finished["examples"].artefact.table("eval", Example)
     mi = _conditions(run, examples, config.evaluation.k)
@@ -103,16 +103,16 @@ def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> 
         "headline": headline({"metrics": metrics, "mi": mi}),
         "evaluated": compared.evaluated,
         "diversity": set_facts(clusters(examples), config.evaluation.self_bleu_size, config.evaluation.seed),
-        "reward_judge": None if prepared.rewarding is None else prepared.rewarding.judge.backend.description,
+        "reward_judge": None if assembled.rewarding is None else assembled.rewarding.judge.backend.description,
         "counts": _counts(run),
         "stages": {
             name: {"key": item.stage.key, "cached": item.cached, "seconds": round(item.seconds, 3)}
             for name, item in run.finished.items()
         },
-        "resources": _resources(prepared.runtime.device),
+        "resources": _resources(assembled.runtime.device),
         "paths": {
             "output": str(output),
-            "cache": str(prepared.store.root),
+            "cache": str(assembled.store.root),
             "adapter": None if adapter is None else str(adapter),
             "report": str(output / "report.html"),
             "metrics": str(output / "metrics.jsonl"),
@@ -121,13 +121,13 @@ def _summary(prepared: Prepared, compared: Comparison, adapter: Path | None) -> 
 
 
 def _judged(
-    prepared: Prepared, examples: Sequence[Example], texts: Mapping[str, Sequence[str]], summary: dict[str, Any]
+    assembled: Assembled, examples: Sequence[Example], texts: Mapping[str, Sequence[str]], summary: dict[str, Any]
 ) -> Measures:
     """The judge's metrics by phase; what `summary.json` says of the judge is written into `summary`.
 
     Where the judge cannot be asked there are no metrics: `summary["missing"]` says why, and the run goes on.
     """
-    run, judging, stage = prepared.run, prepared.judging, prepared.judgements
+    run, judging, stage = assembled.run, assembled.judging, assembled.judgements
     if judging is None or stage is None:
         return {}
     backend = judging.judge.backend
@@ -207,8 +207,8 @@ def model_name(config: Config) -> str:
     return config.model.name if config.model.path is None else Path(config.model.path).expanduser().resolve().name
 
 
-def _evaluated(prepared: Prepared, examples: Sequence[Example], phase: str) -> Evaluated:
-    run = prepared.run
+def _evaluated(assembled: Assembled, examples: Sequence[Example], phase: str) -> Evaluated:
+    run = assembled.run
     responses = run.finished[f"{phase}_responses"].artefact.table("responses", Response)
     scores = {
         name.rpartition("_")[2]: item.artefact.table("scores", Scores)
@@ -217,7 +217,7 @@ def _evaluated(prepared: Prepared, examples: Sequence[Example], phase: str) -> E
     }
     options = run.finished.get(f"{phase}_option_scores")
     table = None if options is None else options.artefact.table("options", OptionScores)
-    return Evaluated(examples, prepared.config.evaluation, responses, scores, table)
+    return Evaluated(examples, assembled.config.evaluation, responses, scores, table)
 
 
 def _outcome(run: Run, phase: str) -> HarnessOutcome | None:

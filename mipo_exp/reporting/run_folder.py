@@ -1,7 +1,5 @@
 """The folder of a run: a new one each, and never one that another running process writes to."""
 
-import contextlib
-import os
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,24 +9,6 @@ from mipo_exp.errors import ConfigError
 LOCK = ".lock"  # in a folder that a run writes to; it stays there and means nothing when nobody holds it
 
 _held: dict[Path, FileLock] = {}  # by this process, until it ends
-
-
-def new_folder(wanted: str) -> str:
-    """Make a folder and return its name: `wanted`, or where that exists the first of `wanted`-2, `wanted`-3 … that does
-    not. Making a folder is atomic, so runs that start in the same second get one each."""
-    with contextlib.suppress(OSError):
-        Path(wanted).parent.mkdir(parents=True, exist_ok=True)
-    folder, number = wanted, 1
-    while True:
-        try:
-            os.mkdir(folder)
-        except FileExistsError:
-            number += 1
-            folder = f"{wanted}-{number}"
-        except OSError:  # Hydra makes it again, and what it meets is reported
-            return folder
-        else:
-            return folder
 
 
 def occupy(folder: Path, key: str, way_out: str) -> None:
@@ -55,3 +35,8 @@ def occupy(folder: Path, key: str, way_out: str) -> None:
             f"{key}={folder}: another run is writing to this folder now; wait until it has ended, or {way_out}"
         ) from None
     _held[place] = lock
+
+
+def leave(folder: Path) -> None:
+    """Let others write to a folder that was kept."""
+    _held.pop(folder.resolve()).release()

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from mipo_exp.store.tables import Table, read_table, write_table
 log = logging.getLogger(__name__)
 
 KEY_LENGTH = 20
+PAUSE_SECONDS = 0.05  # between two looks for what another process writes
 SHARDS, SHARDS_A_FOLDER = "shards", 1000
 CHECKPOINTS = "checkpoints"
 # What a build goes on from when it was interrupted; removed when the artefact is complete.
@@ -121,19 +121,22 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+Build = Callable[["Workspace"], None]
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of the pipeline: what it is called, everything that it may depend on, and how it is built.
 
     `build` receives the config slice, the input artefacts and a workspace, and nothing else of the experiment, so it
-    cannot depend on anything that is not in the key. `shared` is a stage that several processes build together.
+    cannot depend on anything that is not in the key. `shared` is a stage that all processes of a run build together.
     """
 
     name: str
     version: int
     config: Mapping[str, Any]
     inputs: Mapping[str, "Stage"]
-    build: Callable[["Workspace"], None] = field(compare=False)
+    build: Build = field(compare=False)
     shared: bool = field(default=False, compare=False)
 
     @cached_property
@@ -159,28 +162,22 @@ class Artefact:
         return json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
 
 
-class PartTaken(Exception):
-    """A process that follows has done its part of a stage; the leader puts the artefact together."""
-
-
 class Workspace:
     """Where a stage builds its artefact: `path` is renamed into place when the build returns.
 
-    A process that `follows` computes shards in it; at the first file of the artefact itself its part ends.
+    Args:
+        path: of the folder.
+        inputs: the artefacts of earlier stages.
+        writes: whether tables are written here; of several processes that run a stage together one writes.
     """
 
-    def __init__(self, path: Path, inputs: Mapping[str, Artefact], follows: bool = False) -> None:
+    def __init__(self, path: Path, inputs: Mapping[str, Artefact], writes: bool = True) -> None:
         self.path = path
         self.inputs = inputs
-        self.follows = follows
+        self.writes = writes
         self.rows: dict[str, int] = {}
+        self.executor: Any = None  # who computes its shards, an Executor of `execution.shards`; None: this process
         self.work: dict[str, Any] = {}
-        self._rounds = 0
-
-    def next_round(self) -> str:
-        """A name for each time that shards are built in this workspace, the same in all processes."""
-        self._rounds += 1
-        return f"{self.path.parent.name}/{self.path.name}/{self._rounds}"
 
     def count(self, tokens: int, device: str) -> None:
         """Say that the build computed these tokens on a device: what rates are taken from."""
@@ -188,18 +185,14 @@ class Workspace:
 
     def write_table(self, name: str, rows: Iterable[Any], row_type: type) -> int:
         """Write `<name>.arrow`; returns how many rows it has."""
-        self._leave_to_the_leader()
-        self.rows[name] = write_table(self.path / f"{name}.arrow", rows, row_type)
+        path = self.path / f"{name}.arrow"
+        self.rows[name] = write_table(path, rows, row_type) if self.writes else sum(1 for _ in rows)
         return self.rows[name]
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `<name>.json`."""
-        self._leave_to_the_leader()
-        (self.path / f"{name}.json").write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-
-    def _leave_to_the_leader(self) -> None:
-        if self.follows:
-            raise PartTaken
+        if self.writes:
+            (self.path / f"{name}.json").write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
 
     def shard(
         self,
@@ -238,7 +231,7 @@ class Workspace:
                     return rows
             else:
                 log.warning("shard %s is damaged; building it again", found)
-            found.unlink()
+            found.unlink(missing_ok=True)  # another process may have seen it, too
         return None
 
 
@@ -290,11 +283,14 @@ class Store:
             return None
         return Artefact(path, manifest)
 
-    def fetch(
-        self, stage: Stage, inputs: Mapping[str, Artefact], before_build: Callable[[], None] = lambda: None
-    ) -> tuple[Artefact, bool]:
-        """The stage's artefact, built if need be, and whether it was cached. `before_build` is called when the folder
-        to build it in is there.
+    def wait_for(self, stage: Stage) -> Artefact:
+        """The finished artefact, as soon as another process has made it."""
+        while (found := self.find(stage)) is None:
+            time.sleep(PAUSE_SECONDS)
+        return found
+
+    def fetch(self, stage: Stage, inputs: Mapping[str, Artefact], build: Build | None = None) -> tuple[Artefact, bool]:
+        """The stage's artefact, built if need be, and whether it was cached. `build` takes the place of the stage's.
 
         Raises:
             StorageError: the disk is full or not writable; what was finished stays for the next run.
@@ -303,13 +299,28 @@ class Store:
         if found is not None:
             return found, True
         path = self.path(stage)
-        try:
+        with self._explaining(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock(stage):
                 found = self.find(stage)
                 if found is not None:
                     return found, True
-                return self._build(stage, inputs, before_build), False
+                return self._build(stage, inputs, build or stage.build), False
+
+    def take_part(self, stage: Stage, inputs: Mapping[str, Artefact], build: Build) -> None:
+        """Build, in a process that writes no artefact, what another one builds at the same time.
+
+        Raises:
+            StorageError: as `fetch`.
+        """
+        with self._explaining(self.path(stage)):
+            build(Workspace(self._partial(stage), inputs, writes=False))
+
+    @contextlib.contextmanager
+    def _explaining(self, path: Path) -> Iterator[None]:
+        """Around what writes the artefact at `path`: raise `StorageError` for a disk that cannot take it."""
+        try:
+            yield
         except Exception as error:
             if (full := full_disk(error, {"paths.cache": self.root})) is not None:
                 raise full from error
@@ -322,30 +333,7 @@ class Store:
                 ) from error
             raise
 
-    def take_part(self, stage: Stage, inputs: Mapping[str, Artefact]) -> None:
-        """Do this process's part of a stage that the leader has begun to build.
-
-        Raises:
-            StorageError: the leader's folder is not there.
-        """
-        partial = self._partial(stage)
-        if not partial.is_dir():
-            if self.path(stage).is_dir():  # the leader needed nobody and has finished
-                return
-            raise StorageError(
-                f"{partial} is not on {socket.gethostname()}; paths.cache={self.root} must be a folder that all "
-                "machines of this run share"
-            )
-        try:
-            stage.build(Workspace(partial, inputs, follows=True))
-        except PartTaken:
-            return
-        except Exception as error:
-            if (full := full_disk(error, {"paths.cache": self.root})) is not None:
-                raise full from error
-            raise
-
-    def _build(self, stage: Stage, inputs: Mapping[str, Artefact], before_build: Callable[[], None]) -> Artefact:
+    def _build(self, stage: Stage, inputs: Mapping[str, Artefact], build: Build) -> Artefact:
         path, partial = self.path(stage), self._partial(stage)
         if path.is_dir():  # damaged: find() said so
             shutil.rmtree(path)
@@ -355,8 +343,7 @@ class Store:
         partial.mkdir(exist_ok=True)
         started = time.perf_counter()
         workspace = Workspace(partial, inputs)
-        before_build()
-        stage.build(workspace)
+        build(workspace)
         manifest = {
             "stage": stage.name,
             "version": stage.version,

@@ -1,6 +1,8 @@
-"""A disk that is full, and files that belong to somebody else, whichever library meets them."""
+"""New folders, a disk that is full, and files that belong to somebody else, whichever library meets them."""
 
+import contextlib
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +26,24 @@ def make_writable(folder: Path, key: str, way_out: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise StorageError(f"{key}={folder} cannot be written ({error.strerror}); {way_out}") from error
+
+
+def new_folder(wanted: str) -> str:
+    """Make a folder and return its name: `wanted`, or where that exists the first of `wanted`-2, `wanted`-3 … that does
+    not. Making a folder is atomic, so runs that start in the same second get one each."""
+    with contextlib.suppress(OSError):
+        Path(wanted).parent.mkdir(parents=True, exist_ok=True)
+    folder, number = wanted, 1
+    while True:
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            number += 1
+            folder = f"{wanted}-{number}"
+        except OSError:  # Hydra makes it again, and what it meets is reported
+            return folder
+        else:
+            return folder
 
 
 def disk_is_full(error: BaseException, folder: Path) -> bool:

@@ -8,20 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.config.methods import MethodConfig
-from mipo_exp.config.schema import LoraConfig, PairsConfig, TrainerConfig
+from mipo_exp.config.schema import LoraConfig, MethodConfig, PairsConfig, TrainerConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.progress import Progress
 from mipo_exp.judging.stage import Judging
+from mipo_exp.kernels.micro_batches import MicroBatches
 from mipo_exp.models.memory import free_memory, memory_for
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import CHECKPOINTS, Workspace, write_atomically
 from mipo_exp.store.disk import follow_umask
 from mipo_exp.store.manifest import file_sha256
 from mipo_exp.training.job import Job, Rollout
-from mipo_exp.training.methods import METHODS
-from mipo_exp.training.micro_batches import MicroBatches, may_split
+from mipo_exp.training.micro_batches import may_split
 from mipo_exp.training.scored_groups import Group
 
 if TYPE_CHECKING:
@@ -59,15 +58,17 @@ def train_adapter(
 
     together = team()
     checkpoints = work.path / CHECKPOINTS
-    found = _latest_complete(checkpoints) if together.leads else None
-    name = together.share(f"{together.job}/checkpoint", None if found is None else found.name)
+    found = _latest_complete(checkpoints) if together.main else None
+    name = together.share(None if found is None else found.name)
     resume = None if name is None else checkpoints / name
     runtime.release()
+    if work.executor is not None:
+        work.executor.release()
     set_seed(seed)
     with _progress_callback(runtime) as callback:
         job = Job(work, runtime, method, lora, trainer, seed, checkpoints, callback, pairs, rollout, judging)
         with memory_for("to begin the training", "shorten the prompts, or use a smaller model or another device"):
-            loop = METHODS[method.name](job)
+            loop = method.build(job)
         model: Any = loop.model
         trainable, total = model.get_nb_trainable_parameters()
         rows = len(loop.train_dataset)
@@ -83,7 +84,7 @@ def train_adapter(
     _check_finite(model)
     # Where weights are spread over processes, all of them put these together.
     weights = loop.accelerator.get_state_dict(loop.model_wrapped) if processes > 1 else None
-    if not together.leads:
+    if not together.main:
         del loop, model
         free_memory(runtime.device)
         return
@@ -211,9 +212,8 @@ def _progress_callback(runtime: Runtime) -> Any:
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             # Each process has its file in it, of the state of its random generators.
-            team().barrier(f"{team().job}/checkpoint-{state.global_step}")
-            if not team().leads:
-                return
-            _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            team().share()
+            if team().main:
+                _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Watch()
