@@ -11,9 +11,8 @@ import pytest
 from mipo_exp.evaluation.measure import measures, metric_names
 from mipo_exp.evaluation.metrics import Evaluated, describe
 from mipo_exp.pairing.negatives import contrast_conditions, contrast_prompts
-from mipo_exp.reporting.changes import answering
 from mipo_exp.reporting.metrics import costs, headline
-from mipo_exp.reporting.report import write_report
+from mipo_exp.reporting.report import answering, write_report
 from mipo_exp.reporting.tracking import _summary_values
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
@@ -181,6 +180,6 @@ def test_answering_beside_knowing_is_read_from_the_intervals_also_in_a_costly_ru
         {"metric": describe(name), "verdict": ("none", "higher"), "direction": change}
         for name, change in (("accuracy", 1), ("options/accuracy", 1))
     ]
-    found = answering(None, [{"rows": rows}])
+    found = answering([{"rows": rows}])
     assert found is not None
     assert found["changes"] == (1, 1)

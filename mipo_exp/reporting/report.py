@@ -15,7 +15,7 @@ from markupsafe import Markup
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.evaluation.metrics import METRICS, Metric, describe, in_order
 from mipo_exp.evaluation.statistics import Estimate
-from mipo_exp.reporting import changes, plots
+from mipo_exp.reporting import plots
 from mipo_exp.reporting.metrics import (
     bounds,
     contrasted,
@@ -76,8 +76,7 @@ def write_report(
         contrasted=contrasted(summary),
         cards={title: [_card(summary, name) for name in names] for title, names in headlines(summary).items() if names},
         groups=groups,
-        transitions=changes.transitions(summary.get("transitions")),
-        answering=changes.answering(summary.get("transitions"), groups),
+        answering=answering(groups),
         figures=_result_figures(summary),
         training=_training_figures(history),
         length_figure=_length_figure(lengths),
@@ -160,6 +159,21 @@ def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return [{"name": name, "rows": rows} for name, rows in groups.items()]
+
+
+def answering(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Generated answers beside the likeliest options, where options were scored: their rows of the table of metrics,
+    and how both changed, 1 for the better and −1 for the worse, where that is known."""
+    rows = {row["metric"].name: row for group in groups for row in group["rows"]}
+    pair = [rows.get(name) for name in ("accuracy", "options/accuracy")]
+    if None in pair:
+        return None
+    known = all(row["verdict"][1] for row in pair if row)
+    names = ("accuracy", "options/accuracy", "options/accuracy_norm")
+    return {
+        "rows": [rows[name] for name in names if name in rows],
+        "changes": tuple(row["direction"] for row in pair if row) if known else None,
+    }
 
 
 def _card(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
