@@ -45,7 +45,7 @@ def lamp(count: int, rng: random.Random, data: Path) -> list[Prompt]:
         profiles, requests = [user["profile"] for user in content["users"]], content["requests"]
         return [(" ".join(rng.sample(profiles, PROFILES)), rng.choice(requests)) for _ in range(count)]
     rows = json.loads(file.read_text(encoding="utf-8"))
-    found = []
+    found: list[Prompt] = []
     for row in (rows[i % len(rows)] for i in rng.sample(range(max(count, len(rows))), count)):
         reviews = [f'{past["score"]} is the score for "{past["text"][:400]}"' for past in row["profile"][-6:]]
         found.append((", and ".join(reviews), row["input"][:800]))
