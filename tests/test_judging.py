@@ -17,7 +17,7 @@ from mipo_exp import cli
 from mipo_exp.config.schema import JUDGES
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.measure import compare
-from mipo_exp.judging import formulas
+from mipo_exp.evaluation.metrics import mean, ratio_of_sums
 from mipo_exp.judging.formulas import fit_logistic, length_controlled, pair_outcome, preference_error
 from mipo_exp.judging.judge import Judge, Keep, Rated, rate
 from mipo_exp.judging.kinds import KINDS, Measures
@@ -120,10 +120,10 @@ def test_disagreement_between_the_orders_is_a_tie() -> None:
 
 
 def test_ties_count_half_and_unread_verdicts_not_at_all() -> None:
-    assert formulas.known_mean(np.array([1.0, 1.0, 0.5, 0.0, math.nan])) == 0.625
-    assert math.isnan(formulas.known_mean(np.array([math.nan])))
-    assert formulas.share(np.array([[1.0, 2.0], [0.0, 2.0]])) == 0.25
-    assert math.isnan(formulas.share(np.zeros((3, 2))))
+    assert mean(np.array([1.0, 1.0, 0.5, 0.0, math.nan])) == 0.625
+    assert math.isnan(mean(np.array([math.nan])))
+    assert ratio_of_sums(np.array([[1.0, 2.0], [0.0, 2.0]])) == 0.25
+    assert math.isnan(ratio_of_sums(np.zeros((3, 2))))
 
 
 def test_logistic_regression_at_two_lengths_is_the_mean_of_their_logits() -> None:

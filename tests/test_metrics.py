@@ -1,10 +1,7 @@
 """The registry of metrics: one owner each, also for those from outside."""
 
-from collections.abc import Sequence
-
 import pytest
 
-from mipo_exp.config.schema import EvaluationConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation import metrics
 from mipo_exp.evaluation.measure import compare, measures
@@ -24,7 +21,7 @@ def asks_back(monkeypatch: pytest.MonkeyPatch) -> str:
     @metric(
         "response/questions", "Asks back", "Manners", "proportion", -1, column=True, cost="fluency", headline="cost"
     )
-    def questions(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> list[bool]:
+    def questions(of: Evaluated) -> list[bool]:
         """Share of responses that end
         with a question mark."""
         return [text.endswith("?") for text in of.texts]
@@ -35,7 +32,7 @@ def asks_back(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_metric_from_outside_is_measured_and_described(asks_back: str) -> None:
     examples = [Example(str(i), f"u{i}", f"q{i}", "c", "p", '{"keywords": ["x"]}') for i in range(4)]
     answers = [Response(str(i), [1], text, True) for i, text in enumerate(["a?", "b", "c", "d"])]
-    found = measures(Evaluated(answers, {}), examples, "keywords", composed().evaluation)
+    found = measures(Evaluated(examples, composed().evaluation, answers, {}), "keywords")
     estimate = compare(found, found, examples).estimates["after"][asks_back]
     assert estimate.mean == 0.25
     assert estimate.low >= 0.0, "a proportion"

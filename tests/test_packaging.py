@@ -41,7 +41,7 @@ def test_every_config_is_in_the_wheel_under_the_package(wheel: zipfile.ZipFile, 
 def test_modules_templates_and_resources_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     files = [item for item in (ROOT / "mipo_exp").rglob("*") if item.is_file() and "__pycache__" not in item.parts]
     assert {item.relative_to(ROOT).as_posix() for item in files} <= set(wheel.namelist())
-    assert "mipo_exp/reporting/report.html.jinja" in wheel.namelist()
+    assert {f"mipo_exp/reporting/{name}.jinja" for name in ("report.html", "table.md")} <= set(wheel.namelist())
 
 
 def test_nothing_else_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:

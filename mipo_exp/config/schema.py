@@ -8,7 +8,6 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -34,6 +33,7 @@ from mipo_exp.config.fields import (
 )
 from mipo_exp.config.registry import Registry
 from mipo_exp.errors import ConfigError
+from mipo_exp.store.artefacts import VersionPolicy
 
 # Those of transformers that need no package and no argument of their own.
 SCHEDULES = (
@@ -316,9 +316,7 @@ class EngineConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What a sampling stage's result depends on, of an engine that is settled."""
-        if self.needs is None:
-            return dataclasses.asdict(self)
-        return {"name": self.name, "version": version(self.needs[1])}
+        return dataclasses.asdict(self) if self.needs is None else {"name": self.name}
 
     def check(self, config: "Config", on_gpu: bool) -> None:
         """Raise `ConfigError` for what it cannot do on this device or in this experiment. Imports nothing heavy."""
@@ -452,6 +450,7 @@ class Config:
     device: str
     plan: bool
     kernels: list[Annotated[str, one_of(("auto", "plain", *KERNELS))]]
+    versions: VersionPolicy
     objective: str
     plugins: list[str]
     paths: PathsConfig

@@ -13,11 +13,9 @@ from functools import partial
 
 import numpy as np
 
-from mipo_exp.config.schema import EvaluationConfig
 from mipo_exp.evaluation.metrics import DIVERSITY, Evaluated, Measure, Metric, clusters, measuring, register
 from mipo_exp.evaluation.responses import words
 from mipo_exp.evaluation.statistics import Values
-from mipo_exp.store.records import Example
 
 Rows = Sequence[int]
 
@@ -63,9 +61,9 @@ def fixed_set(clusters: Sequence[str], size: int, seed: int) -> list[int]:
 
 
 @measuring
-def set_diversity(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> dict[str, Measure]:
+def set_diversity(of: Evaluated) -> dict[str, Measure]:
     """`diversity` of the set that the config asks for."""
-    return diversity(of.texts, clusters(examples), config.self_bleu_size, config.seed)
+    return diversity(of.texts, clusters(of.examples), of.config.self_bleu_size, of.config.seed)
 
 
 def set_facts(clusters: Sequence[str], size: int, seed: int) -> dict[str, int]:

@@ -5,7 +5,6 @@ from typing import Literal
 
 import numpy as np
 
-from mipo_exp.config.schema import EvaluationConfig
 from mipo_exp.evaluation.metrics import (
     FLUENCY,
     INFORMATION,
@@ -22,7 +21,7 @@ from mipo_exp.evaluation.metrics import (
     register,
 )
 from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
-from mipo_exp.store.records import Example, Scores
+from mipo_exp.store.records import Scores
 
 _OWN = "log p(y | {given}) − log p(y | {left}), the marginal being the {of} left out"
 
@@ -32,11 +31,7 @@ def _register_information(scorer: str, words: str, group: str, main: bool) -> No
     headline: Literal["gain"] | None = "gain" if main else None
     register(
         Metric(
-            f"mi/{scorer}/nats",
-            "Mutual information with the {of}",
-            group,
-            "nats",
-            1,
+            *(f"mi/{scorer}/nats", "Mutual information with the {of}", group, "nats", 1),
             "Mean of log p(y | true {of}) − log of the mean of p(y | {of}) over K {of}s, the true one and K − 1 of "
             f"other examples, under the {words} and summed over the response's tokens. A lower bound that cannot "
             "exceed log K.",
@@ -45,21 +40,13 @@ def _register_information(scorer: str, words: str, group: str, main: bool) -> No
             plot=f"with the {{of}}\n({words})",
         ),
         Metric(
-            f"mi/{scorer}/nats_per_token",
-            "The same per token",
-            group,
-            "nats per token",
-            1,
+            *(f"mi/{scorer}/nats_per_token", "The same per token", group, "nats per token", 1),
             "The nats of all responses divided by their tokens, so that longer responses do not score higher by their "
             "length alone.",
         ),
         *(
             Metric(
-                f"mi/{scorer}/{of}_accuracy",
-                f"{of.capitalize()} identified",
-                group,
-                "proportion",
-                1,
+                *(f"mi/{scorer}/{of}_accuracy", f"{of.capitalize()} identified", group, "proportion", 1),
                 f"Share of responses for which the {words} gives the true {of} the highest likelihood of all K; a tie "
                 f"of m {of}s counts 1/m. Chance is 1/K.",
                 column=main,
@@ -70,19 +57,12 @@ def _register_information(scorer: str, words: str, group: str, main: bool) -> No
             for of in ("context", "prompt")
         ),
         Metric(
-            f"mi/{scorer}/own_marginal_nats",
-            "Own-marginal information",
-            group,
-            "nats",
-            1,
+            *(f"mi/{scorer}/own_marginal_nats", "Own-marginal information", group, "nats", 1),
             f"Mean of {_OWN}. Not bounded by log K; grows with length.",
         ),
         Metric(
             f"mi/{scorer}/own_marginal_nats_per_token",
-            "Own-marginal information per token",
-            group,
-            "nats per token",
-            1,
+            *("Own-marginal information per token", group, "nats per token", 1),
             f"The sum over all responses of ({_OWN}), divided by their tokens.",
         ),
     )
@@ -92,13 +72,8 @@ _register_information("base", "base model", INFORMATION, main=True)
 _register_information("policy", "trained model", POLICY_INFORMATION, main=False)
 
 
-def contrasted_in(examples: Sequence[Example]) -> str:
-    """What the K conditions of the mutual information differ in: `context`, or `prompt` where there are no contexts."""
-    return "prompt" if any(example.context is None for example in examples) else "context"
-
-
 @measuring
-def mutual_information(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> dict[str, Measure]:
+def mutual_information(of: Evaluated) -> dict[str, Measure]:
     """The metrics of `_register_information` under each scoring model."""
     found: dict[str, Measure] = {}
     for name, scores in of.scores.items():
@@ -110,18 +85,14 @@ def mutual_information(of: Evaluated, examples: Sequence[Example], config: Evalu
             f"mi/{name}/nats_per_token": ratio(infonce, tokens),
             f"mi/{name}/own_marginal_nats": average(marginal),
             f"mi/{name}/own_marginal_nats_per_token": ratio(marginal, tokens),
-            f"mi/{name}/{contrasted_in(examples)}_accuracy": average(identified(log_probs)),
+            f"mi/{name}/{of.contrasted}_accuracy": average(identified(log_probs)),
         }
     return found
 
 
 register(
     Metric(
-        "mi/prompt/nats",
-        "Mutual information with the prompt",
-        RELEVANCE,
-        "nats",
-        1,
+        *("mi/prompt/nats", "Mutual information with the prompt", RELEVANCE, "nats", 1),
         "Whether the response still answers its prompt: mean of log p(y | context, true prompt) − log of the mean "
         "of p(y | context, prompt) over K prompts with the same context, the true one and K − 1 of other examples. A "
         "lower bound that cannot exceed log K. A rise of the information about the context is a gain only where this "
@@ -131,11 +102,7 @@ register(
         plot="with the prompt\n(base model)",
     ),
     Metric(
-        "mi/prompt/accuracy",
-        "Prompt identified",
-        RELEVANCE,
-        "proportion",
-        1,
+        *("mi/prompt/accuracy", "Prompt identified", RELEVANCE, "proportion", 1),
         "Share of responses for which the base model gives the true prompt the highest likelihood of all K; a tie of m "
         "prompts counts 1/m. Chance is 1/K.",
         column=True,
@@ -147,7 +114,7 @@ register(
 
 
 @measuring
-def prompt_relevance(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> Mapping[str, Measure]:
+def prompt_relevance(of: Evaluated) -> Mapping[str, Measure]:
     """The information about the prompt where the context is given, I(Y; X | C), by the estimator that `mi/base/nats`
     has for I(Y; C | X)."""
     rows = [row.prompt_log_probs for row in of.scores.get("base", ()) if row.prompt_log_probs is not None]
@@ -162,7 +129,7 @@ def prompt_relevance(of: Evaluated, examples: Sequence[Example], config: Evaluat
     column=True,
     cost="fluency",
 )
-def fluency(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> Measure | None:
+def fluency(of: Evaluated) -> Measure | None:
     """−log p(y | context, prompt) of all responses divided by their tokens: one that the base model finds unlikely
     reads less like its own. The logarithm of its perplexity."""
     base = of.scores.get("base")
@@ -170,7 +137,7 @@ def fluency(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig
 
 
 @metric("fluency/marginal_nats_per_token", "Negative log-likelihood per token, own marginal", FLUENCY, "nats per token")
-def marginal_fluency(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> Measure | None:
+def marginal_fluency(of: Evaluated) -> Measure | None:
     """The same with the context left out (the prompt, where there is no context). It rises with the information that
     the response carries about what is left out."""
     base = of.scores.get("base")
@@ -183,14 +150,14 @@ def marginal_fluency(of: Evaluated, examples: Sequence[Example], config: Evaluat
     tested=False,
     headline="cost",
 )
-def kl_to_base(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> Measure | None:
+def kl_to_base(of: Evaluated) -> Measure | None:
     """Mean of log p(y | context, prompt) under the trained model − the same under the base model, over the trained
     model's own responses: how far training has moved it. 0 before; an estimate from few responses can be negative."""
     return average(_ratios(of)) if "policy" in of.scores else None
 
 
 @metric("response/kl_to_base_per_token", "KL divergence per token", RESPONSES, "nats per token")
-def kl_to_base_per_token(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> Measure | None:
+def kl_to_base_per_token(of: Evaluated) -> Measure | None:
     """The same nats of all responses divided by their tokens."""
     return ratio(_ratios(of), _tokens(of.scores["policy"])) if "policy" in of.scores else None
 

@@ -42,23 +42,16 @@ def metric_names(
         for example, row in zip(some, prompts or [[]], strict=True)
     ]
     models = ("base", "policy") if config.policy_scoring else ("base",)
-    evaluated = Evaluated(response, dict.fromkeys(models, scores), None if option_form is None else scored)
-    return sorted(measures(evaluated, some, scorer, config))
+    option_scores = None if option_form is None else scored
+    return sorted(measures(Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores), scorer))
 
 
-def measures(
-    evaluated: Evaluated, examples: Sequence[Example], scorer: str, config: EvaluationConfig
-) -> dict[str, Measure]:
+def measures(of: Evaluated, scorer: str) -> dict[str, Measure]:
     """Every metric of one model, by name, with its value for each response."""
-    found = measure(scorer, [example.reference for example in examples], evaluated.texts)
+    found = measure(scorer, [example.reference for example in of.examples], of.texts)
     for compute in COMPUTED:
-        found.update(compute(evaluated, examples, config))
+        found.update(compute(of))
     return found
-
-
-def diversity_facts(examples: Sequence[Example], config: EvaluationConfig) -> dict[str, int]:
-    """The size of the set that the diversity metrics compare, which they depend on."""
-    return diversity.set_facts(clusters(examples), config.self_bleu_size, config.seed)
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,8 @@ class Comparison:
 def compare(before: Mapping[str, Measure], after: Mapping[str, Measure], examples: Sequence[Example]) -> Comparison:
     """Estimates `before`, `after` and their paired `delta`, by user (by question where there are none). The intervals
     before and after of what is a proportion lie between 0 and 1 too."""
-    rows = example_rows(examples)
+    # Questions count where they are crossed with users.
+    rows = Rows.of(clusters(examples), [example.question for example in examples])
     phases = {"before": before, "after": after}
     values = {
         phase: {name: pseudo_values(m.values, m.reduce) for name, m in of.items()} for phase, of in phases.items()
@@ -108,11 +102,6 @@ def compare(before: Mapping[str, Measure], after: Mapping[str, Measure], example
         "digest": digest(names),
     }
     return Comparison(estimates, values, evaluated)
-
-
-def example_rows(examples: Sequence[Example]) -> Rows:
-    """The examples' clusters, and their questions where they are crossed with users."""
-    return Rows.of(clusters(examples), [example.question for example in examples])
 
 
 def _estimate(measure: Measure, values: Values, rows: Rows, share: bool) -> Estimate:

@@ -1,7 +1,7 @@
 """The metrics: each says at one place what it is called, what it means, where it is shown, and how it is computed.
 
     @metric("response/questions", "Asks back", "Responses", "proportion", column=True)
-    def asks_back(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> list[bool]:
+    def asks_back(of: Evaluated) -> list[bool]:
         '''Share of responses that end with a question mark.'''
         return [text.rstrip().endswith("?") for text in of.texts]
 
@@ -20,7 +20,6 @@ import numpy as np
 
 from mipo_exp.config.schema import EvaluationConfig
 from mipo_exp.errors import ConfigError
-from mipo_exp.evaluation.statistics import Values
 from mipo_exp.store.records import Example, OptionScores, Response, Scores
 
 Unit = Literal["nats", "nats per token", "proportion", "tokens", "characters", "score"]
@@ -92,6 +91,8 @@ class Evaluated:
     """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`) and, in
     multiple choice, the model's scores of the options."""
 
+    examples: Sequence[Example]
+    config: EvaluationConfig
     responses: Sequence[Response]
     scores: Mapping[str, Sequence[Scores]]
     options: Sequence[OptionScores] | None = None
@@ -101,10 +102,15 @@ class Evaluated:
         """Of the responses."""
         return [response.text for response in self.responses]
 
+    @cached_property
+    def contrasted(self) -> str:
+        """What the K conditions of the mutual information differ in: `context`, or `prompt` where there are none."""
+        return contrasted_in(self.examples)
 
-Compute = Callable[[Evaluated, Sequence[Example], EvaluationConfig], Mapping[str, Measure]]
+
+Compute = Callable[[Evaluated], Mapping[str, Measure]]
 # A value for each response, whose mean is the metric; None where it is not measured.
-ByResponse = Callable[[Evaluated, Sequence[Example], EvaluationConfig], "Measure | Sequence[float] | np.ndarray | None"]
+ByResponse = Callable[[Evaluated], "Measure | Sequence[float] | np.ndarray | None"]
 Decorated = TypeVar("Decorated", bound=ByResponse)
 
 METRICS: dict[str, Metric] = {}
@@ -139,8 +145,8 @@ def metric(
     def add(function: Decorated) -> Decorated:
         register(Metric(name, label, group, unit, direction, " ".join((function.__doc__ or "").split()), **shown))
 
-        def compute(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> dict[str, Measure]:
-            found = function(of, examples, config)
+        def compute(of: Evaluated) -> dict[str, Measure]:
+            found = function(of)
             if found is None:
                 return {}
             return {name: found if isinstance(found, Measure) else average(found)}
@@ -182,14 +188,20 @@ def in_order(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
     return [item.name for item in known_metrics() if item.name in names] + sorted(set(names) - set(METRICS))
 
 
+def contrasted_in(examples: Sequence[Example]) -> str:
+    """What the K conditions of the mutual information differ in: `context`, or `prompt` where there are no contexts."""
+    return "prompt" if any(example.context is None for example in examples) else "context"
+
+
 def clusters(examples: Sequence[Example]) -> list[str]:
     """What varies as a whole: the user of each example, its question where there are no users."""
     return [example.user if example.user is not None else example.question for example in examples]
 
 
 def mean(values: np.ndarray) -> float:
-    """The mean; NaN of nothing."""
-    return float(values.mean()) if len(values) else math.nan
+    """The mean of what is not NaN; NaN of nothing."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def average(values: Sequence[float] | np.ndarray) -> Measure:
@@ -199,8 +211,10 @@ def average(values: Sequence[float] | np.ndarray) -> Measure:
 
 def ratio(values: Sequence[float] | np.ndarray, by: Sequence[float] | np.ndarray) -> Measure:
     """Σ values / Σ by: per token of the whole set, so that short responses do not weigh more than their tokens."""
-    return Measure(np.stack([np.asarray(values, np.float64), np.asarray(by, np.float64)], axis=1), _ratio_of_sums)
+    return Measure(np.stack([np.asarray(values, np.float64), np.asarray(by, np.float64)], axis=1), ratio_of_sums)
 
 
-def _ratio_of_sums(values: Values) -> float:
-    return float(values[:, 0].sum() / values[:, 1].sum())
+def ratio_of_sums(values: np.ndarray) -> float:
+    """Σ of the first column / Σ of the second, shape (n, 2); NaN where the second is 0."""
+    total = float(values[:, 1].sum())
+    return float(values[:, 0].sum()) / total if total else math.nan

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mipo_exp.config.schema import EvaluationConfig
 from mipo_exp.data.options import letters
 from mipo_exp.evaluation.metrics import QUALITY, Evaluated, Measure, Metric, average, measuring, register
 from mipo_exp.store.records import Example, OptionScores
@@ -28,9 +27,9 @@ register(
 
 
 @measuring
-def scored_options(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> dict[str, Measure]:
+def scored_options(of: Evaluated) -> dict[str, Measure]:
     """`option_accuracy` where options were scored."""
-    return {} if of.options is None else option_accuracy(of.options, examples)
+    return {} if of.options is None else option_accuracy(of.options, of.examples)
 
 
 def option_accuracy(scores: Sequence[OptionScores], examples: Sequence[Example]) -> dict[str, Measure]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from mipo_exp.config.schema import EvaluationConfig
 from mipo_exp.evaluation.metrics import FLUENCY, RESPONSES, Evaluated, metric
-from mipo_exp.store.records import Example
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
@@ -51,19 +50,19 @@ def repetition(response: str, run: int = REPETITION_WORDS) -> float:
 
 
 @metric("response/tokens", "Response length", RESPONSES, "tokens", column=True, headline="cost")
-def tokens(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> list[float]:
+def tokens(of: Evaluated) -> list[float]:
     """Mean number of tokens of a response."""
     return [len(response.token_ids) for response in of.responses]
 
 
 @metric("response/finished_rate", "Ended by themselves", FLUENCY, "proportion", 1, column=True, cost="fluency")
-def finished(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> list[float]:
+def finished(of: Evaluated) -> list[float]:
     """Share of responses that ended before the token limit."""
     return [response.finished for response in of.responses]
 
 
 @metric("response/repetition", "Repetition", FLUENCY, "proportion", -1, column=True, cost="fluency")
-def repetitions(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> list[float]:
+def repetitions(of: Evaluated) -> list[float]:
     """1 − different runs of four words / all runs of four words: 0 where nothing is said twice."""
     return [repetition(text) for text in of.texts]
 
@@ -71,11 +70,11 @@ def repetitions(of: Evaluated, examples: Sequence[Example], config: EvaluationCo
 def _copied(run: Callable[[EvaluationConfig], int], name: str, label: str, explanation: str) -> None:
     """The metric of runs of that many words."""
 
-    def overlaps(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> list[float] | None:
-        if any(example.context is None for example in examples):
+    def overlaps(of: Evaluated) -> list[float] | None:
+        if of.contrasted == "prompt":
             return None
-        pairs = zip(of.texts, examples, strict=True)
-        return [context_overlap(text, example.context or "", run(config)) for text, example in pairs]
+        pairs = zip(of.texts, of.examples, strict=True)
+        return [context_overlap(text, example.context or "", run(of.config)) for text, example in pairs]
 
     overlaps.__doc__ = explanation
     metric(name, label, RESPONSES, "proportion")(overlaps)

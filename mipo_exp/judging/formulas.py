@@ -1,12 +1,9 @@
 """From verdicts to numbers: pure functions."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
 
 # Of the length coefficient's square, so that lengths which separate wins from losses do not make it infinite.
 RIDGE = 0.1
@@ -30,18 +27,6 @@ def pair_outcome(before_first: str | None, after_first: str | None) -> float:
     if before_first != after_first:
         return 0.5
     return {"after": 1.0, "before": 0.0, "tie": 0.5}[before_first]
-
-
-def known_mean(values: Values) -> float:
-    """The mean of what is not NaN; NaN where nothing is. For 0, ½ and 1 it is (wins + ½ ties) / n."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
-
-
-def share(values: Values) -> float:
-    """Σ of the first column / Σ of the second; NaN where the second is 0. Shape (n, 2)."""
-    total = float(values[:, 1].sum())
-    return float(values[:, 0].sum()) / total if total else math.nan
 
 
 def length_controlled(values: Values) -> float:
@@ -71,7 +56,7 @@ def length_controlled(values: Values) -> float:
     if spread == 0 or rate in (0.0, 1.0):
         return rate
     theta, _ = fit_logistic(outcome, np.tanh(delta / spread), RIDGE)
-    return float(expit(theta))
+    return float(1 / (1 + np.exp(-theta)))
 
 
 def fit_logistic(outcome: Values, feature: Values, ridge: float) -> tuple[float, float]:
@@ -82,6 +67,9 @@ def fit_logistic(outcome: Values, feature: Values, ridge: float) -> tuple[float,
         feature: x, shape (n,).
         ridge: above 0.
     """
+    from scipy.optimize import minimize  # not where only a config is read
+    from scipy.special import expit
+
     design = np.stack([np.ones_like(feature), feature], axis=1)
     penalty = np.array([0.0, ridge])
 
@@ -96,12 +84,6 @@ def fit_logistic(outcome: Values, feature: Values, ridge: float) -> tuple[float,
 
     found = minimize(objective, np.zeros(2), jac=True, hess=hessian, method="trust-exact", options={"gtol": TOLERANCE})
     return float(found.x[0]), float(found.x[1])
-
-
-def mean_score(scores: Sequence[int | None]) -> float:
-    """The mean over a response's rubrics of the scores that could be read; NaN where none could."""
-    known = [score for score in scores if score is not None]
-    return sum(known) / len(known) if known else math.nan
 
 
 CHECK_ERRORS = ("unhelpful", "inconsistent", "hallucinated_violation", "unaware_violation")

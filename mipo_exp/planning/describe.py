@@ -141,7 +141,11 @@ def render(plans: Sequence[Plan]) -> str:
         [
             *dict.fromkeys(line for plan in plans for line in plan.about),
             *("", *table, "(tokens, and what follows from them, at the token limit)", *times),
-            f"memory: about {gib(peak)} at the peak of {gib(min(plan.free for plan in plans))} free",
+            *(
+                [f"memory: about {gib(peak)} at the peak of {gib(min(plan.free for plan in plans))} free"]
+                if peak
+                else []
+            ),
             f"disk: about {gib(sum(disk.values()))} at most in the cache",
             *(note if count == 1 else f"{note} (in each of {count} jobs)" for note, count in notes.items()),
         ]

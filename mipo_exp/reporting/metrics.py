@@ -38,10 +38,28 @@ def written(metric: Metric, value: float | None, *, signed: bool = False) -> str
     return text + (PERCENT if metric.unit == "proportion" and not signed else "")
 
 
-def spanned(metric: Metric, estimate: Estimate) -> str:
-    """A difference with its interval."""
-    mean, low, high = (written(metric, value, signed=True) for value in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean} [{low}, {high}]"
+def bounds(metric: Metric, value: Estimate, *, signed: bool = False) -> str:
+    """The interval; empty where there is none."""
+    if not math.isfinite(value.low + value.high):
+        return ""
+    low, high = (written(metric, bound, signed=signed).removesuffix(PERCENT) for bound in (value.low, value.high))
+    return f"[{low}, {high}]"
+
+
+def spanned(metric: Metric, value: Estimate, *, signed: bool = False) -> str:
+    """A value with its interval."""
+    return f"{written(metric, value.mean, signed=signed)} {bounds(metric, value, signed=signed)}".rstrip()
+
+
+def estimate(summary: Mapping[str, Any], phase: str, name: str) -> Estimate | None:
+    """What a run has of a metric; None where it has none, bounds of NaN where it has no interval."""
+    entry = ((summary.get("metrics") or {}).get(phase) or {}).get(name) or {}
+    if entry.get("mean") is None:
+        return None
+    mean, low, high = (
+        math.nan if value is None else float(value) for value in (entry["mean"], *(entry.get("ci95") or (None, None)))
+    )
+    return Estimate(mean, low, high, entry.get("n") or 0)
 
 
 def templates(*, autoescape: bool) -> Environment:
@@ -67,20 +85,18 @@ def described(summary: Mapping[str, Any], name: str) -> Metric:
 
 def headlines(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     """The names of the headline numbers that a run has: what training is for (`gain`), and what it may cost."""
-    after = (summary.get("metrics") or {}).get("after") or {}
-    found = [item for item in known_metrics() if (after.get(item.name) or {}).get("mean") is not None]
+    found = [item for item in known_metrics() if estimate(summary, "after", item.name) is not None]
     first = {item.group: item.name for item in reversed(found) if item.headline == "first gain"}
     gains = [item.name for item in found if item.headline == "gain" or first.get(item.group) == item.name]
     return {"gain": gains, "cost": [item.name for item in found if item.cost or item.headline == "cost"]}
 
 
-def direction(metric: Metric, entry: Mapping[str, Any] | None) -> int:
+def direction(metric: Metric, delta: Estimate | None) -> int:
     """1 where a paired difference is significantly for the better, −1 for the worse, 0 where its interval contains
     zero or is missing, or the metric has no better side."""
-    low, high = (entry or {}).get("ci95") or (None, None)
-    if low is None or high is None or low <= 0 <= high:
+    if delta is None or not (delta.low > 0 or delta.high < 0):
         return 0
-    return metric.direction if low > 0 else -metric.direction
+    return metric.direction if delta.low > 0 else -metric.direction
 
 
 def cost_metrics(summary: Mapping[str, Any]) -> tuple[str, ...]:
@@ -92,8 +108,8 @@ def cost_metrics(summary: Mapping[str, Any]) -> tuple[str, ...]:
 
 def costs(summary: Mapping[str, Any]) -> list[str]:
     """The names of the metrics of prompt relevance and fluency that became significantly worse."""
-    deltas = summary["metrics"]["delta"]
-    return [name for name in cost_metrics(summary) if direction(describe(name), deltas.get(name)) < 0]
+    changes = {name: estimate(summary, "delta", name) for name in cost_metrics(summary)}
+    return [name for name, change in changes.items() if direction(describe(name), change) < 0]
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -102,8 +118,8 @@ def headline(summary: Mapping[str, Any]) -> str:
     if worse:
         changes = "; ".join(_change(name, summary) for name in worse)
         return f"The training has a cost: {changes}. Read the responses before calling anything a gain."
-    deltas = summary["metrics"]["delta"]
-    return no_cost(name for name in cost_metrics(summary) if None not in (deltas.get(name) or {}).get("ci95", [None]))
+    deltas = {name: estimate(summary, "delta", name) for name in cost_metrics(summary)}
+    return no_cost(name for name, delta in deltas.items() if delta is not None and math.isfinite(delta.low))
 
 
 def no_cost(tested: Iterable[str]) -> str:
@@ -114,10 +130,10 @@ def no_cost(tested: Iterable[str]) -> str:
 
 def _change(name: str, summary: Mapping[str, Any]) -> str:
     metric = described(summary, name)
-    before, after, delta = (summary["metrics"][phase][name] for phase in PHASES)
-    low, high = delta["ci95"]
-    change = spanned(metric, Estimate(delta["mean"], low, high, delta["n"]))
+    before, after, delta = (estimate(summary, phase, name) for phase in PHASES)
+    if before is None or after is None or delta is None:
+        raise ValueError(f"{name} has changed and is not there")
     unit = "" if metric.unit == "proportion" else f" {metric.unit}"
     verb = "fell" if metric.direction > 0 else "rose"
-    values = f"from {written(metric, before['mean'])} to {written(metric, after['mean'])}{unit}"
-    return f"{metric.label} {verb} {values} ({change})"
+    values = f"from {written(metric, before.mean)} to {written(metric, after.mean)}{unit}"
+    return f"{metric.label} {verb} {values} ({spanned(metric, delta, signed=True)})"

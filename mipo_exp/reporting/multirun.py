@@ -156,28 +156,18 @@ class Panel:
         harness = [name for name in self.metrics if name.startswith(HARNESS)]
         self.columns = [name for name in self.metrics if describe(name).column]  # table.json has every metric
         self.columns += harness if len(harness) <= HARNESS_COLUMNS else []
-        self.against_before = self._adjusted(
-            {
-                (index, name): self._difference(arm, name, arm, "before")
-                for index, arm in enumerate(arms)
-                for name in self.metrics
-                if _paired(
-                    [
-                        *_sides(arm, "after", name),
-                        *(_sides(arm, "before", name) if describe(name).neutral is None else []),
-                    ]
-                )
-            }
-        )
-        self.against_first = self._adjusted(
-            {
-                (index, name): self._difference(arm, name, arms[0], "after")
-                for index, arm in enumerate(arms[1:], start=1)
-                for name in self.metrics
-                if _paired([*_sides(arm, "after", name), *_sides(arms[0], "after", name)])
-            }
-        )
-        self.comparisons = (self.against_before, self.against_first)
+        self.against_before, self.against_first = self._differences(None), self._differences(arms[0])
+
+    def _differences(self, first: Arm | None) -> Cells:
+        """Of every other arm from the first, or where that is None of every arm from its model before training."""
+        cells: Cells = {}
+        for index, arm in enumerate(self.arms):
+            other, phase = (arm, "before") if first is None else (first, "after")
+            for name in self.metrics if arm is not first else ():
+                alone = phase == "before" and describe(name).neutral is not None
+                if _paired([*_sides(arm, "after", name), *([] if alone else _sides(other, phase, name))]):
+                    cells[index, name] = self._difference(arm, name, other, phase)
+        return self._adjusted(cells)
 
     def _difference(self, arm: Arm, name: str, other: Arm, phase: str) -> Difference:
         """Of an arm after training from another, or from `before`, which has one set of responses for all seeds."""

@@ -18,6 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mipo_exp.evaluation.statistics import Estimate
+
 BEFORE, AFTER = "#77808f", "#1d5fbf"
 CHOSEN, REJECTED = "#0f7b5f", "#c2511a"
 GUIDE, INK = "#8a4b08", "#3c4654"
@@ -25,21 +27,12 @@ WIDTH_INCHES, HEIGHT_INCHES = 4.4, 2.9
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % interval; the bounds are None where there is none."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
 class Row:
     """One line of a before/after figure. `guide` is a value to compare with (chance), drawn beside this row only."""
 
     label: str
-    before: Interval | None
-    after: Interval | None
+    before: Estimate | None
+    after: Estimate | None
     guide: float | None = None
 
 
@@ -142,10 +135,10 @@ def lengths(before: Sequence[int], after: Sequence[int]) -> str:
     return _svg(figure)
 
 
-def _interval(axes: Axes, value: Interval, row: int, side: int, color: str, percent: bool) -> None:
+def _interval(axes: Axes, value: Estimate, row: int, side: int, color: str, percent: bool) -> None:
     scale = 100.0 if percent else 1.0
     mean, y = value.mean * scale, row + 0.15 * side
-    if value.low is not None and value.high is not None:
+    if math.isfinite(value.low + value.high):
         axes.plot([value.low * scale, value.high * scale], [y, y], "-|", color=color, lw=1.6, ms=7)
     axes.plot([mean], [y], "o", color=color, ms=6)
     text = f"{mean:.1f} %" if percent else f"{mean:.2f}"

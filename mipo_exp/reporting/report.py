@@ -14,8 +14,19 @@ from markupsafe import Markup
 
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.evaluation.metrics import METRICS, Metric, describe, in_order
-from mipo_exp.reporting import changes, plots
-from mipo_exp.reporting.metrics import PERCENT, contrasted, described, direction, headlines, templates, written
+from mipo_exp.evaluation.statistics import Estimate
+from mipo_exp.reporting import plots
+from mipo_exp.reporting.metrics import (
+    bounds,
+    contrasted,
+    described,
+    direction,
+    estimate,
+    headlines,
+    spanned,
+    templates,
+    written,
+)
 from mipo_exp.store.artefacts import write_atomically
 
 # Longer texts are cut in the page; the tables in the cache have them whole.
@@ -65,8 +76,7 @@ def write_report(
         contrasted=contrasted(summary),
         cards={title: [_card(summary, name) for name in names] for title, names in headlines(summary).items() if names},
         groups=groups,
-        transitions=changes.transitions(summary.get("transitions")),
-        answering=changes.answering(summary.get("transitions"), groups),
+        answering=answering(groups),
         figures=_result_figures(summary),
         training=_training_figures(history),
         length_figure=_length_figure(lengths),
@@ -96,33 +106,22 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _interval(summary: Mapping[str, Any], phase: str, name: str) -> plots.Interval | None:
-    entry = ((summary.get("metrics") or {}).get(phase) or {}).get(name) or {}
-    mean = _number(entry.get("mean"))
-    low, high = (*(entry.get("ci95") or ()), None, None)[:2]
-    return None if mean is None else plots.Interval(mean, _number(low), _number(high))
-
-
 def _ceiling(summary: Mapping[str, Any], name: str = "mi/base/nats") -> tuple[int, float] | None:
     """K and log K (nats) of a metric."""
     k = _number((summary.get("mi") or {}).get("prompt_k" if name.startswith("mi/prompt/") else "k"))
     return (int(k), math.log(k)) if k is not None and k >= 2 else None
 
 
-def _cell(metric: Metric, value: plots.Interval | None, *, signed: bool = False) -> dict[str, str]:
+def _cell(metric: Metric, value: Estimate | None, *, signed: bool = False) -> dict[str, str]:
     if value is None:
         return {"mean": "–", "interval": ""}
-    interval = ""
-    if value.low is not None and value.high is not None:
-        low, high = (written(metric, bound, signed=signed).removesuffix(PERCENT) for bound in (value.low, value.high))
-        interval = f"[{low}, {high}]"
-    return {"mean": written(metric, value.mean, signed=signed), "interval": interval}
+    return {"mean": written(metric, value.mean, signed=signed), "interval": bounds(metric, value, signed=signed)}
 
 
-def _verdict(metric: Metric, delta: plots.Interval | None, summary: Mapping[str, Any]) -> tuple[str, str]:
+def _verdict(metric: Metric, delta: Estimate | None, summary: Mapping[str, Any]) -> tuple[str, str]:
     """A class and the words for a change: a direction only where its interval excludes zero. Nothing is called better
     in a run whose prompt relevance or fluency fell significantly."""
-    if delta is None or delta.low is None or delta.high is None:
+    if delta is None or not math.isfinite(delta.low + delta.high):
         return "none", ""
     if delta.low <= 0 <= delta.high:
         return "none", "no clear change"
@@ -132,12 +131,12 @@ def _verdict(metric: Metric, delta: plots.Interval | None, summary: Mapping[str,
     return ("good", "better") if for_the_better else ("bad", "worse")
 
 
-def _change(metric: Metric, after: plots.Interval | None, delta: plots.Interval | None) -> plots.Interval | None:
+def _change(metric: Metric, after: Estimate | None, delta: Estimate | None) -> Estimate | None:
     """What the verdict is about: the paired change, or how far a metric against the other side is from neutral."""
     if metric.neutral is None or after is None:
         return delta
-    low, high = (None if bound is None else bound - metric.neutral for bound in (after.low, after.high))
-    return plots.Interval(after.mean - metric.neutral, low, high)
+    neutral = metric.neutral
+    return Estimate(after.mean - neutral, after.low - neutral, after.high - neutral, after.n)
 
 
 def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -145,10 +144,7 @@ def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     metrics = summary.get("metrics") or {}
     for name in in_order({name: None for phase in PHASES for name in (metrics.get(phase) or {})}):
         metric = described(summary, name)
-        before, after, delta = (_interval(summary, phase, name) for phase in PHASES)
-        entry: Mapping[str, Any] = next(
-            (found for phase in PHASES[::-1] if (found := (metrics.get(phase) or {}).get(name))), {}
-        )
+        before, after, delta = (estimate(summary, phase, name) for phase in PHASES)
         groups.setdefault(metric.group, []).append(
             {
                 "metric": metric,
@@ -158,23 +154,38 @@ def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "after": _cell(metric, after),
                 "delta": _cell(metric, delta, signed=True),
                 "verdict": _verdict(metric, _change(metric, after, delta), summary),
-                "direction": direction(metric, (metrics.get("delta") or {}).get(name)),
-                "n": entry.get("n"),
+                "direction": direction(metric, delta),
+                "n": next((of.n for of in (delta, after, before) if of is not None and of.n), None),
             }
         )
     return [{"name": name, "rows": rows} for name, rows in groups.items()]
 
 
+def answering(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Generated answers beside the likeliest options, where options were scored: their rows of the table of metrics,
+    and how both changed, 1 for the better and −1 for the worse, where that is known."""
+    rows = {row["metric"].name: row for group in groups for row in group["rows"]}
+    pair = [rows.get(name) for name in ("accuracy", "options/accuracy")]
+    if None in pair:
+        return None
+    known = all(row["verdict"][1] for row in pair if row)
+    names = ("accuracy", "options/accuracy", "options/accuracy_norm")
+    return {
+        "rows": [rows[name] for name in names if name in rows],
+        "changes": tuple(row["direction"] for row in pair if row) if known else None,
+    }
+
+
 def _card(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A headline number, with a sentence that a reader can quote."""
     metric = described(summary, name)
-    before, after, delta = (_interval(summary, phase, name) for phase in PHASES)
+    before, after, delta = (estimate(summary, phase, name) for phase in PHASES)
     unit = "" if metric.unit in ("proportion", "score") else f" {metric.unit}"
     sides = [(before, "before"), (after, "after training")]
-    sentence = ", ".join(f"{_span(metric, side)}{unit} {words}" for side, words in sides if side is not None)
+    sentence = ", ".join(f"{spanned(metric, side)}{unit} {words}" for side, words in sides if side is not None)
     if delta is not None:
         points = " points" if metric.unit == "proportion" else unit
-        sentence += f"; paired change {_span(metric, delta, signed=True)}{points}"
+        sentence += f"; paired change {spanned(metric, delta, signed=True)}{points}"
     return {
         "label": metric.label,
         "value": written(metric, None if after is None else after.mean),
@@ -182,11 +193,6 @@ def _card(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
         "verdict": _verdict(metric, _change(metric, after, delta), summary),
         "sentence": f"{sentence}.{_against(metric, summary)}",
     }
-
-
-def _span(metric: Metric, value: plots.Interval, *, signed: bool = False) -> str:
-    cell = _cell(metric, value, signed=signed)
-    return f"{cell['mean']} {cell['interval']}".strip()
 
 
 def _against(metric: Metric, summary: Mapping[str, Any]) -> str:
@@ -213,7 +219,7 @@ def _result_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     plotted = [
         (described(summary, name), before, after)
         for name in in_order([item for item in METRICS if METRICS[item].plot])
-        for before, after in [(_interval(summary, "before", name), _interval(summary, "after", name))]
+        for before, after in [(estimate(summary, "before", name), estimate(summary, "after", name))]
         if before is not None or after is not None
     ]
     figures = []
@@ -233,41 +239,36 @@ def _result_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return figures
 
 
-def _in_words(rows: Sequence[tuple[Metric, plots.Interval | None, plots.Interval | None]]) -> str:
+def _in_words(rows: Sequence[tuple[Metric, Estimate | None, Estimate | None]]) -> str:
     parts = []
     for metric, *values in rows:
         sides = zip(values, ("before", "after"), strict=True)
-        spans = [f"{_span(metric, value)} {phase}" for value, phase in sides if value is not None]
+        spans = [f"{spanned(metric, value)} {phase}" for value, phase in sides if value is not None]
         parts.append(f"{' '.join(metric.plot.split())}: {', '.join(spans)}")
     text = "; ".join(parts)
     return f"{text[:1].upper()}{text[1:]}. Bars are 95 % intervals."
 
 
 def _training_figures(history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
-    indifferent = ("log 2: no preference (sigmoid loss)", math.log(2))
-    single: list[tuple[str, str, str, tuple[str, float] | None]] = [
-        ("loss", "Loss", "loss", None if any("reward" in row for row in history) else indifferent),
-        ("rewards/margins", "Reward margin", "chosen − rejected (nats × β)", ("no preference", 0.0)),
-        ("rewards/accuracies", "Pairs ordered rightly", "share of pairs", ("chance", 0.5)),
-        ("reward", "Reward", "mean over the sampled responses", None),
-        ("kl", "KL to the base model", "nats a token", None),
-        ("grad_norm", "Gradient norm", "norm before clipping", None),
-    ]
+    rewarded = any("reward" in row for row in history)
+    indifferent = None if rewarded else ("log 2: no preference (sigmoid loss)", math.log(2))
     figures = []
-    for key, title, ylabel, guide in single:
-        if line := _curve(history, key, title.lower(), plots.AFTER):
-            figures.append(_figure(title, plots.curves([line], ylabel, guide), _course([line])))
-    sides = [
-        ("logps", "Log-probability of the responses", "nats, summed over tokens"),
-        ("rewards", "Rewards", "β × log-ratio (nats × β)"),
-    ]
-    for position, (key, title, ylabel) in enumerate(sides):
-        found = [
-            _curve(history, f"{key}/{side}", side, color)
-            for side, color in (("chosen", plots.CHOSEN), ("rejected", plots.REJECTED))
-        ]
+    for title, ylabel, guide, key in (
+        ("Loss", "loss", indifferent, "loss"),
+        ("Reward margin", "chosen − rejected (nats × β)", ("no preference", 0.0), "rewards/margins"),
+        ("Pairs ordered rightly", "share of pairs", ("chance", 0.5), "rewards/accuracies"),
+        ("Log-probability of the responses", "nats, summed over tokens", None, "logps/"),
+        ("Rewards", "β × log-ratio (nats × β)", None, "rewards/"),
+        ("Reward", "mean over the sampled responses", None, "reward"),
+        ("KL to the base model", "nats a token", None, "kl"),
+        ("Gradient norm", "norm before clipping", None, "grad_norm"),
+    ):
+        sides = [("chosen", plots.CHOSEN), ("rejected", plots.REJECTED)]
+        found = [_curve(history, f"{key}{side}", side, color) for side, color in sides]
+        if not key.endswith("/"):
+            found = [_curve(history, key, title.lower(), plots.AFTER)]
         if lines := [line for line in found if line]:
-            figures.insert(3 + position, _figure(title, plots.curves(lines, ylabel), _course(lines)))
+            figures.append(_figure(title, plots.curves(lines, ylabel, guide), _course(lines)))
     return figures
 
 

@@ -15,11 +15,11 @@ from typing import Any
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.config.schema import Config
 from mipo_exp.errors import ConfigError, JudgeError, ModelError
+from mipo_exp.evaluation.diversity import set_facts
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
-from mipo_exp.evaluation.information import contrasted_in
-from mipo_exp.evaluation.measure import PHASES, Comparison, compare, diversity_facts, measures
-from mipo_exp.evaluation.metrics import Evaluated, Measure
+from mipo_exp.evaluation.measure import PHASES, Comparison, compare, measures
+from mipo_exp.evaluation.metrics import Evaluated, Measure, clusters, contrasted_in
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
@@ -61,14 +61,11 @@ def write_results(
     """
     config, run, output = assembled.config, assembled.run, assembled.output
     examples = run.finished["examples"].artefact.table("eval", Example)
-    before, after = _evaluated(run, "before"), _evaluated(run, "after")
+    before, after = (_evaluated(assembled, examples, phase) for phase in ("before", "after"))
     if "policy" in after.scores:
         # Before training the policy is the base model.
         before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
-    measured = {
-        phase: measures(evaluated, examples, assembled.task.scorer, config.evaluation)
-        for phase, evaluated in (("before", before), ("after", after))
-    }
+    measured = {phase: measures(of, assembled.task.scorer) for phase, of in (("before", before), ("after", after))}
     for phase, judged in _judged(assembled, examples, {"before": before.texts, "after": after.texts}, summary).items():
         measured[phase].update(judged)
     compared = compare(measured["before"], measured["after"], examples)
@@ -97,14 +94,15 @@ def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -
     """What `summary.json` says of the metrics and of where they come from."""
     config, run, output = assembled.config, assembled.run, assembled.output
     metrics = {phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()}
-    mi = _conditions(run, config.evaluation.k)
+    examples = run.finished["examples"].artefact.table("eval", Example)
+    mi = _conditions(run, examples, config.evaluation.k)
     return {
         "metrics": metrics,
         "mi": mi,
         "costs": costs({"metrics": metrics, "mi": mi}),
         "headline": headline({"metrics": metrics, "mi": mi}),
         "evaluated": compared.evaluated,
-        "diversity": diversity_facts(run.finished["examples"].artefact.table("eval", Example), config.evaluation),
+        "diversity": set_facts(clusters(examples), config.evaluation.self_bleu_size, config.evaluation.seed),
         "reward_judge": None if assembled.rewarding is None else assembled.rewarding.judge.backend.description,
         "counts": _counts(run),
         "stages": {
@@ -148,10 +146,9 @@ def _judged(
     return judge_measures(judging, artefact, examples, texts)
 
 
-def _conditions(run: Run, k: int) -> dict[str, Any]:
+def _conditions(run: Run, examples: Sequence[Example], k: int) -> dict[str, Any]:
     """How many conditions the mutual information compares, what they differ in, and of the prompt relevance its own K;
     no estimate can exceed its log K."""
-    examples = run.finished["examples"].artefact.table("eval", Example)
     found: dict[str, Any] = {"k": k, "log_k": math.log(k), "contrasted": contrasted_in(examples)}
     scored = run.finished["before_scores_base"].artefact.table("scores", Scores)
     if scored and (prompts := scored[0].prompt_log_probs) is not None:
@@ -210,7 +207,8 @@ def model_name(config: Config) -> str:
     return config.model.name if config.model.path is None else Path(config.model.path).expanduser().resolve().name
 
 
-def _evaluated(run: Run, phase: str) -> Evaluated:
+def _evaluated(assembled: Assembled, examples: Sequence[Example], phase: str) -> Evaluated:
+    run = assembled.run
     responses = run.finished[f"{phase}_responses"].artefact.table("responses", Response)
     scores = {
         name.rpartition("_")[2]: item.artefact.table("scores", Scores)
@@ -218,7 +216,8 @@ def _evaluated(run: Run, phase: str) -> Evaluated:
         if name.startswith(f"{phase}_scores_")
     }
     options = run.finished.get(f"{phase}_option_scores")
-    return Evaluated(responses, scores, None if options is None else options.artefact.table("options", OptionScores))
+    table = None if options is None else options.artefact.table("options", OptionScores)
+    return Evaluated(examples, assembled.config.evaluation, responses, scores, table)
 
 
 def _outcome(run: Run, phase: str) -> HarnessOutcome | None:

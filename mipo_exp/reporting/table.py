@@ -130,7 +130,7 @@ def _costs(panel: Panel, index: int) -> list[str]:
     worse = []
     for name in cost_metrics(panel.summary):
         cell, metric = panel.against_before.get((index, name)), described(panel.summary, name)
-        if name in panel.columns and cell is not None and direction(metric, cell.estimate.as_json()) < 0:
+        if name in panel.columns and cell is not None and direction(metric, cell.estimate) < 0:
             worse.append(f"{_heading(metric)} {_written(metric, cell)}")
     return worse
 
@@ -155,4 +155,4 @@ def _number(metric: Metric, value: float | None) -> str:
 
 
 def _written(metric: Metric, cell: Difference | None) -> str:
-    return "–" if cell is None else spanned(metric, cell.estimate) + (CLEAR if cell.clear else "")
+    return "–" if cell is None else spanned(metric, cell.estimate, signed=True) + (CLEAR if cell.clear else "")

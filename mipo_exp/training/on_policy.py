@@ -205,8 +205,8 @@ def _share_prompts(
 ) -> None:
     """Compute each prompt once for all responses to it, where this architecture allows it; the longest one is tried,
     with pieces of itself as responses."""
-    most: Sequence[int] = max(prompts, key=len)
-    longest = list(most)
+    prompt = max(prompts, key=len)
+    longest = list(prompt)
     pieces = [(longest * (1 + new_tokens // len(longest)))[:new_tokens], longest[: (len(longest) + 1) // 2]]
     base = loop.accelerator.unwrap_model(loop.model).get_base_model()
     batch = as_batch([longest], [pieces], loop.args.device)
