@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from mipo_exp.config.fields import Between, schema
-from mipo_exp.config.schema import METHODS, STRATEGIES, TASKS, EvaluationConfig, TaskConfig
+from mipo_exp.config.schema import METHODS, STRATEGIES, TASKS, TaskConfig
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.evaluation.metrics import Evaluated, metric
 from mipo_exp.pairing.negatives import Draw
@@ -69,6 +69,6 @@ class Margin(GroupMethod):
 
 
 @metric("response/words", "Words", "Responses", column=True)
-def words(of: Evaluated, examples: Sequence[Example], config: EvaluationConfig) -> list[float]:
+def words(of: Evaluated) -> list[float]:
     """Words of a response."""
     return [float(len(text.split())) for text in of.texts]
