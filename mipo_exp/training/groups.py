@@ -19,7 +19,7 @@ from mipo_exp.kernels.micro_batches import Agree, MicroBatches, Part
 from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.store.records import Example, Response
 from mipo_exp.store.tables import ById, Mapped
-from mipo_exp.training.job import Job, check_trainable, lora_config, training_arguments, wrong_targets
+from mipo_exp.training.job import Job, adapting, check_trainable, lora_config, training_arguments
 from mipo_exp.training.micro_batches import settle_budget
 from mipo_exp.training.scored_groups import Count, Group, Scored, as_batch, joined, score_groups, split_groups
 
@@ -120,10 +120,8 @@ def build_trainer(
             f"method={job.method.name} contrasts the {arguments.per_device_train_batch_size} responses of a batch, and "
             f"there are {len(groups)}; lower trainer.per_device_train_batch_size or raise task.train_examples"
         )
-    try:
+    with adapting(job.lora):
         model: Any = peft.get_peft_model(base, lora_config(job.lora, runtime.kernels))
-    except ValueError as error:
-        raise wrong_targets(job.lora, error) from error
     check_trainable(model, job.lora)
     if isinstance(base.get_output_embeddings(), peft.tuners.tuners_utils.BaseTunerLayer):
         raise ConfigError(

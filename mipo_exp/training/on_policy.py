@@ -27,11 +27,11 @@ from mipo_exp.store.records import Example
 from mipo_exp.training.job import (
     Job,
     Rollout,
+    adapting,
     check_trainable,
     lora_config,
     restore_lora_dropout,
     training_arguments,
-    wrong_targets,
 )
 from mipo_exp.training.scored_groups import as_batch
 
@@ -178,7 +178,7 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     model = runtime.fresh_model()
     # What ends a response, for TRL's counts of those that were cut off.
     model.generation_config.eos_token_id = list(runtime.renderer.stop_ids)
-    try:
+    with adapting(job.lora):
         loop = _trainer_class(job, rollout)(
             model=model,
             reward_funcs=rewards,
@@ -190,8 +190,6 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
             peft_config=lora_config(job.lora, runtime.kernels),
             callbacks=[job.callback],
         )
-    except ValueError as error:
-        raise wrong_targets(job.lora, error) from error
     check_trainable(loop.model, job.lora)
     restore_lora_dropout(loop.model, job.lora)
     if "prompt_sharing" in runtime.kernels:

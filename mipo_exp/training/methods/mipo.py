@@ -23,13 +23,13 @@ from mipo_exp.store.records import ScoredPair
 from mipo_exp.store.tables import Table
 from mipo_exp.training.job import (
     Job,
+    adapting,
     check_rotation,
     check_trainable,
     fields_of,
     lora_config,
     restore_lora_dropout,
     training_arguments,
-    wrong_targets,
 )
 from mipo_exp.training.micro_batches import settle_budget
 from mipo_exp.training.scored_groups import as_batch
@@ -167,7 +167,7 @@ def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTraine
                 merge_pair_metrics(self._metrics["train"], counts)
 
     runtime, reference = job.runtime, job.trainer.reference
-    try:
+    with adapting(job.lora):
         dpo = PairTrainer(
             model=runtime.fresh_model(),
             args=training_arguments(method, job.trainer, job.seed, job.output, runtime.device, runtime.dtype),
@@ -176,8 +176,6 @@ def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTraine
             peft_config=lora_config(job.lora, runtime.kernels),
             callbacks=[job.callback],
         )
-    except ValueError as error:
-        raise wrong_targets(job.lora, error) from error
     restore_lora_dropout(dpo.model, job.lora)
     dpo.remove_callback(PrinterCallback)
     # TRL reads the reference's log-probabilities from the batch where this is set. Asking for it through its config
