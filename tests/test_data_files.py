@@ -51,7 +51,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_truncated_json_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('[{"id": "1"},\n {"id": "2"', encoding="utf-8")
-    with pytest.raises(DataError, match=r"x\.json, line 2: not valid JSON .*\(the file seems cut off\)"):
+    with pytest.raises(DataError, match=r"x\.json, line 2: not valid JSON .*\(the file seems truncated\)"):
         read_json(path)
 
 

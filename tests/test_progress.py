@@ -67,7 +67,7 @@ def test_what_an_earlier_run_had_finished_does_not_count_into_the_pace(caplog: p
         clock.now += 21
         progress.advance(60, 0)
         assert progress.seconds_left() is None
-        assert caplog.messages == ["scoring: 60 of 100, found finished"]
+        assert caplog.messages == ["scoring: 60 of 100, finished before"]
         clock.now += 39
         progress.advance(20, 100)
     assert caplog.messages[1:] == ["scoring: 80 of 100, 1.67 tokens/s, 60 s left"]

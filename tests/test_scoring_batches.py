@@ -133,7 +133,7 @@ def test_memory_that_runs_out_halves_the_budget_and_changes_no_score(
         lines = len(caplog.records)
         assert scorer(items) == pytest.approx(expected, abs=1e-4)
     assert lines == len(caplog.records) <= 4  # what fits is known from then on
-    assert "no memory to score 2000 tokens at once; going on with 500 at most" in caplog.text
+    assert "out of memory while scoring 2000 tokens at once; continuing with at most 500" in caplog.text
 
 
 def test_one_item_without_memory_is_one_clear_error(tiny: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:

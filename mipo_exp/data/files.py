@@ -150,7 +150,7 @@ def read_jsonl(path: Path) -> list[Record]:
     """The rows of a JSON-lines file; blank lines are skipped.
 
     Raises:
-        DataError: the file cannot be read, or a line is no JSON object (also when the last line is cut off).
+        DataError: the file cannot be read, or a line is no JSON object (also when the last line is truncated).
     """
     records = []
     # Not splitlines(): JSON strings may hold U+2028, which it takes for a line break.
@@ -168,7 +168,7 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        DataError: the file cannot be read, or is no JSON (also when it is cut off).
+        DataError: the file cannot be read, or is no JSON (also when it is truncated).
     """
     return parse_json(read_text(path), str(path))
 
@@ -182,7 +182,7 @@ def parse_json(text: str, source: str, line: int | None = None) -> Any:
         line: its line in `source`; None where the text is the whole of it, and its lines are counted.
 
     Raises:
-        DataError: it is no JSON (also when it is cut off), or JSON that has no value here: half of a surrogate pair,
+        DataError: it is no JSON (also when it is truncated), or JSON that has no value here: half of a surrogate pair,
             NaN or an infinite number, a whole number of more digits than Python reads, or lists in lists without end.
     """
 
@@ -200,7 +200,7 @@ def parse_json(text: str, source: str, line: int | None = None) -> Any:
     try:
         return json.loads(text, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
-        cut = " (the file seems cut off)" if line is None and error.pos >= len(text.rstrip()) - 1 else ""
+        cut = " (the file seems truncated)" if line is None and error.pos >= len(text.rstrip()) - 1 else ""
         refuse(f"not valid JSON ({error.msg}, column {error.colno}){cut}", error.pos)
     except RecursionError:
         refuse("lists or objects are nested too deeply", _deepest(text))

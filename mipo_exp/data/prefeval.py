@@ -190,7 +190,7 @@ def find_options(rows: Sequence[Row], others: Sequence[Row], left_out: LeftOut) 
     """The options of each row, the right one first; None where there are none.
 
     Options are those of the same topic and question. Where several rows of a topic ask one question, the one with the
-    same preference counts, else the one at the same place.
+    same preference counts, else the one at the same index.
 
     Raises:
         DataError: no row has any, options are damaged, or two rows that are equal but for the order of the options have

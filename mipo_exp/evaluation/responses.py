@@ -11,7 +11,7 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 REPETITION_WORDS = 4
 
-# Where a response goes on with a new question of its own making; lm-evaluation-harness stops its `gsm8k` at the first.
+# Where a response continues with a question that it made up; lm-evaluation-harness stops its `gsm8k` at the first.
 HARNESS_QUESTION = re.compile(r"Question:")
 _NEW_QUESTION = re.compile(r"\bQuestion\b(?:\s+\d+)?\s*:|^[^\w\n]*Q\s?\d*\s*:", re.MULTILINE)
 

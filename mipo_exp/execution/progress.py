@@ -61,12 +61,12 @@ class Progress:
         return self
 
     def advance(self, items: int, units: float) -> None:
-        """Record `items` more done; `units` is 0 for those found finished, which take no time."""
+        """Record `items` more done; `units` is 0 for those finished before, which take no time."""
         self.done += items
         self.units += units
         self.worked_items += items if units else 0
         now = self._advanced = self._clock()
-        rate = f"{self.units / max(now - self._started, 1e-9):.3g} {self.unit}/s" if self.units else "found finished"
+        rate = f"{self.units / max(now - self._started, 1e-9):.3g} {self.unit}/s" if self.units else "finished before"
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
         elif now - self._spoken >= SECONDS_BETWEEN_LINES and self.done < self.total:

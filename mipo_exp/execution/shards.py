@@ -68,7 +68,7 @@ def compute_shards(
     shard: Callable[[int], Shard[Tool, Row]],
     fits: Callable[[int, Sequence[Row]], bool] = lambda number, rows: True,
 ) -> Iterator[tuple[Sequence[Row], bool]]:
-    """The rows of each of `count` shards, in any order, and whether they were found finished from an earlier build.
+    """The rows of each of `count` shards, in any order, and whether they had been finished by an earlier build.
 
     Args:
         work: where the shards are kept, and who computes them: this process where it names nobody.
@@ -78,7 +78,7 @@ def compute_shards(
         row_type: of their rows.
         count: how many there are.
         shard: the function that computes a shard, by its number.
-        fits: whether rows that are found finished are those of the shard of this number.
+        fits: whether rows of an earlier build are those of the shard of this number.
     """
     executor: Executor = work.executor or Processes()
     return executor.compute(work, Shards(runtime, adapter, opened, row_type, count, shard, fits))

@@ -182,7 +182,7 @@ def sample_shard(
     seeds: Sequence[int],
     contrast: Contrast | None,
 ) -> list[Response]:
-    """One response for each id, to the prompt of the same place."""
+    """One response for each id, to the prompt at the same index."""
     sampled = engine.sample(prompts, sampling, shard_seed, seeds, contrast)
     return [
         Response(name, item.token_ids, runtime.renderer.text(item.token_ids), item.finished)

@@ -5,7 +5,7 @@ precisions only. Where oneDNN is faster (benchmarks/RESULTS.md), these layers ha
 they are, where there are many rows, or from weights in the layout of its kernels, which also helps with few. The
 products are the same sums, taken in another order.
 
-The two operations are those that `torch.compile` emits for frozen layers. Where a build of torch has them not, or they
+The two operations are those that `torch.compile` emits for frozen layers. Where a build of torch lacks them, or they
 compute something else, everything runs as it would without this module.
 """
 

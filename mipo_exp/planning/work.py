@@ -25,7 +25,7 @@ from mipo_exp.training.micro_batches import token_budget
 
 CHARACTERS_PER_TOKEN = 4
 TEMPLATE_TOKENS = 25
-# So many examples are counted; a longer list is taken to go on like its beginning.
+# So many examples are counted; the rest of a longer list is assumed to be like its beginning.
 COUNTED = 256
 
 Encode = Callable[[Condition], Sequence[int]]

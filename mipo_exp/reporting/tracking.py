@@ -43,7 +43,7 @@ def start(config: TrackerConfig, output: Path, run_id: str, resolved: Mapping[st
     Args:
         config: the tracker's slice of the config.
         output: the run's folder, which exists; `metrics.jsonl` in it is begun anew.
-        run_id: the same for a run that is taken up again, so that W&B goes on with it.
+        run_id: the same for a run that is resumed, so that W&B resumes it.
         resolved: the whole config as plain Python; it is uploaded without secrets.
         name: what the run is called in W&B.
 
@@ -227,7 +227,7 @@ def _guarded(what: str, action: Callable[[], Any]) -> Any:
     """The result of `action`; None, and a warning, where W&B fails at it."""
     try:
         return action()
-    except Exception as error:  # noqa: BLE001 - W&B is a view: whatever goes wrong there, the experiment goes on
+    except Exception as error:  # noqa: BLE001 - W&B is a view: whatever goes wrong there, the experiment continues
         log.warning("W&B failed at %s (%s: %s); the numbers are in %s", what, type(error).__name__, error, METRICS_FILE)
         return None
 

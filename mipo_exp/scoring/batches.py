@@ -104,7 +104,9 @@ class Scorer:
                 self.budget //= 2
                 smaller = plan_batches([items[i] for i in left], self.budget, share)
                 waiting = [[left[i] for i in part] for part in smaller]
-            log.warning("no memory to score %d tokens at once; going on with %d at most", before, self.budget)
+            log.warning(
+                "out of memory while scoring %d tokens at once; continuing with at most %d", before, self.budget
+            )
         return [found[i] for i in range(len(items))]
 
     def _try(self, items: Sequence[Scorable], share: bool) -> list[float] | None:

@@ -35,7 +35,7 @@ KEY_LENGTH = 20
 PAUSE_SECONDS = 0.05  # between two looks for what another process writes
 SHARDS, SHARDS_A_FOLDER = "shards", 1000
 CHECKPOINTS = "checkpoints"
-# What a build goes on from when it was interrupted; removed when the artefact is complete.
+# What an interrupted build resumes from; removed when the artefact is complete.
 SCRATCH = (SHARDS, CHECKPOINTS)
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "tokenizers", "numpy")
 VersionPolicy = Literal["key", "warn", "ignore"]
@@ -210,7 +210,7 @@ class Workspace:
         build: Callable[[], Sequence[Row]],
         fits: Callable[[Sequence[Row]], bool] = lambda rows: True,
     ) -> tuple[Sequence[Row], bool]:
-        """The rows of one shard and whether they were found finished from an earlier, interrupted build.
+        """The rows of one shard and whether they had been finished by an earlier, interrupted build.
 
         The file's name carries the hash of its content, so a shard that was altered is built again, never used.
         """
@@ -261,7 +261,7 @@ class Store:
         return self.root / stage.name / stage.key
 
     def status(self, stage: Stage) -> str:
-        """`cached`, `partial` (an interrupted build to go on with) or `missing`."""
+        """`cached`, `partial` (an interrupted build to resume) or `missing`."""
         if (self.path(stage) / MANIFEST).exists():
             return "cached"
         return "partial" if self._partial(stage).exists() else "missing"

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainingArguments
 
-# What would go around this framework, or break going on from a checkpoint; `trainer.extra` may not name it.
+# What would go around this framework, or break resuming from a checkpoint; `trainer.extra` may not name it.
 REFUSED = (
     *("precompute_ref_log_probs", "resume_from_checkpoint", "push_to_hub", "eval_strategy", "do_eval"),
     *("save_only_model", "ignore_data_skip", "disable_dropout"),

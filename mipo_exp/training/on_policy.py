@@ -2,7 +2,7 @@
 
 A method is a reward, in a subclass of `OnPolicy`. Prompts come as the token ids that this package renders, answers
 from its own sampling engine, and the reference is the model with its adapter off. Each round of sampling has a seed of
-its own and no checkpoint lies within one, so an interrupted training goes on with the responses it would have had.
+its own and no checkpoint lies within one, so an interrupted training resumes with the responses it would have had.
 """
 
 import dataclasses
@@ -153,7 +153,7 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     from transformers import PrinterCallback
 
     if job.rollout is None:
-        raise ValueError(f"method={job.method.name} samples while it trains and was not told how")
+        raise ValueError(f"method={job.method.name} samples while it trains and has no rollout settings")
     runtime, rollout, examples = job.runtime, job.rollout, training_examples(job)
     prompts = [runtime.prompt_ids(example.condition) for example in examples]
     ids = [example.id for example in examples]
@@ -176,7 +176,7 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
         return found
 
     model = runtime.fresh_model()
-    # What ends a response, for TRL's counts of those that were cut off.
+    # What ends a response, for TRL's counts of those that were truncated.
     model.generation_config.eos_token_id = list(runtime.renderer.stop_ids)
     with adapting(job.lora):
         loop = _trainer_class(job, rollout)(
