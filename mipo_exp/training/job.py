@@ -14,16 +14,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mipo_exp.config.schema import (
-    Config,
-    EngineConfig,
-    LoraConfig,
-    MethodConfig,
-    PairsConfig,
-    SamplingConfig,
-    ScoringConfig,
-    TrainerConfig,
-)
+from mipo_exp.config.groups import LoraConfig, PairsConfig, SamplingConfig, ScoringConfig, TrainerConfig
+from mipo_exp.config.schema import Config, EngineConfig, MethodConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.execution.processes import team
 from mipo_exp.judging.stage import Judging

@@ -14,7 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mipo_exp.config.fields import Between, schema
-from mipo_exp.config.schema import Config, MethodConfig, SamplingConfig, TrainerConfig
+from mipo_exp.config.groups import SamplingConfig, TrainerConfig
+from mipo_exp.config.schema import Config, MethodConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.responses import check_lengths

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import model_validator
 
 from mipo_exp.config.fields import Between, Tie, one_of, schema
-from mipo_exp.config.schema import METHODS, Config, MethodConfig, SamplingConfig, TrainerConfig
+from mipo_exp.config.groups import SamplingConfig, TrainerConfig
+from mipo_exp.config.schema import METHODS, Config, MethodConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.kernels.micro_batches import Agree, MicroBatches, Part, merge_pair_metrics, pair_counts, split_pairs
 from mipo_exp.kernels.prompt_sharing import share_prompts
