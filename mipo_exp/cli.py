@@ -103,7 +103,7 @@ def _main() -> None:
         _exit("interrupted; rerun the same command to resume", EXIT_INTERRUPTED)
     except Exception as error:
         if not _is_known(error):
-            # Outside a job: Hydra making the folder of the run. Its own error for an option that is not there is one too.
+            # Outside a job: Hydra making the run's folder. Its error for an option that does not exist is one as well.
             if isinstance(error, OSError) and not isinstance(error, HydraException):
                 _exit_unwritable(error)
             # A UserError is that of a job of a multirun that may not start.
