@@ -55,6 +55,8 @@ lint: setup  ## format, lint and types only
 	@$(BIN)/ruff format --check .
 	@echo "lint: ruff check"
 	@$(BIN)/ruff check .
+	@echo "lint: imports"
+	@$(BIN)/lint-imports --no-logo --no-cache
 	@echo "lint: mypy"
 	@$(BIN)/mypy
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PLAIN = Path(__file__).with_name("public_tools.py")
 # Short prompts without a context, and long contexts: small enough for a CPU.
 SIZES = {
     "gsm8k": {"pairs": 32, "new-tokens": 48, "steps": 4, "batch": 4, "k": 4},
@@ -78,16 +77,13 @@ def one_round(args: argparse.Namespace, workload: str, seed: int) -> dict[str, d
         **{name: value for name, value in args.sizes.items() if value is not None},
     }
     flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
-    environment = {"MIPO_BENCH_DATA": str(args.data)}
-    plain = run_part(
-        [sys.executable, str(args.baseline), "--model", args.model, "--workload", workload, *flags], environment
-    )
+    both = ["--model", args.model, "--workload", workload, "--data", str(args.data), *flags]
+    plain = run_part([sys.executable, "-m", "benchmarks.plain", *both], {})
     ours: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as cache:
         for part in ("sample-and-score", "train"):
-            command = [sys.executable, "-m", "benchmarks.ours", "--model", args.model, "--workload", workload]
-            command += ["--part", part, "--baseline", str(args.baseline), "--cache", cache, *flags, *args.override]
-            ours.update(run_part(command, environment))
+            command = [sys.executable, "-m", "benchmarks.ours", *both, "--part", part, "--cache", cache]
+            ours.update(run_part([*command, *args.override], {}))
     return {"plain": plain, "ours": ours}
 
 
@@ -116,10 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, help="a folder with safetensors, or the hub id of a model that is here"
     )
-    parser.add_argument("--data", type=Path, default=Path("data"), help="holds gsm8k/ and lamp3_extract/")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="holds gsm8k/ and lamp3_extract/, or nothing")
     parser.add_argument("--workload", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=3, help="how often both sides run, in turn")
-    parser.add_argument("--baseline", type=Path, default=PLAIN, help="another copy of public_tools.py")
     parser.add_argument("--json", type=Path, help="where every line of every round is written")
     for name in SIZES["gsm8k"]:
         parser.add_argument(f"--{name}", type=int, help="in place of the workload's own size")

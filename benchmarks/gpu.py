@@ -15,20 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.compare import run_part, step, step_with_reference
-from benchmarks.ours import SAME_TRAINING, Sizes, prepared, report, train
+from benchmarks.ours import SAME_TRAINING, Sizes, prepared, train
+from benchmarks.plain import report
 from mipo_exp.generation.responses import opened_engine
 from mipo_exp.pipeline import Assembled
-from mipo_exp.planning.cost import forward_operations
-from mipo_exp.planning.machine import measure
 from mipo_exp.planning.shape import find_shape
 from mipo_exp.store.records import Condition
 
 # What TRL and PEFT do without this package: every sequence with a prompt of its own, the whole batch at once, and the
 # reference by a second forward pass in each step.
-STOCK = (
-    *("trainer.share_prompt=false", "trainer.reference=live"),
-    *("trainer.batch_tokens.cpu=null", "trainer.batch_tokens.cuda=null"),
-)
+STOCK = (*("kernels=plain", "trainer.reference=live"),)
 SHAPES = {"cuda": "+experiment=qwen1.5b_shape", "cpu": "model=tiny"}
 CHAT_TOKENS = 64  # at most what the chat template adds to a prompt
 SIZES = {"prompt-tokens": 1472, "new-tokens": 256, "pairs": 32, "batch": 4, "steps": 8, "vllm-prompts": 2048}
@@ -122,10 +118,29 @@ def _rates(args: argparse.Namespace) -> None:
     if shape is None:
         raise SystemExit("error: the model's config.json does not say how large it is")
     started = time.perf_counter()
-    machine = measure(args.device, ready.runtime.dtype)
+    matmul = _matrix_rate(args.device, ready.runtime.dtype)
     tokens, heads = args.prompt_tokens + CHAT_TOKENS + 2 * args.new_tokens, 2 * args.new_tokens
-    operations = args.batch * 2 * forward_operations(shape, tokens, heads, tokens)
-    report("rates", time.perf_counter() - started, 0, matmul=machine.matmul, operations=operations)
+    attention = 4 * shape.layers * shape.width * tokens / 2
+    forward = tokens * (2 * shape.body + attention) + heads * 2 * shape.width * shape.vocabulary
+    # The backward pass makes no gradients of the frozen weights: as much as the forward pass, not twice as much.
+    operations = args.batch * 2 * forward
+    report("rates", time.perf_counter() - started, 0, matmul=matmul, operations=operations)
+
+
+def _matrix_rate(device: str, dtype: str, repeats: int = 10) -> float:
+    """Floating-point operations a second in large matrix products."""
+    import torch
+
+    width = 8192 if device.startswith("cuda") else 1024
+    left = torch.ones(width, width, dtype=getattr(torch, dtype), device=device)
+    for _ in range(3):
+        left @ left
+    float(left[0, 0])  # waits
+    started = time.perf_counter()
+    for _ in range(repeats):
+        product = left @ left
+    float(product[0, 0])
+    return 2 * width**3 * repeats / (time.perf_counter() - started)
 
 
 def _step(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The work of `public_tools` through this framework's own stages.
+"""The work of `benchmarks.plain` through this framework's own stages.
 
     python -m benchmarks.ours --model DIR --workload gsm8k|lamp --part sample-and-score|train --cache DIR …
 
@@ -9,25 +9,22 @@ the baseline. One JSON line for each stage, with the baseline's fields.
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import logging
 import random
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 
+from benchmarks.plain import WORKLOADS, add_sizes, report
 from mipo_exp import cli
 from mipo_exp.config.parsing import parse
 from mipo_exp.experiment import assemble
-from mipo_exp.generation.engine import settled
 from mipo_exp.generation.responses import opened_engine
 from mipo_exp.pipeline import Assembled
 from mipo_exp.store.records import Pair, Response
@@ -42,7 +39,7 @@ SAME_TRAINING = ("trainer.learning_rate=2e-4", "method.beta=0.1", "lora.r=16", "
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work a workload is; the arguments of `public_tools` under their names."""
+    """How much work a workload is; the arguments of `benchmarks.plain` under their names."""
 
     pairs: int
     new_tokens: int
@@ -52,21 +49,12 @@ class Sizes:
     seed: int
 
 
-def load_baseline(path: Path) -> ModuleType:
-    """`public_tools.py` as a module, whose workloads are the examples of both sides."""
-    spec = importlib.util.spec_from_file_location("public_tools", path)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"error: --baseline {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def write_examples(workload: str, sizes: Sizes, baseline: ModuleType, folder: Path) -> None:
+def write_examples(workload: str, sizes: Sizes, data: Path, folder: Path) -> None:
     """The baseline's examples as the training and the test side of a custom task."""
-    rows = baseline.WORKLOADS[workload](sizes.pairs, random.Random(sizes.seed))
+    rows = WORKLOADS[workload](sizes.pairs, random.Random(sizes.seed), data)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps({name: row[name] for name in row if row[name] is not None}) + "\n" for row in rows)
+    named = ({"prompt": prompt, **({} if context is None else {"context": context})} for context, prompt in rows)
+    lines = "".join(json.dumps(row) + "\n" for row in named)
     for side in ("train", "test"):
         (folder / f"{side}.jsonl").write_text(lines, encoding="utf-8")
 
@@ -74,7 +62,7 @@ def write_examples(workload: str, sizes: Sizes, baseline: ModuleType, folder: Pa
 def overrides(workload: str, sizes: Sizes, model: str | None, folder: Path, cache: Path) -> list[str]:
     """The experiment that does what the baseline does."""
     return [
-        *("task=custom", f"task.path={folder}", "task.overlap=allow", "task.context_role=system"),
+        *("task=custom", f"task.path={folder}", "task.overlap=allow", "sampling.temperature=1"),
         *SETTINGS[workload],
         *([] if model is None else [f"model.path={model}"]),
         f"task.max_new_tokens={sizes.new_tokens}",
@@ -96,17 +84,6 @@ def prepared(arguments: Sequence[str]) -> Assembled:
     if "engine_model" in ready.stages:
         ready.run.fetch("engine_model", ready.stages["engine_model"])
     return ready
-
-
-def report(stage: str, seconds: float, tokens: int, **more: Any) -> None:
-    """One line of the baseline's form, with the peak of resident memory so far in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    line = {"stage": stage, "seconds": round(seconds, 3), "tokens": tokens, "tokens_per_second": tokens / seconds}
-    gpu = {}
-    if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
-        gpu = {"peak_gpu_mib": round(cuda.max_memory_allocated() / 2**20)}
-    sys.stdout.write(json.dumps({**line, "peak_mib": round(peak), **gpu, **more}) + "\n")
-    sys.stdout.flush()
 
 
 def sample_and_score(ready: Assembled, sizes: Sizes) -> None:
@@ -141,7 +118,7 @@ def _open_engine(ready: Assembled) -> None:
     """Let an engine with a form of the model of its own load it."""
     folder = ready.run.path("engine_model") / "model"
     one_token = dataclasses.replace(ready.config.sampling, max_new_tokens=1)
-    with opened_engine(ready.runtime, None, settled(ready.config.engine), folder, folder) as engine:
+    with opened_engine(ready.runtime, None, ready.config.engine.settled(), folder, folder) as engine:
         engine.sample([[1]], one_token, 0, [0], None)
 
 
@@ -172,18 +149,15 @@ def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", help="folder with safetensors; the default model where it is left out")
-    parser.add_argument("--workload", choices=SETTINGS, required=True)
+    add_sizes(parser)
     parser.add_argument("--part", choices=("sample-and-score", "train"), required=True)
-    parser.add_argument("--baseline", type=Path, required=True, help="public_tools.py")
     parser.add_argument("--cache", type=Path, required=True, help="an empty folder, the same one for both parts")
-    for name, default in (("pairs", 32), ("new-tokens", 48), ("steps", 4), ("batch", 8), ("k", 4), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("override", nargs="*", help="of the experiment's config: engine=openvino")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     sizes = Sizes(args.pairs, args.new_tokens, args.steps, args.batch, args.k, args.seed)
     folder = args.cache / "data"
-    write_examples(args.workload, sizes, load_baseline(args.baseline), folder)
+    write_examples(args.workload, sizes, args.data, folder)
     ready = prepared([*overrides(args.workload, sizes, args.model, folder, args.cache), *args.override])
     (sample_and_score if args.part == "sample-and-score" else train)(ready, sizes)
 

@@ -1,18 +1,14 @@
-"""What `plan=true` says of each stage beside what the stage then takes: seconds and peak memory."""
+"""The peak memory that `plan=true` says of each stage, beside what the stage then takes."""
 
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from benchmarks.ours import prepared
-from mipo_exp.planning.cost import seconds
-from mipo_exp.planning.fit import needs
-from mipo_exp.planning.machine import measure
-from mipo_exp.planning.memory import LIBRARIES_BYTES
+from mipo_exp.planning.memory import LIBRARIES_BYTES, needs
 from mipo_exp.planning.shape import find_shape
-from mipo_exp.planning.work import Work, estimate_work
+from mipo_exp.planning.work import estimate_work
 from mipo_exp.store.records import Example
 
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -35,30 +31,17 @@ def main(args: argparse.Namespace) -> None:
         examples = run.finished["examples"].artefact
         train, held_out = examples.table("train", Example), examples.table("eval", Example)
         works = estimate_work(config, train, held_out, runtime.device, runtime.prompt_ids)
+        works = {name: work for name, work in works.items() if name in ready.stages}
+        predicted = needs(config, works, shape, runtime.device)
         runtime.model()  # loading and its imports are not a stage's
-        machine = measure(runtime.device, runtime.dtype)
-        lines = ["| stage | seconds, predicted → measured | | GiB, predicted → measured | |", "| --- |" + " --- |" * 4]
-        times, peaks = [], []
+        lines = ["| stage | GiB, predicted → measured | |", "| --- | --- | --- |"]
         for name, stage in ready.stages.items():
             _reset_peak(runtime.device)
-            started = time.perf_counter()
             run.fetch(name, stage)
-            took, peak = time.perf_counter() - started, _peak(runtime.device)
-            work = works.get(name, Work())
-            if work == Work():
-                continue
-            times.append((seconds(work, shape, machine, config.engine.name), took))
-            need = needs(config, {name: work}, shape, runtime.device)[name].total
-            peaks.append((need / 2**30, peak / 2**30))
-            lines.append(_line(name, times[-1], peaks[-1]))
-    whole = sum(one for one, _ in times), sum(one for _, one in times)
-    largest = max(one for one, _ in peaks), max(one for _, one in peaks)
-    sys.stdout.write("\n".join([*lines, _line("all, at the peak", whole, largest), ""]))
-
-
-def _line(name: str, times: tuple[float, float], peaks: tuple[float, float]) -> str:
-    cells = [f"{a:.{digits}f} → {b:.{digits}f} | {b / a - 1:+.0%}" for (a, b), digits in ((times, 1), (peaks, 2))]
-    return f"| {name} | {' | '.join(cells)} |"
+            if name in predicted:
+                need, peak = predicted[name].total / 2**30, _peak(runtime.device) / 2**30
+                lines.append(f"| {name} | {need:.2f} → {peak:.2f} | {peak / need - 1:+.0%} |")
+    sys.stdout.write("\n".join([*lines, ""]))
 
 
 def _reset_peak(device: str) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from mipo_exp.evaluation.accuracy import Measure, macro_f1_score, root_mean
+from mipo_exp.evaluation.accuracy import macro_f1_score, root_mean
 from mipo_exp.evaluation.diversity import set_measure
 from mipo_exp.evaluation.measure import compare
+from mipo_exp.evaluation.metrics import Measure
 from mipo_exp.evaluation.statistics import (
     TAIL,
     Rows,

@@ -114,6 +114,7 @@ def _main() -> None:
     ended = _all_ended()
     failures = [job for job in ended if job.failed]
     if team().main:
+        _write_plans()
         _write_table(failures)
     incomplete = [f"incomplete: {_said(job)}" for job in ended if not job.failed]
     if failures:
@@ -193,6 +194,17 @@ class BeforeRuns(Callback):
         return folder
 
 
+def _write_plans() -> None:
+    """One table over the plans of a multirun's jobs."""
+    for folder, started in _multiruns:
+        from mipo_exp.planning.describe import PLAN_FILE, Plan, render
+
+        paths = [path for path in folder.rglob(PLAN_FILE) if path.stat().st_mtime >= started]
+        if paths:
+            plans = [Plan.read(path) for path in sorted(paths, key=lambda path: (len(str(path)), path))]
+            sys.stdout.write(render(plans) + "\n")
+
+
 def _write_table(failures: Sequence[Ended]) -> None:
     """A table over the jobs of a multirun that have finished."""
     from mipo_exp.reporting.table import write_table
@@ -236,10 +248,13 @@ def _hydra_main(raw: DictConfig) -> float | None:
             set_up_logging(output)
         if config.plan:
             from mipo_exp.experiment import assemble
-            from mipo_exp.planning.describe import describe
+            from mipo_exp.planning.describe import make_plan, render
 
-            if team().main:
-                sys.stdout.write(describe(assemble(config, output, fetch=False), resolve(raw)) + "\n")
+            plan = make_plan(assemble(config, output, fetch=False))
+            if multirun:
+                plan.write(Path(settings.runtime.output_dir))
+            elif team().main:
+                sys.stdout.write(render([plan]) + "\n")
             return None
         from mipo_exp.experiment import run_experiment
 

@@ -32,3 +32,16 @@ class StorageError(UserError):
 def gib(size: float) -> str:
     """A number of bytes as messages write it, in GiB."""
     return f"{size / 2**30:.1f} GiB"
+
+
+# What torch says when memory is short and it raises no error of its own kind.
+NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "ALLOC_FAILED", "bad_alloc")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch says that memory has run out."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 
 from mipo_exp.config.compose import compose_config
-from mipo_exp.config.methods import SoftmaxDpoConfig
 from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.config.redaction import redact
 from mipo_exp.config.schema import Config
@@ -29,11 +28,10 @@ from mipo_exp.models.loading import ModelSource, locate
 from mipo_exp.models.runtime import Runtime, choose_device, declare_model
 from mipo_exp.pairing.similarity import Encoder, locate_encoder
 from mipo_exp.pipeline import Assembled, declare, declare_examples, declare_judgements
-from mipo_exp.planning.checks import check_examples, check_extra, check_harness, check_layers, check_processes
-from mipo_exp.planning.describe import disk_needed
+from mipo_exp.planning.checks import check_examples, check_harness, check_processes
 from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.libraries import check_libraries
-from mipo_exp.planning.shape import find_shape
+from mipo_exp.planning.shape import disk_needed, find_shape
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.results import Outcome, model_name, summary_head, write_results, write_summary
 from mipo_exp.reporting.run_folder import leave, occupy
@@ -41,6 +39,7 @@ from mipo_exp.reporting.saved import Results, load
 from mipo_exp.store.artefacts import Stage, Store, digest
 from mipo_exp.store.disk import full_disk, make_writable, new_folder
 from mipo_exp.store.records import Example
+from mipo_exp.training.job import check_extra, check_layers
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +98,11 @@ def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
         judging = here(lambda: prepare_judging(config, task, root, device, fetch), None, ModelError)
     rewarding = here(lambda: prepare_rewards(config, judging, task, root, device, fetch), None, ModelError)
     _warn_of_one_judge(judging, rewarding)
-    _warn_of_plain_dpo(config)
     data = here(lambda: task.prepare(fetch), None)
     examples = None if task.needs_tokenizer else declare_and_fetch(None)
     absent = ModelSource("folder", None, ABSENT, f"{config.model.name}, {ABSENT}")
-    runtime = Runtime(config.model, here(lambda: locate(config.model, root, fetch), absent), task, device)
+    source = here(lambda: locate(config.model, root, fetch), absent)
+    runtime = Runtime(config.model, source, task, device, config.kernels)
     model = declare_model(runtime)
     cached = model is None or store.status(model) == "cached"
     if fetch:
@@ -114,7 +113,8 @@ def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
         runtime.folder = store.path(model) / "model"
     if examples is None:
         examples = declare_and_fetch(runtime)
-    stages = declare(config, runtime, examples, encoder, harness, rewarding)
+    settle = partial(store.settled, versions=config.versions)
+    stages = declare(config, runtime, examples, encoder, harness, rewarding, settle)
     if team().main:
         check_harness(harness, [store.status(stage) for stage in stages.values() if stage.name == "harness"], fetch)
     check_layers(config, runtime, store.status(stages["adapter"]) if "adapter" in stages else "cached")
@@ -130,15 +130,6 @@ def _warn_of_one_judge(judging: Judging | None, rewarding: Judging | None) -> No
             "method=rlaif: %s judges the results and gave the rewards too; for a figure to publish set another judge, "
             "judge@reward_judge=endpoint or judge@reward_judge=local",
             judging.judge.backend.description,
-        )
-
-
-def _warn_of_plain_dpo(config: Config) -> None:
-    """Say it where softmax-DPO has one negative and is another method's loss."""
-    if isinstance(config.method, SoftmaxDpoConfig) and config.negatives.k == 1:
-        log.warning(
-            "method=softmax_dpo with negatives.k=1 is plain DPO, that is method=mipo; set negatives.k=2 or more to "
-            "contrast with several negatives at once"
         )
 
 

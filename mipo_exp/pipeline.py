@@ -16,25 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.config.methods import MethodConfig, MiRlConfig, PromptedConfig, RlaifConfig, RlvrConfig, TrainsOn
-from mipo_exp.config.schema import Config, EngineConfig, OpenvinoConfig, TrainerConfig
+from mipo_exp.config.schema import Config, Decoding, TrainsOn
 from mipo_exp.data.base import Task
-from mipo_exp.evaluation import accuracy
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
 from mipo_exp.generation import openvino_model
-from mipo_exp.generation.engine import engine_identity, in_process, settled
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
-from mipo_exp.judging.judge import RUBRIC_PROMPTS
+from mipo_exp.generation.transformers_engine import in_process
 from mipo_exp.judging.stage import Judging, judge_responses
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pairing.pairs import build_pairs
 from mipo_exp.pairing.similarity import Encoder
-from mipo_exp.scoring import mutual_information
 from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
-from mipo_exp.store.artefacts import Stage, Store, Workspace
+from mipo_exp.store.artefacts import Stage, Store, Workspace, package_versions
 from mipo_exp.store.records import Example
 from mipo_exp.training.adapter import train_adapter
 from mipo_exp.training.job import Rollout
@@ -44,9 +40,6 @@ NOT_IN_EXAMPLES = (
     *("path", "hub_id", "revision", "base_url", "source", "license", "higher_is_better", "default_negatives"),
     "max_new_tokens",
 )
-
-# Keys of the trainer group that change the memory and speed of a training, and its result by rounding at most.
-SPEED_ONLY = ("batch_tokens",)
 
 # Those that several processes build together: what is computed in shards, where Ray's workers do not compute it, and
 # the training. The main process builds the others while the rest wait.
@@ -66,6 +59,14 @@ VERSIONS = {
     "option_scores": 4,
     "harness": 1,
     "judgements": 1,
+}
+
+# The libraries whose versions are in the key of a stage; an engine's own and PEFT are added where they take part.
+COMPUTING = ("torch", "transformers", "tokenizers")
+LIBRARIES = {
+    "pairs": ("transformers", "tokenizers"),
+    "adapter": (*COMPUTING, "peft", "trl"),
+    "harness": (*COMPUTING, "lm_eval"),
 }
 
 
@@ -142,31 +143,40 @@ def declare(
     encoder: Encoder | None = None,
     harness: Harness | None = None,
     rewarding: Judging | None = None,
+    settle: Callable[[Stage], Stage] = lambda stage: stage,
 ) -> dict[str, Stage]:
     """All stages after the examples, in an order in which they can be built. `encoder` finds near negatives; `harness`
-    evaluates on other tasks, where there are any; `rewarding` is for methods that learn from a judge's scores."""
+    evaluates on other tasks, where there are any; `rewarding` is for methods that learn from a judge's scores; `settle`
+    may put other versions of libraries into a stage (`Store.settled`)."""
 
     shared = ("adapter", *(SHARDED if config.workers.name == "none" else ()))
 
     def stage(name: str, build: Callable[..., None], inputs: Mapping[str, Stage], **slices: Any) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""
         plain = {key: _plain(value) for key, value in slices.items()}
-        return Stage(
-            name,
-            VERSIONS[name],
-            {"runtime": runtime.identity, **plain},
-            inputs,
-            lambda work: build(work, runtime, **slices),
-            shared=name in shared,
+        used = {*LIBRARIES.get(name, COMPUTING), *(("peft",) if {"adapter", "scorer"} & set(inputs) else ())}
+        own = slices.get("engine", engine if name == "engine_model" else None)
+        if own is not None and own.needs is not None:
+            used.add(own.needs[1])
+        return settle(
+            Stage(
+                name,
+                VERSIONS[name],
+                {"runtime": runtime.identity, **plain},
+                inputs,
+                lambda work: build(work, runtime, **slices),
+                shared=name in shared,
+                libraries=package_versions(tuple(sorted(used))),
+            )
         )
 
-    sampling, engine, scoring, seed = config.sampling, settled(config.engine), config.scoring, config.seed
+    sampling, engine, scoring, seed = config.sampling, config.engine.settled(), config.scoring, config.seed
     held_out = config.evaluation
 
     # The base model in the form that the engine reads, where that is one of its own.
     converted: dict[str, Stage] = {}
-    if isinstance(engine, OpenvinoConfig):
-        converted["engine_model"] = stage("engine_model", openvino_model.convert, {})
+    if engine.convert is not None:
+        converted["engine_model"] = stage("engine_model", engine.convert, {})
     from_base = {"examples": examples, **converted}
 
     chosen = stage("chosen", sample_chosen, from_base, sampling=sampling, engine=engine, seed=seed)
@@ -210,19 +220,18 @@ def declare(
         trainer=config.trainer,
         seed=seed,
         **({"rollout": Rollout(sampling, in_process(engine), scoring)} if on == "examples" else {"pairs": filters}),
-        **({"judging": rewarding} if isinstance(config.method, RlaifConfig) else {}),
+        **({"judging": rewarding} if config.method.asks_judge else {}),
         # Their number multiplies the batch.
         **({"processes": team().size} if team().size > 1 else {}),
     )
 
-    def responses(of: Mapping[str, Stage], decoding: MethodConfig | None = None) -> Stage:
-        elsewhere = bool(of) and isinstance(engine, OpenvinoConfig) and engine.policy == "transformers"
+    def responses(of: Mapping[str, Stage], decoding: Decoding | None = None) -> Stage:
         return stage(
             "responses",
             sample_evaluation,
             {**({"examples": examples} if of else from_base), **of},
             sampling=held_out.sampling,
-            engine=in_process(engine) if elsewhere else engine,
+            engine=engine.for_policy() if of else engine,
             seed=held_out.seed,
             decoding=decoding,
         )
@@ -238,7 +247,7 @@ def declare(
         return stage("option_scores", score_options, {"examples": examples, **by}, scoring=scoring, rendering=rendering)
 
     trained = {"adapter": adapter} if on is not None else {}
-    before, after = responses({}), responses(trained, None if trained else _decoding(config.method))
+    before, after = responses({}), responses(trained, config.method.decoding)
     stages = {
         **converted,
         **before_training.get(on, {}),
@@ -273,25 +282,8 @@ def declare_judgements(judging: Judging, examples: Stage, stages: Mapping[str, S
     return Stage("judgements", VERSIONS["judgements"], shape, inputs, build)
 
 
-def _decoding(method: MethodConfig) -> MethodConfig | None:
-    """What a method without training changes in answering; None where it is what `before` does, and is shared."""
-    return None if isinstance(method, PromptedConfig) and method.context else method
-
-
 def _plain(value: Any) -> Any:
     """A config slice as JSON-like data."""
-    if isinstance(value, Encoder):
-        return value.fingerprint
-    if isinstance(value, EngineConfig):
-        return engine_identity(value)
-    if isinstance(value, Judging):
-        return value.judge.identity(RUBRIC_PROMPTS)
-    if isinstance(value, Harness):
+    if hasattr(value, "identity"):
         return value.identity
-    if isinstance(value, RlvrConfig):
-        return {**dataclasses.asdict(value), "scorers": accuracy.VERSION}  # its reward
-    if isinstance(value, MiRlConfig) and value.estimator == "identification":
-        return {**dataclasses.asdict(value), "identified": mutual_information.VERSION}  # its reward
-    if isinstance(value, TrainerConfig):
-        return {name: item for name, item in dataclasses.asdict(value).items() if name not in SPEED_ONLY}
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value

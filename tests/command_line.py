@@ -5,18 +5,20 @@ done nothing else; each gets its folder, its environment and its output files as
 """
 
 import importlib
+import math
 import multiprocessing
 import os
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from threading import Event
 from typing import NamedTuple
 
+FEW_JOBS = 5  # of a multirun that a test runs whole
 SECONDS = 600  # until a run that hangs is ended
 PRELOADED = ("tests.command_line", "tests.preloaded")
 ROOT = Path(__file__).parents[1]
@@ -42,6 +44,23 @@ def with_cache(arguments: Sequence[str], cwd: Path) -> list[str]:
     """The arguments with a cache in the run's folder, unless they name one."""
     named = any(argument.startswith("paths.cache=") for argument in arguments)
     return [*arguments, *([] if named else [f"paths.cache={cwd / 'cache'}"])]
+
+
+def every_value(params: Mapping[str, object]) -> Iterator[tuple[list[str], int]]:
+    """Overrides of multiruns that run every value of every swept key, and how many jobs each has.
+
+    One multirun with all combinations where these are few; else each key in turn, the others at their first value.
+    """
+    swept = {key: str(value).split(",") for key, value in params.items()}
+    longest = max(swept, key=lambda key: len(swept[key]))
+    first = {key: values[:1] for key, values in swept.items()}
+    if math.prod(map(len, swept.values())) <= FEW_JOBS:
+        runs = [swept]
+    else:
+        others = [{**first, key: values} for key, values in swept.items() if key != longest and values[1:]]
+        runs = [{**first, longest: swept[longest]}, *others]
+    for varied in runs:
+        yield [f"{key}={','.join(values)}" for key, values in varied.items()], math.prod(map(len, varied.values()))
 
 
 def run(*arguments: str, cwd: Path, until: Event | None = None, **more: str) -> Done:
@@ -80,6 +99,7 @@ def _main(arguments: Sequence[str], cwd: Path, variables: Mapping[str, str], out
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(cwd)
+    sys.path[:0] = variables["PYTHONPATH"].split(os.pathsep)
     sys.argv = ["mipo_exp", *arguments]
     try:
         importlib.import_module("mipo_exp.cli").main()

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mipo_exp import cli
 from mipo_exp.config.parsing import parse, resolve
+from mipo_exp.config.registry import load_variants
 from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.experiment import run_experiment
@@ -33,6 +34,8 @@ SCRATCH = Path(tempfile.gettempdir()) / f"mipo-exp-tests-{os.getuid()}"
 
 
 Row = TypeVar("Row")
+
+load_variants()  # for tests with a case for each variant
 
 
 @pytest.fixture(autouse=True)
@@ -115,11 +118,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 def make_runtime(config: Config, cache: Path) -> Runtime:
     """A runtime whose model stage is done."""
     store = Store(cache)
-    runtime = Runtime(config.model, locate(config.model, cache), make_task(config.task, cache), "cpu")
+    runtime = Runtime(config.model, locate(config.model, cache), make_task(config.task, cache), "cpu", config.kernels)
     stage = declare_model(runtime)
     if stage is not None:
         runtime.folder = store.fetch(stage, {})[0].path / "model"
     return runtime
+
+
+def with_kernels(runtime: Runtime, *kernels: str) -> Runtime:
+    """The same model in a runtime of its own, with other parts of `kernels`."""
+    other = Runtime(runtime.config, runtime.source, runtime.task, runtime.device, kernels)
+    other.folder = runtime.folder
+    return other
 
 
 def container(config: DictConfig) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mipo_exp.config.tasks import TaskConfig
+from mipo_exp.config.schema import TaskConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.tasks import make_task
 from mipo_exp.store.records import Example

@@ -1,6 +1,8 @@
 """Made-up rows of GSM8K, SVAMP, ARC, MMLU and OpenBookQA in their public schemas, files of them, and the real files."""
 
 import csv
+import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -9,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
-from mipo_exp.config.tasks import MMLU_SUBJECTS, TASK_CONFIGS, TaskConfig
+from mipo_exp.config.schema import TaskConfig
 from mipo_exp.data.base import Examples, Task
+from mipo_exp.data.mmlu import MMLU_SUBJECTS
 from mipo_exp.data.svamp import test_ids as svamp_test_ids
 from mipo_exp.data.tasks import make_task
-from tests.conftest import SCRATCH
+from tests.conftest import SCRATCH, composed
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,8 +26,12 @@ REAL = Path(os.environ.get("MIPO_TEST_DATA", Path(__file__).parents[2] / "shared
 
 
 def config(name: str, **changes: Any) -> TaskConfig:
-    values = yaml.safe_load((ROOT / "conf" / "task" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return TASK_CONFIGS[name](**{**values, **changes})
+    return dataclasses.replace(_default(name), **changes)
+
+
+@functools.cache
+def _default(name: str) -> TaskConfig:
+    return composed(f"task={name}").task
 
 
 def task(name: str, **changes: Any) -> Task:

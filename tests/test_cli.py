@@ -1,7 +1,6 @@
 """The command line: help, plan, sweeps, an installed wheel."""
 
 import json
-import math
 import os
 import resource
 import subprocess
@@ -17,7 +16,7 @@ from hydra.types import RunMode
 
 from mipo_exp import cli
 from mipo_exp.errors import ConfigError
-from tests.command_line import environment, run
+from tests.command_line import environment, every_value, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,9 +81,9 @@ def test_a_mistake_is_answered_in_seconds(arguments: list[str], message: str, tm
 def test_plan_says_what_would_run_and_runs_nothing(tmp_path: Path) -> None:
     done = run("+debug=quick", "plan=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "beta: 0.1" in done.stdout
     lines = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 1}
     assert lines["chosen"] == lines["adapter"] == "missing"
+    assert "time unknown: no stage like chosen, " in done.stdout
     assert "disk: about" in done.stdout
     assert not (tmp_path / "cache" / "chosen").exists()
     assert run("+debug=quick", cwd=tmp_path).returncode == 0
@@ -92,6 +91,20 @@ def test_plan_says_what_would_run_and_runs_nothing(tmp_path: Path) -> None:
     lines = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 1}
     assert (lines["chosen"], lines["scored_pairs"], lines["adapter"]) == ("cached", "cached", "missing")
     assert "memory: about" in done.stdout
+    (adapter,) = (line.split() for line in done.stdout.splitlines() if line.startswith("adapter"))
+    assert adapter[-3] == "s", "an adapter has been trained here before"
+    assert "time unknown" not in done.stdout
+
+
+def test_the_plans_of_a_multirun_are_one_table(tmp_path: Path) -> None:
+    done = run("-m", "+debug=quick", "plan=true", "method.beta=0.1,0.2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    counts = {line[0]: line[1:3] for line in lines if line[:1] in (["chosen"], ["adapter"], ["after_responses"])}
+    assert counts["adapter"] == counts["after_responses"] == ["2", "missing"]
+    assert counts["chosen"][0] == "missing", "both jobs train on the same pairs"
+    assert sum(line[:1] == ["total"] for line in lines) == 1
+    assert sum(line[:1] == ["memory:"] for line in lines) == 1
 
 
 def test_plan_without_the_model_says_what_would_be_fetched(tmp_path: Path) -> None:
@@ -108,17 +121,21 @@ SWEEPS = sorted(path.stem for path in (cli.PROJECT_ROOT / "sweeps").glob("*.yaml
 def test_every_sweep_runs(sweep: str, tmp_path: Path) -> None:
     definition = yaml.safe_load((cli.PROJECT_ROOT / "sweeps" / f"{sweep}.yaml").read_text())
     params = definition["hydra"]["sweeper"]["params"]
-    seeds = ["seed=1,2"] if "seed" in params else []  # a third one tests nothing more
-    small = ["+debug=quick", "trainer.max_steps=1", *seeds]
-    done = run("-m", f"+sweeps={sweep}", *small, "hydra.sweep.dir=sweep", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    jobs = math.prod(len(str(value).split(",")) for key, value in params.items() if key != "seed") * (len(seeds) + 1)
-    summaries = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/summary.json")]
-    assert len(summaries) == jobs > 1
+    if "seed" in params:
+        params["seed"] = "1,2"  # a third one tests nothing more
+    summaries = []
+    for number, (varied, jobs) in enumerate(every_value(params)):
+        folder = tmp_path / f"sweep{number}"
+        small = ["+debug=quick", "trainer.max_steps=1", f"hydra.sweep.dir={folder}"]
+        done = run("-m", f"+sweeps={sweep}", *small, *varied, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found = [json.loads(path.read_text()) for path in folder.glob("*/summary.json")]
+        assert len(found) == jobs
+        panels = json.loads((folder / "table.json").read_text())["panels"]
+        runs = [run["run_id"] for panel in panels for arm in panel["arms"] for run in arm["runs"]]
+        assert sorted(runs) == sorted({summary["run_id"] for summary in found}), "the table has every run once"
+        summaries += found
     assert {summary["status"] for summary in summaries} == {"ok"}
-    panels = json.loads((tmp_path / "sweep" / "table.json").read_text())["panels"]
-    runs = [run["run_id"] for panel in panels for arm in panel["arms"] for run in arm["runs"]]
-    assert sorted(runs) == sorted({summary["run_id"] for summary in summaries}), "the table has every run once"
     sampled = [s for s in summaries if "chosen" in s["stages"] and not s["stages"]["chosen"]["cached"]]
     assert len(sampled) == len({s["seed"] for s in summaries}), "chosen responses are sampled once a seed"
 
@@ -175,14 +192,14 @@ def test_an_installed_wheel_finds_its_configs_and_sweeps_from_any_folder(tmp_pat
         "-m",
         "+sweeps=negatives",
         "+debug=quick",
-        "hydra.sweeper.params.seed=1",
+        *("hydra.sweeper.params.seed=1", "hydra.sweeper.params.negatives='no_context,random_prompt'"),
         f"paths.cache={tmp_path / 'c'}",
     ]
     done = subprocess.run(
         [str(program), *overrides], cwd=outside, env=clean, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert len(list(outside.glob("multirun/*/*/*/summary.json"))) == 4
+    assert len(list(outside.glob("multirun/*/*/*/summary.json"))) == 2
     where = [str(environment / "bin" / "python"), "-c", "import mipo_exp.cli as c; print(c.CONFIG_DIR)"]
     found = subprocess.run(where, cwd=outside, env=clean, capture_output=True, text=True, check=True).stdout.strip()
     assert Path(found) == site / "mipo_exp" / "conf"

@@ -3,7 +3,8 @@
 import pytest
 
 from mipo_exp.evaluation.context_words import context_words
-from mipo_exp.evaluation.measure import Evaluated, measures
+from mipo_exp.evaluation.measure import measures
+from mipo_exp.evaluation.metrics import Evaluated
 from mipo_exp.evaluation.responses import context_overlap
 from mipo_exp.store.records import Example, Response
 from tests.conftest import composed
@@ -50,7 +51,7 @@ def test_the_evaluation_has_shares_of_responses_and_of_words() -> None:
     texts = ["on sailing boats today", "chess again", "nothing", "love"]
     examples = [Example(str(i), f"u{i}", f"q{i}", c, "p", '{"keywords": ["x"]}') for i, c in enumerate(contexts)]
     responses = [Response(str(i), [1], text, True) for i, text in enumerate(texts)]
-    found = measures(Evaluated(responses, {}), examples, "keywords", composed().evaluation)
+    found = measures(Evaluated(examples, composed().evaluation, responses, {}), "keywords")
     assert found["response/context_words"].result() == pytest.approx(2 / 4)
     assert found["response/context_overlap_2"].result() == pytest.approx((2 / 4) / 4)
     assert found["response/context_overlap_3"].result() == 0

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mipo_exp.evaluation.measure import Evaluated, measures, metric_names
+from mipo_exp.evaluation.measure import measures, metric_names
+from mipo_exp.evaluation.metrics import Evaluated, describe
 from mipo_exp.pairing.negatives import contrast_conditions, contrast_prompts
-from mipo_exp.reporting.changes import answering
-from mipo_exp.reporting.costs import costs, headline
-from mipo_exp.reporting.metrics import describe
-from mipo_exp.reporting.report import write_report
+from mipo_exp.reporting.metrics import costs, headline
+from mipo_exp.reporting.report import answering, write_report
 from mipo_exp.reporting.tracking import _summary_values
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
@@ -59,33 +58,30 @@ def test_the_other_contexts_are_those_that_they_were() -> None:
         assert row[5] == row[0], "equal items are scored once"
 
 
-def evaluated(prompt_log_probs: list[float] | None) -> tuple[Evaluated, list[Example]]:
+def measured(prompt_log_probs: list[float] | None) -> dict[str, float]:
     examples = grid(2, 1)
     responses = [Response(example.id, [5, 6, 7, 8], "a b", example.user == "u0") for example in examples]
     scores = [Scores(example.id, 4, [-8.0, -10.0], -12.0, prompt_log_probs) for example in examples]
-    return Evaluated(responses, {"base": scores}), examples
-
-
-def measured(*arguments: Any) -> dict[str, float]:
     config = dataclasses.replace(composed().evaluation, k=2)
-    return {name: m.result() for name, m in measures(*arguments, "none", config).items() if "diversity" not in name}
+    found = measures(Evaluated(examples, config, responses, {"base": scores}), "none")
+    return {name: m.result() for name, m in found.items() if "diversity" not in name}
 
 
 def test_prompt_relevance_by_hand() -> None:
     """p(y | c, x₀) = ½, the others ⅛: log(½ / mean(½, ⅛, ⅛)) = log 2; a response that ignores its prompt has 0."""
-    found = measured(*evaluated(np.log([0.5, 0.125, 0.125]).tolist()))
+    found = measured(np.log([0.5, 0.125, 0.125]).tolist())
     assert found["mi/prompt/nats"] == pytest.approx(math.log(0.5 / 0.25))
     assert found["mi/prompt/accuracy"] == 1
-    assert measured(*evaluated([-7.0] * 4))["mi/prompt/nats"] == pytest.approx(0, abs=1e-12)
-    wrong = measured(*evaluated(np.log([0.1, 0.5, 0.6]).tolist()))
+    assert measured([-7.0] * 4)["mi/prompt/nats"] == pytest.approx(0, abs=1e-12)
+    wrong = measured(np.log([0.1, 0.5, 0.6]).tolist())
     assert wrong["mi/prompt/nats"] < 0
     assert wrong["mi/prompt/accuracy"] == 0
-    assert "mi/prompt/nats" not in measured(*evaluated(None))
+    assert "mi/prompt/nats" not in measured(None)
 
 
 def test_fluency_by_hand() -> None:
     """−8 nats over 4 tokens given context and prompt, −12 given the prompt alone; one of two ended by itself."""
-    found = measured(*evaluated(None))
+    found = measured(None)
     assert found["fluency/nats_per_token"] == 2
     assert found["fluency/marginal_nats_per_token"] == 3
     assert found["response/finished_rate"] == 0.5
@@ -113,7 +109,7 @@ def test_the_stage_scores_other_prompts_as_a_plain_pass_does(experiment: Experim
     assert found["mi"]["prompt_k"] == len(conditions[0]) == 3
     for row, response, others in zip(rows, responses, conditions, strict=True):
         items = [Scorable(tuple(tiny.prompt_ids(one)), tuple(response.token_ids)) for one in others]
-        plain = summed_log_probs(tiny.model(), items, dataclasses.replace(composed().scoring, share_prefix=False))
+        plain = summed_log_probs(tiny.model(), items, composed().scoring, False)
         assert row.prompt_log_probs == pytest.approx(plain, abs=1e-4)
         assert (row.prompt_log_probs or [])[0] == row.log_probs[0]
     assert artefact(found, "after_scores_policy").table("scores", Scores)[0].prompt_log_probs is None
@@ -184,6 +180,6 @@ def test_answering_beside_knowing_is_read_from_the_intervals_also_in_a_costly_ru
         {"metric": describe(name), "verdict": ("none", "higher"), "direction": change}
         for name, change in (("accuracy", 1), ("options/accuracy", 1))
     ]
-    found = answering(None, [{"rows": rows}])
+    found = answering([{"rows": rows}])
     assert found is not None
-    assert found["reading"].startswith("Generated answers and the likeliest option are both right more often")
+    assert found["changes"] == (1, 1)

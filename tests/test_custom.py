@@ -4,11 +4,11 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from mipo_exp.config.tasks import FAMILIES
+from mipo_exp.config.schema import TaskConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.custom import NEEDED, REFUSED
 from mipo_exp.data.splitting import split_rows
@@ -31,6 +31,7 @@ PERSONAL = ("task.family=personalization", "task.columns.prompt=question", "task
 USERS = "task.columns.user=user_id"
 HEADER = "question,choices,answer\n"  # of MCQ
 ANSWER = "task.columns.reference=answer"
+FAMILIES = get_args(TaskConfig.__annotations__["family"])
 MATH = ("task.family=math", ANSWER)
 
 

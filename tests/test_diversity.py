@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from mipo_exp.evaluation.accuracy import Measure
 from mipo_exp.evaluation.diversity import bleu_ngrams, distinct, diversity, fixed_set, self_bleu, set_facts, set_measure
+from mipo_exp.evaluation.metrics import Measure
 from mipo_exp.evaluation.responses import words
 from tests.test_statistics import estimate
 

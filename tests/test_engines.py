@@ -15,21 +15,14 @@ import torch
 from scipy.stats import chisquare
 from transformers import LlamaConfig, Qwen2Config
 
-from mipo_exp.config.schema import EngineConfig, OpenvinoConfig, SamplingConfig, VllmConfig
+from mipo_exp.config.schema import SamplingConfig
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation import openvino_engine, responses
-from mipo_exp.generation.engine import (
-    check_engine,
-    engine_identity,
-    in_process,
-    make_engine,
-    request_seed,
-    settled,
-)
-from mipo_exp.generation.openvino_engine import OpenvinoEngine
+from mipo_exp.generation.engine import check_engine, request_seed
+from mipo_exp.generation.openvino_engine import OpenvinoConfig, OpenvinoEngine
 from mipo_exp.generation.openvino_model import check_type, write_model
-from mipo_exp.generation.transformers_engine import TransformersEngine
-from mipo_exp.generation.vllm_engine import VllmEngine
+from mipo_exp.generation.transformers_engine import TransformersConfig, TransformersEngine, in_process
+from mipo_exp.generation.vllm_engine import VllmConfig, VllmEngine
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import declare, declare_examples
 from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
@@ -37,7 +30,7 @@ from mipo_exp.store.records import Condition
 from tests.conftest import Experiment, composed, make_runtime
 
 OPENVINO = OpenvinoConfig("openvino", 4, 4096, "float32", "openvino")
-TRANSFORMERS = EngineConfig("transformers", 8, 4096)
+TRANSFORMERS = TransformersConfig("transformers", 8, 4096)
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11] * 70, [30, 31, 32], [7, 7, 7, 9, 11, 40, 41]]
 
 needs_openvino = pytest.mark.skipif(
@@ -233,7 +226,7 @@ def test_engine_policy_goes_on_from_the_adapter_that_openvinos_base_model_led_to
 
 def test_keys_of_the_transformers_engine_have_not_changed(tiny: Runtime) -> None:
     engine = composed("engine.batch_rows=7").engine
-    assert engine_identity(engine) == {"name": "transformers", "batch_rows": 7, "batch_tokens": 32768}
+    assert engine.identity == {"name": "transformers", "batch_rows": 7, "batch_tokens": 32768}
     config = composed("+debug=quick")
     examples = declare_examples(config, tiny.task, "data", None)
     stages = declare(config, tiny, examples)
@@ -244,14 +237,14 @@ def test_keys_of_the_transformers_engine_have_not_changed(tiny: Runtime) -> None
 
 @needs_openvino
 def test_the_precision_and_the_version_are_in_openvinos_key_and_the_limits_are_not() -> None:
-    assert engine_identity(OPENVINO) == engine_identity(OpenvinoConfig("openvino", 99, 9, "float32", "transformers"))
-    assert engine_identity(OPENVINO) != engine_identity(dataclasses.replace(OPENVINO, precision="bfloat16"))
-    assert {"name", "version", "precision", "network"} == set(engine_identity(OPENVINO))
-    auto = settled(dataclasses.replace(OPENVINO, precision="auto"))
-    assert engine_identity(auto)["precision"] in ("float32", "bfloat16"), (
+    assert OPENVINO.identity == OpenvinoConfig("openvino", 99, 9, "float32", "transformers").identity
+    assert OPENVINO.identity != dataclasses.replace(OPENVINO, precision="bfloat16").identity
+    assert {"name", "version", "precision", "network"} == set(OPENVINO.identity)
+    auto = dataclasses.replace(OPENVINO, precision="auto").settled()
+    assert auto.identity["precision"] in ("float32", "bfloat16"), (
         "the key has what was computed, not what was asked for"
     )
-    assert in_process(OPENVINO) == EngineConfig("transformers", 4, 4096)
+    assert in_process(OPENVINO) == TransformersConfig("transformers", 4, 4096)
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +339,7 @@ def test_the_vllm_process_takes_ids_and_gives_ids(tiny: Runtime, fake_vllm: Path
     import json
 
     config = VllmConfig("vllm", 16, 8, 0.5)
-    engine = make_engine(config, tiny, None, None, tmp_path / "scratch")
+    engine = config.open(tiny, None, None, tmp_path / "scratch")
     stop = tiny.renderer.stop_ids[0]
     found = engine.sample([[50, 51, 52], [53]], sampling(4), 0, [1000, 2000], None)
     assert [item.token_ids for item in found] == [[50, 51, 52, 1000], [53, 2000, stop]]

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mipo_exp.data.tasks import TASKS
+from mipo_exp.config.schema import TASKS
 from mipo_exp.evaluation.accuracy import measure
-from mipo_exp.evaluation.error_kinds import KINDS, READERS, RIGHT, Reading, is_off_topic, kind, kinds, transitions
+from mipo_exp.evaluation.error_kinds import KINDS, READERS, RIGHT, is_off_topic, kind, kinds, transitions
 from mipo_exp.store.records import Example, Response
 from tests.conftest import composed
 
@@ -111,7 +111,7 @@ def test_the_first_kind_that_holds_is_taken(
     }
     assert tuple(holds) == KINDS
     expected = next(name for name, value in holds.items() if value)
-    assert kind(Reading(right, as_asked, readable), off_topic, finished) == expected
+    assert kind(right, as_asked, readable, off_topic, finished) == expected
 
 
 @pytest.mark.parametrize(("scorer", "cases"), [("number", NUMBERS), ("float_number", NUMBERS), ("letter", LETTERS)])

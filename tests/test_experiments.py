@@ -1,7 +1,6 @@
 """Every table of conf/experiment/ and sweeps/, whole, on the tiny model and a few rows."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import yaml
 from mipo_exp import cli
 from mipo_exp.models.runtime import Runtime
 from tests import personal_data
-from tests.command_line import run
+from tests.command_line import every_value, run
 from tests.judge_server import JudgeServer
 from tests.public_files import REAL
 
@@ -59,19 +58,24 @@ def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Pa
     tasks = str(params["task"]).split(",")
     if not all((data / task).exists() for task in tasks):
         pytest.skip("the public data is not here")
-    with JudgeServer(tiny) as server:
-        here = [f"paths.data={data}", *(f"{group}.base_url={server.url}" for group in JUDGES if group in definition)]
-        changes = [f"{key}={value}" for key, value in fewer.items()]
-        done = run("-m", f"+experiment={name}", *SMALL, *here, *changes, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    arms = results(tmp_path)
-    jobs = math.prod(len(str(value).split(",")) for key, value in params.items() if key not in ("model", "seed"))
-    assert len(arms) == jobs, "an arm for every combination, since none comes to the same run as another"
-    found = summaries(tmp_path, arms)
-    assert {(summary["model"], summary["status"]) for summary in found} == {("tiny", "ok")}
-    assert {summary["task"] for summary in found} == set(tasks)
-    for arm in arms:
-        assert ("judge" in definition) == any(metric.startswith("judge/") for metric in arm["metrics"])
+    swept = {key: value for key, value in params.items() if key not in ("model", "seed")}
+    for number, (varied, jobs) in enumerate(every_value(swept)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with JudgeServer(tiny) as server:
+            here = [
+                f"paths.data={data}",
+                *(f"{group}.base_url={server.url}" for group in JUDGES if group in definition),
+            ]
+            done = run("-m", f"+experiment={name}", *SMALL, *here, *varied, f"paths.cache={tmp_path}/cache", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        arms = results(folder)
+        assert len(arms) == jobs, "an arm for every combination, since none comes to the same run as another"
+        found = summaries(folder, arms)
+        assert {(summary["model"], summary["status"]) for summary in found} == {("tiny", "ok")}
+        assert {summary["task"] for summary in found} <= set(tasks)
+        for arm in arms:
+            assert ("judge" in definition) == any(metric.startswith("judge/") for metric in arm["metrics"])
 
 
 def test_the_tables_of_the_results_page_run(tmp_path: Path, data: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mipo_exp.config.tasks import MMLU_SUBJECTS
 from mipo_exp.data.file_task import find_layout
+from mipo_exp.data.mmlu import MMLU_SUBJECTS
 from mipo_exp.errors import DataError
 from tests.personal_data import TOPICS, choice_rows, config, make, persona_rows, preference_row, prism_rows, write_rows
 from tests.public_files import (

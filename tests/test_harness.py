@@ -13,8 +13,8 @@ from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation import harness as module
 from mipo_exp.evaluation.harness import check_tasks, language_model, locate_harness, results
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
+from mipo_exp.evaluation.metrics import describe
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.reporting.metrics import describe
 from mipo_exp.reporting.values import VALUES
 from mipo_exp.store.records import HarnessResult, HarnessSample
 from tests.conftest import Experiment

@@ -28,7 +28,7 @@ from mipo_exp.judging.replies import Reply
 from mipo_exp.judging.stage import Judging, judge_measures, judge_responses
 from mipo_exp.judging.templates import load_templates
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.planning.describe import describe
+from mipo_exp.planning.describe import make_plan
 from mipo_exp.store.artefacts import Stage, Store
 from mipo_exp.store.records import Example, Judgement, Response
 from tests.command_line import run
@@ -296,11 +296,14 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_what_is_written(
 
 
 def test_the_plan_counts_what_the_judge_would_be_asked(
-    experiment: Experiment, server: JudgeServer, shared_cache: Path
+    experiment: Experiment, server: JudgeServer, shared_cache: Path, tmp_path: Path
 ) -> None:
     def plan(*more: str) -> str:
         raw = compose_raw("+debug=quick", *asking(server.url, *more), f"paths.cache={shared_cache}", "paths.output=x")
-        return describe(parse(raw), resolve(raw)).split("judge: ")[1].splitlines()[0]
+        (line,) = (
+            line for line in make_plan(assemble(parse(raw), tmp_path, fetch=False)).notes if line.startswith("judge: ")
+        )
+        return line.removeprefix("judge: ")
 
     prices = ["judge.price_per_million_input_tokens=1000000", "judge.price_per_million_output_tokens=0"]
     line = plan("seed=77")

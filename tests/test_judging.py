@@ -14,10 +14,10 @@ import yaml
 from scipy.optimize import minimize
 
 from mipo_exp import cli
-from mipo_exp.config.schema import JUDGE_CONFIGS, JUDGE_KINDS
+from mipo_exp.config.schema import JUDGES
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.measure import compare
-from mipo_exp.judging import formulas
+from mipo_exp.evaluation.metrics import mean, ratio_of_sums
 from mipo_exp.judging.formulas import fit_logistic, length_controlled, pair_outcome, preference_error
 from mipo_exp.judging.judge import Judge, Keep, Rated, rate
 from mipo_exp.judging.kinds import KINDS, Measures
@@ -31,14 +31,13 @@ TEMPLATES = load_templates(None)
 
 
 def test_kinds_configs_and_prompts_are_the_same_lists() -> None:
-    assert set(KINDS) == set(JUDGE_KINDS)
     files = {
         path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (cli.CONFIG_DIR / "judge").iterdir()
     }
-    assert set(files) == set(JUDGE_CONFIGS)
+    assert set(files) == set(JUDGES)
     for name, values in files.items():
         given = set(values) - {"defaults"} | ({"model"} if "defaults" in values else set())
-        assert given == {item.name for item in dataclasses.fields(JUDGE_CONFIGS[name])}
+        assert given == {item.name for item in dataclasses.fields(JUDGES[name])}
     assert {name for kind in KINDS.values() for name in kind.prompts} == set(FILES)
     assert {path.name for path in SHIPPED.iterdir()} == {f"{name}.txt" for name in FILES} | {DEFAULT_RUBRIC}
 
@@ -121,10 +120,10 @@ def test_disagreement_between_the_orders_is_a_tie() -> None:
 
 
 def test_ties_count_half_and_unread_verdicts_not_at_all() -> None:
-    assert formulas.known_mean(np.array([1.0, 1.0, 0.5, 0.0, math.nan])) == 0.625
-    assert math.isnan(formulas.known_mean(np.array([math.nan])))
-    assert formulas.share(np.array([[1.0, 2.0], [0.0, 2.0]])) == 0.25
-    assert math.isnan(formulas.share(np.zeros((3, 2))))
+    assert mean(np.array([1.0, 1.0, 0.5, 0.0, math.nan])) == 0.625
+    assert math.isnan(mean(np.array([math.nan])))
+    assert ratio_of_sums(np.array([[1.0, 2.0], [0.0, 2.0]])) == 0.25
+    assert math.isnan(ratio_of_sums(np.zeros((3, 2))))
 
 
 def test_logistic_regression_at_two_lengths_is_the_mean_of_their_logits() -> None:
@@ -286,7 +285,7 @@ def test_a_judge_that_likes_a_word_finds_it_in_either_order() -> None:
     assert found["after"]["judge/characters"].result() == pytest.approx((4 + 9 + 3 + 4 + 1 + 4) / 6)
     assert found["before"]["judge/characters"].result() == pytest.approx((1 + 1 + 4 + 4 + 1 + 1) / 6)
     assert set(found["before"]) == {"judge/characters"}
-    estimates = compare(found["before"], found["after"], rows, ["judge/win_rate"]).estimates
+    estimates = compare(found["before"], found["after"], rows).estimates
     rate_of = estimates["after"]["judge/win_rate"]
     assert (rate_of.n, rate_of.low <= rate_of.mean <= rate_of.high) == (5, True)
     assert set(estimates["delta"]) == {"judge/characters"}

@@ -3,21 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-import yaml
 
-from mipo_exp.config.tasks import LampConfig
 from mipo_exp.data import lamp
 from mipo_exp.data.base import Examples
-from mipo_exp.data.lamp import MOVIE_TAGS, Lamp
+from mipo_exp.data.lamp import MOVIE_TAGS, Lamp, LampConfig
 from mipo_exp.data.lamp_prompts import FORMS, profile_text, retrieve, truncate
 from mipo_exp.data.lamp_users import recover_users
 from mipo_exp.errors import DataError
 from mipo_exp.evaluation.accuracy import measure
 from tests.conftest import SCRATCH
-from tests.public_files import REAL, ROOT
+from tests.public_files import REAL, config
 
 EXTRACT = REAL / "lamp3_extract"
 needs_real = pytest.mark.skipif(not EXTRACT.exists(), reason="no lamp3_extract in $MIPO_TEST_DATA")
@@ -28,8 +26,7 @@ def words(text: str) -> int:
 
 
 def task(cache: Path = SCRATCH, **changes: Any) -> Lamp:
-    values = yaml.safe_load((ROOT / "conf" / "task" / "lamp.yaml").read_text(encoding="utf-8"))
-    return Lamp(LampConfig(**{**values, **changes}), cache)
+    return Lamp(cast(LampConfig, config("lamp", **changes)), cache)
 
 
 def prepare_and_load(lamp_task: Lamp) -> Examples:

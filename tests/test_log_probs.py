@@ -8,10 +8,11 @@ import pytest
 import torch
 import transformers
 
+from mipo_exp.kernels import prefix_sharing
+from mipo_exp.kernels.prefix_sharing import PrefixTree, build_tree
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring import log_probs
 from mipo_exp.scoring.log_probs import Scorable, can_share, token_log_probs
-from mipo_exp.scoring.prefix_tree import PrefixTree, build_tree
 from tests.conftest import composed, make_runtime
 
 
@@ -160,7 +161,7 @@ def test_a_window_that_layers_do_not_tell_limits_what_is_shared() -> None:
 
 def test_a_device_whose_kernel_takes_no_mask_shares_up_to_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: longer sequences are scored behind prompts of their own, and not refused on the way."""
-    monkeypatch.setattr(log_probs, "MASKED_ON", ())
+    monkeypatch.setattr(prefix_sharing, "MASKED_ON", ())
     for make, window in ((sliding_mistral, 7), (sliding_qwen2, 9)):
         scored = sharpened(make())
         inside = Scorable((5, 6, 7), (8,) * (window - 3))
@@ -173,11 +174,11 @@ def test_responses_of_many_positions_go_through_the_head_in_parts(
     model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = branching_items()
-    whole = token_log_probs(model, items)
+    whole = token_log_probs(model, items, True)
     seen = []
     hook = model.get_output_embeddings().register_forward_hook(lambda _, __, logits: seen.append(logits.numel()))
     monkeypatch.setitem(log_probs.MAX_LOGITS_BYTES, "cpu", 5000)
-    parts = token_log_probs(model, items)
+    parts = token_log_probs(model, items, True)
     hook.remove()
     assert len(seen) > 10
     assert max(seen) * 4 <= 5000
@@ -190,14 +191,14 @@ def test_the_model_is_left_as_it_was(model: torch.nn.Module) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         logits = model(ids).logits
-        token_log_probs(model, branching_items())
+        token_log_probs(model, branching_items(), True)
         assert torch.equal(logits, model(ids).logits)
     assert (model.config._attn_implementation, model.base_model.forward) == before
 
 
 def test_log_probability_changes_with_the_prompt(model: torch.nn.Module) -> None:
     one, other = (Scorable(prompt, (5, 6, 7)) for prompt in ((10, 11, 12), (20, 21, 22)))
-    first, second = token_log_probs(model, [one, other])
+    first, second = token_log_probs(model, [one, other], True)
     assert (first - second).abs().min() > 1e-3
 
 
@@ -212,23 +213,25 @@ def test_padding_that_equals_a_real_token_is_not_masked_by_its_id(model: torch.n
 
 def test_an_empty_response_is_refused(model: torch.nn.Module) -> None:
     with pytest.raises(ValueError, match="at least one token"):
-        token_log_probs(model, [Scorable((1, 2), ())])
+        token_log_probs(model, [Scorable((1, 2), ())], True)
 
 
 def test_the_policy_is_the_base_model_until_it_is_trained_and_then_not(tiny: Runtime) -> None:
     import peft
 
     items = branching_items()
-    before = token_log_probs(tiny.fresh_model(), items)
+    before = token_log_probs(tiny.fresh_model(), items, True)
     policy = peft.get_peft_model(
         tiny.fresh_model(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
     ).eval()
-    for expected, row in zip(before, token_log_probs(policy, items), strict=True):
+    for expected, row in zip(before, token_log_probs(policy, items, True), strict=True):
         assert torch.allclose(expected, row, atol=1e-5)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.5)
-    assert max(float((a - b).abs().max()) for a, b in zip(before, token_log_probs(policy, items), strict=True)) > 0.1
+    assert (
+        max(float((a - b).abs().max()) for a, b in zip(before, token_log_probs(policy, items, True), strict=True)) > 0.1
+    )
     for shared in (True, False):
         assert_agrees(policy, items, shared)

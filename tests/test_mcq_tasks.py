@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from mipo_exp.config.tasks import MMLU_SUBJECTS
 from mipo_exp.data.files import Record
-from mipo_exp.data.mmlu import from_authors, from_hub
+from mipo_exp.data.mmlu import MMLU_SUBJECTS, from_authors, from_hub
 from mipo_exp.data.options import options_key
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation.accuracy import measure

@@ -48,8 +48,8 @@ def test_sampling_names_the_limit_of_a_batch(
         experiment(cache=tmp_path / "cache")
 
 
-STEP = "mipo_exp.training.micro_batches.MicroBatches.training_step"
-PROBE = "mipo_exp.training.layout.run_layout"  # where it is tried whether prompts can be shared
+STEP = "mipo_exp.kernels.micro_batches.MicroBatches.training_step"
+PROBE = "mipo_exp.kernels.prompt_sharing._run"  # where it is tried whether prompts can be shared
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,13 @@
 """The methods beside MIPO's DPO: what they score, that they train, and that they go on after an interruption."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-from mipo_exp.config.methods import METHOD_CONFIGS
-from mipo_exp.config.schema import Config, SamplingConfig
+from mipo_exp.config.schema import METHODS, Config, SamplingConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.experiment import assemble
 from mipo_exp.generation.engine import Contrast
@@ -22,22 +19,20 @@ from mipo_exp.store.records import Example, Response, ScoredPair
 from mipo_exp.store.tables import read_table
 from mipo_exp.training.adapter import train_adapter
 from mipo_exp.training.groups import build_trainer
-from mipo_exp.training.methods import METHODS
 from mipo_exp.training.scored_groups import Group, score_groups
-from tests.conftest import Experiment, composed, make_runtime
+from tests.conftest import Experiment, composed, make_runtime, with_kernels
 from tests.test_shared_prompt import job
 
 CONF = Path(__file__).parents[1] / "conf" / "method"
+OPTIONS = {"rlaif": ("judge=local",)}  # what a method cannot do without
 # Those that sample while they train have tests of their own (test_on_policy).
-OTHERS = sorted(name for name in METHODS if name != "mipo" and METHOD_CONFIGS[name].trains_on != "examples")
+OTHERS = sorted(name for name in METHODS if name != "mipo" and METHODS[name].trains_on in ("pairs", "chosen"))
 
 
-def test_methods_their_schemas_and_their_configs_are_the_same_list() -> None:
-    files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONF.glob("*.yaml")}
-    assert set(files) == set(METHOD_CONFIGS)
-    assert set(METHODS) == {name for name, schema in METHOD_CONFIGS.items() if schema.trains_on is not None}
-    for name, values in files.items():
-        assert set(values) == {item.name for item in dataclasses.fields(METHOD_CONFIGS[name])}
+def test_every_method_has_a_yaml_with_exactly_its_keys() -> None:
+    assert {path.stem for path in CONF.glob("*.yaml")} == set(METHODS)
+    for name, schema in METHODS.items():
+        assert type(composed(f"method={name}", *OPTIONS.get(name, ())).method) is schema
 
 
 GROUPS = [
@@ -52,9 +47,10 @@ GROUPS = [
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_groups_are_scored_like_single_responses(n: int, share: bool, kind: str, tmp_path: Path) -> None:
     runtime = make_runtime(composed("+debug=quick", f"model.random.model_type={kind}"), tmp_path / kind)
-    model, plain = trained_model(runtime, tmp_path), runtime.fresh_model()
+    model = trained_model(runtime if share else with_kernels(runtime, "plain"), tmp_path)
+    plain = runtime.fresh_model()
     with torch.no_grad():
-        scored = score_groups(model, GROUPS[:n], reference=True, share=share)
+        scored = score_groups(model, GROUPS[:n], reference=True)
     assert scored.ref_log_probs is not None
     for i, group in enumerate(GROUPS[:n]):
         items = [Scorable(tuple(group.prompt_ids), tuple(ids)) for ids in group.responses]
@@ -69,10 +65,10 @@ def test_groups_are_scored_like_single_responses(n: int, share: bool, kind: str,
 
 @pytest.mark.parametrize("share", [True, False])
 def test_across_a_batch_every_response_is_scored_under_every_prompt(share: bool, tiny: Runtime, tmp_path: Path) -> None:
-    model = trained_model(tiny, tmp_path)
+    model = trained_model(tiny if share else with_kernels(tiny, "plain"), tmp_path)
     groups = [*GROUPS, Group(GROUPS[0].prompt_ids, [[50, 51, 2]])]
     with torch.no_grad():
-        scored = score_groups(model, groups, reference=False, across_batch=True, share=share)
+        scored = score_groups(model, groups, reference=False, across_batch=True)
     for i, asked in enumerate(groups):
         items = [Scorable(tuple(asked.prompt_ids), tuple(group.responses[0])) for group in groups]
         expected = [float(row.sum()) for row in token_log_probs(model.eval(), items)]
@@ -194,11 +190,11 @@ def test_stored_references_that_are_wrong_stop_the_training(tiny: Runtime, tmp_p
 def test_a_method_that_needs_no_pairs_samples_none(method: str, experiment: Experiment) -> None:
     summary, _ = experiment(f"method={method}", "negatives.k=2")
     assert summary["status"] == "ok"
-    assert ("rejected" in summary["stages"]) == (METHOD_CONFIGS[method].trains_on == "pairs")
+    assert ("rejected" in summary["stages"]) == (METHODS[method].trains_on == "pairs")
     assert summary["method"] == method
 
 
-UNTRAINED = sorted(name for name, schema in METHOD_CONFIGS.items() if schema.trains_on is None)
+UNTRAINED = sorted(name for name, schema in METHODS.items() if schema.trains_on is None)
 
 
 @pytest.mark.parametrize("method", UNTRAINED)

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_exp.config.methods import LOSS_TYPES, METHOD_CONFIGS
-from mipo_exp.config.schema import Config
+from mipo_exp.config.schema import METHODS, SPEED_ONLY, Config
+from mipo_exp.kernels.micro_batches import split
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.pipeline import SPEED_ONLY, declare, declare_examples
+from mipo_exp.pipeline import declare, declare_examples
 from mipo_exp.store.artefacts import Store
 from mipo_exp.store.records import ScoredPair
-from mipo_exp.training.dpo import _share_prompts, make_trainer
-from mipo_exp.training.micro_batches import WHOLE_BATCH_LOSSES, may_split, settle_budget, split, token_budget
-from tests.conftest import composed, make_runtime, table_of
+from mipo_exp.training.methods.mipo import LOSS_TYPES, WHOLE_BATCH_LOSSES, _share_prompts, make_trainer
+from mipo_exp.training.micro_batches import may_split, settle_budget, token_budget
+from tests.conftest import composed, make_runtime, table_of, with_kernels
 from tests.test_methods import train as train_method
 from tests.test_methods import weights as method_weights
 from tests.test_shared_prompt import assert_equal, job, pair, runtime_of
@@ -39,8 +39,8 @@ def step(runtime: Runtime, config: Config, tmp_path: Path) -> tuple[Any, Any, An
     for name, weight in dpo.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight.data, std=0.05)
-    if config.trainer.share_prompt:
-        _share_prompts(dpo, PAIRS)
+    if "prompt_sharing" in runtime.kernels:
+        _share_prompts(dpo, PAIRS, runtime.kernels)
         assert dpo.shares_prompts
     passes = []
     dpo.model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
@@ -55,10 +55,10 @@ def step(runtime: Runtime, config: Config, tmp_path: Path) -> tuple[Any, Any, An
 def compare(runtime: Runtime, tmp_path: Path, budget: int, shared: bool, *overrides: str) -> int:
     """Compare stock TRL with parts of a batch; returns the number of parts."""
     rows = f"trainer.per_device_train_batch_size={len(PAIRS)}"
-    stock = ("trainer.share_prompt=false", "trainer.batch_tokens.cpu=null")
-    ours = (f"trainer.share_prompt={str(shared).lower()}", f"trainer.batch_tokens.cpu={budget}")
-    expected = step(runtime, composed("+debug=quick", rows, *stock, *overrides), tmp_path)
-    found = step(runtime, composed("+debug=quick", rows, *ours, *overrides), tmp_path)
+    config = composed("+debug=quick", rows, f"trainer.batch_tokens.cpu={budget}", *overrides)
+    expected = step(with_kernels(runtime, "plain"), config, tmp_path)
+    ours = runtime if shared else with_kernels(runtime, *runtime.kernels - {"prompt_sharing"})
+    found = step(ours, config, tmp_path)
     assert expected[3] == 1
     assert_equal(expected[:3], found[:3])
     return found[3]
@@ -93,13 +93,13 @@ def test_a_loss_that_stays_whole_would_be_wrong_in_parts(
     loss: str, tiny: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the list is longer than it has to be."""
-    monkeypatch.setattr("mipo_exp.training.micro_batches.WHOLE_BATCH_LOSSES", ())
+    monkeypatch.setattr("mipo_exp.training.methods.mipo.WHOLE_BATCH_LOSSES", ())
     with pytest.raises(AssertionError):
         compare(tiny, tmp_path, 1, True, f"method.loss_type=[{loss}]")
 
 
 def test_what_may_not_be_split_has_no_budget(caplog: pytest.LogCaptureFixture) -> None:
-    for name, schema in METHOD_CONFIGS.items():
+    for name, schema in METHODS.items():
         if schema.trains_on in ("pairs", "chosen"):
             config = composed("+debug=quick", f"method={name}")
             assert may_split(config.method, config.lora) == (name not in ("infonce", "sami"))
@@ -137,9 +137,12 @@ def test_groups_in_parts_train_the_same_adapter(method: str, tiny: Runtime, tmp_
     """With three negatives each, beside one sequence for each response and the whole batch at once."""
 
     def trained(share: str, budget: str) -> Any:
-        overrides = (f"method={method}", f"trainer.share_prompt={share}", f"trainer.batch_tokens.cpu={budget}")
-        config = composed("+debug=quick", *overrides, "trainer.per_device_train_batch_size=4")
-        return train_method(tiny, config, Store(tmp_path / share / budget))
+        config = composed(
+            *("+debug=quick", f"method={method}", f"trainer.batch_tokens.cpu={budget}"),
+            "trainer.per_device_train_batch_size=4",
+        )
+        kernels = tiny.kernels if share == "true" else tiny.kernels - {"prompt_sharing"}
+        return train_method(with_kernels(tiny, *kernels), config, Store(tmp_path / share / budget))
 
     plain = trained("false", "null")
     for share, budget in (("true", "null"), ("true", "1"), ("true", "60"), ("false", "1")):
@@ -203,5 +206,5 @@ def test_the_budget_is_not_part_of_the_adapters_key(tmp_path: Path) -> None:
 
     assert SPEED_ONLY == ("batch_tokens",)
     assert key(batch_tokens=dataclasses.replace(config.trainer.batch_tokens, cpu=1)) == key()
-    assert key(share_prompt=False) != key()
     assert key(per_device_train_batch_size=7) != key()
+    assert declare(config, with_kernels(runtime, "plain"), examples)["adapter"].key != key()

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mipo_exp.evaluation.accuracy import Measure, mean
-from mipo_exp.evaluation.measure import Evaluated, diversity_facts, measures, metric_names
+from mipo_exp.evaluation.measure import measures, metric_names
+from mipo_exp.evaluation.metrics import Evaluated, Measure, mean
 from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
 from mipo_exp.store.records import Example, Response, Scores
 from tests.conftest import composed
@@ -114,13 +114,13 @@ def test_kl_to_the_base_is_of_the_true_condition_and_zero_before() -> None:
     """Ratios 1, −2, 3 and 2 nats over 1 + 2 + 3 + 4 tokens: 1 nat a response, 0.4 a token."""
     config = composed().evaluation
     base, policy = scores([-10.0, -10.0, -10.0, -10.0]), scores([-9.0, -12.0, -7.0, -8.0])
-    after = measures(Evaluated(RESPONSES, {"base": base, "policy": policy}), EXAMPLES, "keywords", config)
+    after = measures(Evaluated(EXAMPLES, config, RESPONSES, {"base": base, "policy": policy}), "keywords")
     assert after["response/kl_to_base"].result() == pytest.approx(1.0)
     assert after["response/kl_to_base_per_token"].result() == pytest.approx(0.4)
-    before = measures(Evaluated(RESPONSES, {"base": base, "policy": base}), EXAMPLES, "keywords", config)
+    before = measures(Evaluated(EXAMPLES, config, RESPONSES, {"base": base, "policy": base}), "keywords")
     assert before["response/kl_to_base"].values.tolist() == [0.0] * 4
     assert before["response/kl_to_base_per_token"].result() == 0.0
-    unscored = measures(Evaluated(RESPONSES, {"base": base}), EXAMPLES, "keywords", config)
+    unscored = measures(Evaluated(EXAMPLES, config, RESPONSES, {"base": base}), "keywords")
     assert not [name for name in unscored if "kl_to_base" in name]
 
 
@@ -128,7 +128,6 @@ def test_kl_to_the_base_is_of_the_true_condition_and_zero_before() -> None:
 def test_every_metric_can_be_named_as_the_objective(policy_scoring: bool) -> None:
     config = composed(f"evaluation.policy_scoring={policy_scoring}").evaluation
     by_model = {"base": scores([-1.0] * 4), **({"policy": scores([-1.0] * 4)} if policy_scoring else {})}
-    found = measures(Evaluated(RESPONSES, by_model), EXAMPLES, "keywords", config)
+    found = measures(Evaluated(EXAMPLES, config, RESPONSES, by_model), "keywords")
     assert metric_names("keywords", EXAMPLES, config) == sorted(found)
     assert {"diversity/self_bleu", "diversity/distinct_1", "diversity/distinct_2"} <= set(found)
-    assert diversity_facts(EXAMPLES, config) == {"set_size": 4, "set_clusters": 4, "set_size_asked": 40}

@@ -4,14 +4,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from mipo_exp.config.methods import GRPO_LOSSES, METHOD_CONFIGS, MiRlConfig, OnPolicyConfig
+from mipo_exp.config import schema
 from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError
@@ -25,12 +25,12 @@ from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
 from mipo_exp.store.records import Condition, Example
 from mipo_exp.training import adapter as training
 from mipo_exp.training.job import Job, Rollout, argument_names, training_arguments
-from mipo_exp.training.mi_rl import build_mi_rl, pmi_rewards, reward_conditions
-from mipo_exp.training.on_policy import Reward, build_on_policy, check_first_kl
-from mipo_exp.training.rlvr import accuracy_rewards
-from tests.conftest import Experiment, composed, make_runtime
+from mipo_exp.training.methods.mi_rl import MiRl, pmi_rewards, reward_conditions
+from mipo_exp.training.methods.rlvr import accuracy_rewards
+from mipo_exp.training.on_policy import OnPolicy, Reward, build_on_policy, check_first_kl
+from tests.conftest import Experiment, composed, make_runtime, with_kernels
 
-METHODS = sorted(name for name, schema in METHOD_CONFIGS.items() if issubclass(schema, OnPolicyConfig))
+METHODS = sorted(name for name, of in schema.METHODS.items() if issubclass(of, OnPolicy))
 SIZES = [1, 2, 3, 8]
 USERS = ["sailing", "tea", "chess", "trains"]
 
@@ -183,7 +183,7 @@ def test_the_accuracy_reward_is_the_evaluations(n: int) -> None:
 def mi_reward(runtime: Runtime, rows: Sequence[Example], folder: Path, *overrides: str) -> tuple[Any, Config]:
     """The reward as the trainer calls it, on a policy that is no longer the base model."""
     config = composed("+debug=quick", "method=mi_rl", *overrides)
-    loop = build_mi_rl(job(runtime, config, folder, rows))
+    loop = config.method.build(job(runtime, config, folder, rows))
     torch.manual_seed(1)
     for name, weight in loop.model.named_parameters():
         if "lora_B" in name:
@@ -205,7 +205,7 @@ def test_the_reward_is_the_mutual_information_of_response_tokens_under_the_base_
     rows = examples(8)
     reward, config = mi_reward(runtime, rows, tmp_path, f"method.estimator={estimator}")
     base = runtime.fresh_model()
-    assert isinstance(config.method, MiRlConfig)
+    assert isinstance(config.method, MiRl)
     conditions = reward_conditions(rows, config.method, config.seed)
 
     def log_prob(condition: Condition, response: list[int]) -> torch.Tensor:
@@ -234,7 +234,7 @@ def test_the_reward_of_a_response_depends_on_the_context_it_answers(tiny: Runtim
 def test_the_other_conditions_are_those_of_the_evaluation() -> None:
     rows = examples(8)
     method = composed("+debug=quick", "method=mi_rl", "method.estimator=infonce").method
-    assert isinstance(method, MiRlConfig)
+    assert isinstance(method, MiRl)
     expected = contrast_conditions(rows, 3, 7)
     assert list(reward_conditions(rows, method, 7).values()) == expected
     users = {example.context for example in rows}
@@ -253,8 +253,8 @@ def test_summed_log_probs_are_in_order_and_equal_items_agree(tiny: Runtime) -> N
     ]
     model = tiny.fresh_model()
     scoring = dataclasses.replace(composed("+debug=quick").scoring, batch_tokens=6)
-    found = summed_log_probs(model, items, scoring)
-    expected = [float(token_log_probs(model, [item])[0].sum()) for item in items]
+    found = summed_log_probs(model, items, scoring, True)
+    expected = [float(token_log_probs(model, [item], True)[0].sum()) for item in items]
     assert found == pytest.approx(expected, abs=1e-5)
 
 
@@ -341,10 +341,10 @@ def test_sharing_prompts_gives_trls_loss_metrics_and_gradients(n: int, kind: str
     runtime = make_runtime(config, tmp_path / "model")
     found = []
     for share in (False, True):
-        trainer = dataclasses.replace(config.trainer, share_prompt=share)
-        one = job(runtime, dataclasses.replace(config, trainer=trainer), tmp_path / str(share), examples(8))
+        kernels = runtime.kernels if share else runtime.kernels - {"prompt_sharing"}
+        one = job(with_kernels(runtime, *kernels), config, tmp_path / str(share), examples(8))
         loop = build_on_policy(one, of_texts(lambda text: float(len(text))))
-        assert ("arrange" in loop.model.get_base_model().forward.__code__.co_freevars) == share
+        assert ("headed" in loop.model.get_base_model().forward.__code__.co_freevars) == share
         torch.manual_seed(1)
         for name, weight in loop.model.named_parameters():
             if "lora_B" in name:
@@ -367,7 +367,7 @@ def test_sharing_prompts_gives_trls_loss_metrics_and_gradients(n: int, kind: str
         assert torch.allclose(shared[2][name], gradient, atol=1e-5, rtol=1e-3), name
 
 
-@pytest.mark.parametrize("loss", GRPO_LOSSES)
+@pytest.mark.parametrize("loss", get_args(OnPolicy.__annotations__["loss_type"]))
 def test_every_loss_takes_a_step(loss: str, tiny: Runtime, tmp_path: Path) -> None:
     level = ["method.importance_sampling_level=sequence"] if loss == "luspo" else []
     switches = [f"method.loss_type={loss}", "trainer.max_steps=1", "method.per_token=true", *level]
@@ -379,9 +379,9 @@ def test_switches_train(tiny: Runtime, tmp_path: Path) -> None:
     config = composed(
         *("+debug=quick", "method=mi_rl", "method.estimator=identification", "method.scale_rewards=batch"),
         *("method.mask_truncated_completions=true", "method.epsilon_high=0.3", "engine.batch_rows=3"),
-        *("trainer.activation_checkpointing=true", "lora.use_dora=true", "scoring.share_prefix=false"),
+        *("trainer.activation_checkpointing=true", "lora.use_dora=true"),
     )
-    assert train(tiny, config, tmp_path).json("training")["steps"] == 2
+    assert train(with_kernels(tiny, "plain"), config, tmp_path).json("training")["steps"] == 2
 
 
 @pytest.mark.parametrize(
@@ -527,7 +527,7 @@ def test_the_plan_counts_what_is_sampled_scored_and_trained() -> None:
         name: estimate_work(composed(*common, *overrides), rows, rows)["adapter"]
         for name, overrides in {
             "rlvr": ["method=rlvr"],
-            "apart": ["method=rlvr", "method.beta=0", "trainer.share_prompt=false"],
+            "apart": ["method=rlvr", "method.beta=0", "kernels=plain"],
             "twice": ["method=rlvr", "method.num_iterations=2", "trainer.max_steps=8"],
             "marginal": ["method=mi_rl", "method.beta=0"],
             "infonce": ["method=mi_rl", "method.estimator=infonce", "method.k=5"],

@@ -15,8 +15,8 @@ from mipo_exp.config.schema import SamplingConfig
 from mipo_exp.generation.transformers_engine import sample_batch
 from mipo_exp.kernels import onednn
 from mipo_exp.kernels.generation_cache import RoomyLayer, roomy_cache
-from mipo_exp.kernels.lora_linear import use_lora_linear
-from mipo_exp.kernels.onednn import OnednnLinear, linear, pack, use_onednn
+from mipo_exp.kernels.lora_product import use_lora_product
+from mipo_exp.kernels.onednn import OnednnLinear, lay_out, linear, use_onednn
 from mipo_exp.models.runtime import Runtime
 
 SIZES: dict[str, Any] = {
@@ -70,7 +70,7 @@ def saved_adapter(runtime: Runtime, folder: Path, **lora: Any) -> Any:
 def test_a_product_is_torchs_with_weights_as_they_are_transposed_and_packed(bias: bool, few_rows: list[int]) -> None:
     rows, weight, added = torch.randn(7, 48), torch.randn(32, 48), torch.randn(32) if bias else None
     expected = nn.functional.linear(rows, weight, added)
-    for laid_out in (weight, weight.T.contiguous().T, onednn.packed(weight)):
+    for laid_out in (weight, weight.T.contiguous().T, lay_out(weight)):
         torch.testing.assert_close(linear(rows, laid_out, added), expected, rtol=1e-5, atol=1e-5)
     assert few_rows == [7, 7, 7]
 
@@ -83,10 +83,10 @@ def test_a_model_computes_the_same_as_it_is_and_packed(name: str, tied: bool, fe
     with torch.inference_mode():
         expected = model(input_ids=ids).logits
         assert not few_rows
-        use_onednn(model)
+        use_onednn(model, packed=False)
         torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
         assert len(few_rows) == 2 * 7 + 1
-        pack(model)
+        use_onednn(model, packed=True)
         few_rows.clear()
         assert model.lm_head.weight.is_mkldnn
         assert not model.get_input_embeddings().weight.is_mkldnn
@@ -104,11 +104,11 @@ def test_gradients_of_an_adapter_are_the_same(
     for fast in (False, True):
         model = make(name)
         if fast:
-            use_onednn(model)
+            use_onednn(model, packed=False)
         monkeypatch.setattr(onednn, "MIN_ROWS", 1 if fast else 10**9)
         config = peft.LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=TARGETS)
         if ours:
-            use_lora_linear(config)
+            use_lora_product(config)
         adapted = peft.get_peft_model(model, config)
         torch.manual_seed(1)
         for parameter in adapted.parameters():
@@ -129,12 +129,12 @@ def test_gradients_of_an_adapter_are_the_same(
 @needs_onednn
 def test_layers_that_learn_or_are_in_another_precision_are_torchs(few_rows: list[int]) -> None:
     learning = nn.Sequential(nn.Linear(8, 8))
-    use_onednn(learning)
+    use_onednn(learning, packed=False)
     assert isinstance(learning[0], OnednnLinear)
     learning(torch.randn(4, 8)).sum().backward()
     assert learning[0].weight.grad is not None
     halves = nn.Sequential(nn.Linear(8, 8)).to(torch.bfloat16)
-    use_onednn(halves)
+    use_onednn(halves, packed=False)
     assert type(halves[0]) is nn.Linear
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert learning(torch.randn(4, 8)).dtype == torch.bfloat16
@@ -151,8 +151,8 @@ def test_a_torch_without_the_operations_runs_as_before(monkeypatch: pytest.Monke
             patch.setattr(onednn, "product", refuse)
             assert not onednn.available()
             model = make("llama")
-            use_onednn(model)
-            pack(model)
+            use_onednn(model, packed=False)
+            use_onednn(model, packed=True)
             assert not any(isinstance(layer, OnednnLinear) for layer in model.modules())
             rows, weight = torch.randn(200, 48), torch.randn(32, 48)
             torch.testing.assert_close(linear(rows, weight), nn.functional.linear(rows, weight))
@@ -209,8 +209,8 @@ def test_a_model_that_reads_its_weights_is_left_as_it_is() -> None:
     model.requires_grad_(False)
     ids = torch.randint(0, 97, (2, 9))
     expected = model(input_ids=ids).logits
-    use_onednn(model)
-    pack(model)
+    use_onednn(model, packed=False)
+    use_onednn(model, packed=True)
     assert not any(layer.weight.is_mkldnn for layer in model.modules() if isinstance(layer, OnednnLinear))
     torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -218,11 +218,11 @@ def test_a_model_that_reads_its_weights_is_left_as_it_is() -> None:
 @needs_onednn
 def test_no_rows_are_no_error() -> None:
     layer: Any = nn.Sequential(nn.Linear(48, 32)).requires_grad_(False)
-    use_onednn(layer)
+    use_onednn(layer, packed=False)
     assert layer(torch.empty(0, 48)).shape == (0, 32)
-    layer[0].weight = nn.Parameter(onednn.packed(layer[0].weight), requires_grad=False)
+    layer[0].weight = nn.Parameter(lay_out(layer[0].weight), requires_grad=False)
     assert layer(torch.empty(2, 0, 48)).shape == (2, 0, 32)
-    onednn.unpack(layer)
+    use_onednn(layer, packed=False)
     assert not layer[0].weight.is_mkldnn
 
 
@@ -236,7 +236,8 @@ def test_sampling_with_room_gives_the_same_tokens(name: str, monkeypatch: pytest
         monkeypatch.setattr(
             "mipo_exp.kernels.generation_cache.roomy_cache", lambda *args: made.append(cache(*args)) or made[-1]
         )
-        return [row.token_ids for row in sample_batch(model, PROMPTS, settings, [0], 0, seed=3)]
+        kernels = {"generation_cache"}
+        return [row.token_ids for row in sample_batch(model, PROMPTS, settings, [0], 0, seed=3, kernels=kernels)]
 
     assert sample(roomy_cache) == sample(lambda *_: DynamicCache(config=model.config))
     roomy, plain = made

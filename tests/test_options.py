@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mipo_exp.config.tasks import MMLU_SUBJECTS
 from mipo_exp.data.base import reference
+from mipo_exp.data.mmlu import MMLU_SUBJECTS
 from mipo_exp.data.options import question_text
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import DataError

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from mipo_exp import cli
-from mipo_exp.config.schema import ENGINE_CONFIGS
-from mipo_exp.data.tasks import TASKS
+from mipo_exp.config.schema import ENGINES, TASKS
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store.artefacts import Artefact
 from mipo_exp.store.records import Example, Negative, Pair, Response, ScoredPair
@@ -203,7 +202,7 @@ def test_pairs_are_trained_under_the_true_condition_with_its_log_probabilities(
     for pair in pairs:
         assert pair.prompt_ids == runtime.prompt_ids(examples[pair.example].condition)
         sides = [
-            float(token_log_probs(model, [Scorable(tuple(prompt), tuple(side))], share_prefix=False)[0].sum())
+            float(token_log_probs(model, [Scorable(tuple(prompt), tuple(side))], False)[0].sum())
             for prompt in (pair.prompt_ids, pair.negative_ids)
             for side in (pair.chosen_ids, pair.rejected_ids)
         ]
@@ -299,12 +298,12 @@ def test_every_other_option_runs(tracker: str, method: str, experiment: Experime
 @pytest.mark.parametrize("name", yaml_names("engine"))
 def test_every_engine_config_names_its_schema(name: str) -> None:
     # test_engines runs them; vLLM needs a GPU.
-    assert type(composed(f"engine={name}").engine) is ENGINE_CONFIGS[name]
+    assert type(composed(f"engine={name}").engine) is ENGINES[name]
 
 
 def test_switches_run(experiment: Experiment) -> None:
     summary, _ = experiment(
-        *("evaluation.policy_scoring=false", "scoring.share_prefix=false"),
+        *("evaluation.policy_scoring=false", "kernels=plain"),
         *("pairs.max_length_ratio=4", "trainer.reference=live", "trainer.max_length=160", "sampling.temperature=0.5"),
         *("trainer.activation_checkpointing=true", "lora.use_rslora=true", "task.context_role=system"),
         *("trainer.gradient_accumulation_steps=2", "evaluation.sampling.temperature=0", "model.attention=eager"),
@@ -312,9 +311,9 @@ def test_switches_run(experiment: Experiment) -> None:
     assert "mi/policy/nats" not in summary["metrics"]["after"]
 
 
-def test_sharing_prefixes_changes_no_metric(experiment: Experiment) -> None:
+def test_no_kernel_changes_a_metric(experiment: Experiment) -> None:
     shared, _ = experiment()
-    whole, _ = experiment("scoring.share_prefix=false")
+    whole, _ = experiment("kernels=plain")
     for phase in ("before", "after"):
         for name, entry in whole["metrics"][phase].items():
             assert entry["mean"] == pytest.approx(shared["metrics"][phase][name]["mean"], abs=1e-4), name

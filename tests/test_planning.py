@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mipo_exp.planning import machine
-from mipo_exp.planning.cost import Shape, decoding_seconds, forward_operations, seconds, training_seconds
-from mipo_exp.planning.fit import find_limits, needs
-from mipo_exp.planning.machine import Machine, free_bytes, measure
-from mipo_exp.planning.shape import find_shape, parameter_count
-from mipo_exp.planning.work import COUNTED, Work, estimate_work, pieces
+from mipo_exp.planning import memory
+from mipo_exp.planning.describe import Plan, Row, render
+from mipo_exp.planning.fit import find_limits
+from mipo_exp.planning.memory import free_bytes, needs
+from mipo_exp.planning.rates import earlier_rate
+from mipo_exp.planning.shape import Shape, find_shape, parameter_count
+from mipo_exp.planning.work import COUNTED, estimate_work, pieces
+from mipo_exp.store.artefacts import Stage, Store, Workspace
 from mipo_exp.store.records import Condition, Example
 from tests.command_line import run
 from tests.conftest import Experiment, composed
 
-MACHINE = Machine(kind="cpu", matmul=1e12, bandwidth=1e11, launch=1e-6, memory=2**34)
-SMALL = Shape(layers=2, width=64, inner=256, kv_width=32, vocabulary=1000, body=1e6, total=1.064e6, itemsize=4)
 LARGE = Shape(layers=28, width=3584, inner=18944, kv_width=512, vocabulary=152064, body=6.5e9, total=7.6e9, itemsize=2)
 
 
@@ -37,23 +37,19 @@ def test_pieces_are_as_many_as_tokens_and_begin_alike_where_texts_do() -> None:
     assert one[-1] != other[-1]
 
 
-def test_sampling_counts_prompts_responses_and_steps() -> None:
+def test_sampling_counts_responses_and_what_a_batch_keeps() -> None:
     config = composed("task.max_new_tokens=10", "engine.batch_rows=4", "evaluation.k=4", "negatives=no_context")
     works = estimate_work(config, users(6), users(6))
     assert works["chosen"].sampled == works["rejected"].sampled == 60
-    assert works["chosen"].prompts == 6 * (25 + 100 + 10)
-    assert works["rejected"].prompts == 6 * (25 + 10)
-    assert works["chosen"].turns == 20, "batches of 4 and 2, 10 steps each"
     assert (works["chosen"].widest, works["chosen"].widest_heads) == (4 * (135 + 10), 4)
 
 
 def test_scoring_counts_a_shared_context_once() -> None:
     shared = estimate_work(composed("evaluation.k=4", "scoring.batch_tokens=100000"), users(8), users(8))
     apart = estimate_work(
-        composed("evaluation.k=4", "scoring.batch_tokens=100000", "scoring.share_prefix=false"), users(8), users(8)
+        composed("evaluation.k=4", "scoring.batch_tokens=100000", "kernels=plain"), users(8), users(8)
     )
     # Four contexts, the marginal, and three more prompts with the true context; the policy scores no other prompts.
-    assert shared["before_scores_base"].heads == apart["before_scores_base"].heads == 8 * 8 * 32
     assert apart["before_scores_base"].scored == 8 * 8 * (25 + 100 + 10 + 31)
     assert apart["after_scores_policy"].scored == 8 * 5 * (25 + 100 + 10 + 31)
     assert shared["before_scores_base"].scored < 0.6 * apart["before_scores_base"].scored
@@ -63,40 +59,62 @@ def test_a_long_list_goes_on_like_its_beginning() -> None:
     config = composed("task.max_new_tokens=8")
     one, four = (estimate_work(config, users(n), users(n)) for n in (COUNTED, 4 * COUNTED))
     for name in ("chosen", "before_scores_base", "scored_pairs", "adapter"):
-        for field in ("sampled", "scored", "trained", "heads"):
+        for field in ("sampled", "scored", "trained", "rows"):
             assert getattr(four[name], field) == pytest.approx(4 * getattr(one[name], field), rel=0.01), (name, field)
         assert four[name].widest == one[name].widest, "no batch grows with the number of examples"
 
 
-def test_training_in_parts_is_as_much_work_in_more_passes() -> None:
+def test_training_in_parts_is_as_much_work_in_smaller_passes() -> None:
     whole, parts = (
         estimate_work(composed("task.max_new_tokens=8", f"trainer.batch_tokens.cpu={budget}"), users(8), [])["adapter"]
         for budget in ("null", 1)
     )
     assert whole.trained == parts.trained == 8 * (135 + 2 * 8)
-    assert (whole.calls, parts.calls) == (2, 8)
     assert whole.widest == 4 * parts.widest
 
 
-def test_operations_are_two_for_each_parameter_and_token() -> None:
-    assert forward_operations(SMALL, tokens=10, heads=0, length=0) == 2 * 1e6 * 10
-    assert forward_operations(SMALL, tokens=0, heads=3, length=0) == 3 * 2 * 64 * 1000
-    assert forward_operations(SMALL, tokens=10, heads=0, length=50) == 2e7 + 10 * 4 * 2 * 64 * 25
+def test_rates_come_from_finished_stages_of_the_same_kind(tmp_path: Path) -> None:
+    """100 tokens in each of two builds; another model, method or device has no rate, nor what was resumed."""
+    store = Store(tmp_path)
+
+    def stage(number: int, model: str = "a", method: str = "mipo", tokens: int = 100) -> Stage:
+        def build(work: Workspace) -> None:
+            work.count(tokens - 10, "cpu")
+            work.count(10, "cpu")
+            work.write_json("x", number)
+
+        config = {"runtime": {"model": model}, "method": {"name": method, "beta": number}}
+        return Stage("adapter", 1, config, {}, build)
+
+    seconds = [store.fetch(stage(number), {})[0].manifest["seconds"] for number in range(2)]
+    resumed = stage(2, tokens=10**9)
+    (tmp_path / "adapter" / f"{resumed.key}.partial").mkdir()
+    assert store.fetch(resumed, {})[0].manifest["work"] == {}
+    assert earlier_rate(tmp_path, stage(3), "cpu") == pytest.approx(200 / max(sum(seconds), 1e-9)) or not sum(seconds)
+    assert earlier_rate(tmp_path, stage(3, model="b"), "cpu") is None
+    assert earlier_rate(tmp_path, stage(3, method="sft"), "cpu") is None
+    assert earlier_rate(tmp_path, stage(3), "a GPU") is None
 
 
-def test_costs_grow_as_they_should() -> None:
-    assert training_seconds(LARGE, MACHINE, 2000, 100, 500) > 2 * LARGE.body * 2 * 2000 / MACHINE.matmul
-    one_row, rows = (decoding_seconds(LARGE, MACHINE, n, 500, 10) for n in (1, 32))
-    assert one_row < rows < 32 * one_row, "a step reads the weights once for all rows"
-    assert seconds(Work(), LARGE, MACHINE) == 0.0
+def test_stages_that_jobs_share_count_once() -> None:
+    def job(key: str, seconds: float | None) -> Plan:
+        shared = Row("chosen", "k", "missing", 100, 0, 0, 50.0, 2**30)
+        own = [
+            Row("adapter", key, "missing", 0, 0, 70, seconds, 2**31),
+            Row("examples", "e", "cached", 0, 0, 0, None, None),
+        ]
+        return Plan(["cache: here"], [shared, *own], {"m": 2.0**30}, 2.0**33, ["judge: asked"])
 
-
-def test_rates_of_this_machine_are_plausible() -> None:
-    found = measure("cpu", "float32")
-    assert 1e9 < found.matmul < 1e14
-    assert 1e8 < found.bandwidth < 1e13
-    assert 1e-8 < found.launch < 1e-2
-    assert 0 < free_bytes("cpu") < 2**50
+    lines = render([job("a", 40.0), job("b", None)]).splitlines()
+    cells = {line.split()[0]: line.split()[1:] for line in lines if line}
+    assert cells["chosen"] == ["missing", "100", "50", "s", "1.0", "GiB"]
+    assert cells["adapter"] == ["2", "missing", "140", "40", "s+", "2.0", "GiB"]
+    assert cells["examples"] == ["cached"]
+    assert cells["total"] == ["3", "to", "do", "100", "140", "90", "s+", "2.0", "GiB"]
+    assert "time unknown: no stage like adapter has run on this machine yet" in lines
+    assert "memory: about 2.0 GiB at the peak of 8.0 GiB free" in lines
+    assert "disk: about 1.0 GiB at most in the cache" in lines
+    assert "judge: asked (in each of 2 jobs)" in lines
 
 
 def test_limits_are_found_that_fit() -> None:
@@ -158,8 +176,8 @@ def test_the_nearest_limit_of_nested_control_groups_counts(tmp_path: Path, monke
         (folder / "memory.max").write_text(most)
         (folder / "memory.current").write_text(str(2**29))
         (folder / "memory.stat").write_text("anon 5\ninactive_file 7\n")
-    monkeypatch.setattr(machine, "CONTROL_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(machine, "OWN_GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "OWN_GROUP", tmp_path / "cgroup")
     assert free_bytes("cpu") == 2**29 + 7
     (own / "memory.max").write_text(str(2**29 + 1))
     assert free_bytes("cpu") == 1 + 7

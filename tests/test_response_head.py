@@ -15,8 +15,8 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from mipo_exp.kernels import response_head
+from mipo_exp.kernels.prompt_sharing import PER_TOKEN
 from mipo_exp.kernels.response_head import use_response_head
-from mipo_exp.training.shared_prompt import PER_TOKEN
 from tests.test_onednn import SIZES, make
 
 
@@ -37,7 +37,7 @@ def run(model: Any, targets: torch.Tensor) -> tuple[dict[str, torch.Tensor], tor
 @pytest.mark.parametrize("name", ["llama", "qwen"])
 @pytest.mark.parametrize("rows", [1, 4, 1000], ids="{} rows at once".format)
 def test_every_field_and_the_gradient_are_trls(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(response_head.MAX_LOGITS_BYTES, "cpu", rows * 4 * 97)
+    monkeypatch.setattr(response_head, "MAX_LOGITS_BYTES", rows * 4 * 97)
     model = with_trls_head(make(name))
     targets = torch.randint(0, 97, (1, 11))
     targets[0, :3] = model(input_ids=torch.arange(20, 31)[None]).logits[0, :3].argmax(-1)

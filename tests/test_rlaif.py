@@ -11,14 +11,15 @@ import pytest
 from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, JudgeError
+from mipo_exp.experiment import assemble
 from mipo_exp.judging.judge import Judge, Keep
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.stage import Judging, prepare_judging, prepare_rewards
 from mipo_exp.judging.templates import load_templates
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import declare, declare_examples
-from mipo_exp.planning.describe import describe
-from mipo_exp.training.rlaif import build_rlaif, judged_reward
+from mipo_exp.planning.describe import make_plan
+from mipo_exp.training.methods.rlaif import judged_reward
 from tests.conftest import Experiment, composed
 from tests.test_on_policy import examples, job
 
@@ -99,7 +100,7 @@ def test_a_training_asks_for_nothing_twice(tiny: Runtime, tmp_path: Path) -> Non
         rule = Rule(by_length)
         (tmp_path / name).mkdir()
         described = job(tiny, config("trainer.max_steps=2"), tmp_path / name, examples(8))
-        build_rlaif(dataclasses.replace(described, judging=judging(rule, tmp_path / "replies"))).train()
+        described.method.build(dataclasses.replace(described, judging=judging(rule, tmp_path / "replies"))).train()
         asked.append(rule.asked)
     assert asked[0] >= 16
     assert asked[1] == 0
@@ -168,8 +169,8 @@ def test_it_runs_whole_with_a_local_judge(experiment: Experiment, caplog: pytest
 
 def test_the_plan_counts_the_scores_that_training_asks_for(tmp_path: Path) -> None:
     """2 steps of 4 prompts with 4 responses each; each has at most 8 tokens, and a reply 6."""
-    lines = describe(config("trainer.max_steps=2", "judge.max_tokens=6", f"paths.cache={tmp_path}"), {}).splitlines()
-    (line,) = (line for line in lines if "rewards" in line)
+    asked = config("trainer.max_steps=2", "judge.max_tokens=6", f"paths.cache={tmp_path}")
+    (line,) = (line for line in make_plan(assemble(asked, tmp_path, fetch=False)).notes if "rewards" in line)
     assert line.startswith("rewards: random weights (tiny), ")
     assert ", 32 scores at most; about " in line
     assert f" tokens in and {32 * 6} out at most, its prices are not set" in line

@@ -10,13 +10,13 @@ import transformers
 
 from mipo_exp.config.schema import ScoringConfig
 from mipo_exp.errors import ConfigError
+from mipo_exp.kernels.prompt_sharing import lay_out
 from mipo_exp.models.rotation import rotation_limit
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.store.artefacts import Store
 from mipo_exp.store.records import ScoredPair
-from mipo_exp.training.layout import lay_out
 from tests.conftest import composed, make_runtime
 from tests.test_shared_prompt import pair
 from tests.test_training import train
@@ -46,11 +46,11 @@ def long_rope() -> Any:
 @pytest.mark.parametrize("share", [True, False])
 def test_a_score_does_not_depend_on_a_long_neighbour(share: bool) -> None:
     model = long_rope()
-    scoring = ScoringConfig(batch_tokens=2000, share_prefix=share)
+    scoring = ScoringConfig(batch_tokens=2000)
     prompt = tuple(range(5, 25))
     short, edge, long = (Scorable(prompt, tuple(range(30, 30 + n))) for n in (3, 5, 40))
-    alone = [summed_log_probs(model, [item], scoring)[0] for item in (short, edge, long)]
-    assert summed_log_probs(model, [short, long, edge], scoring) == pytest.approx(
+    alone = [summed_log_probs(model, [item], scoring, share)[0] for item in (short, edge, long)]
+    assert summed_log_probs(model, [short, long, edge], scoring, share) == pytest.approx(
         [alone[0], alone[2], alone[1]], abs=1e-4
     )
     with torch.no_grad():  # the same prompt behind other frequencies is another one
@@ -77,13 +77,13 @@ def test_padding_takes_no_position_beyond_the_last_token() -> None:
     assert layout.position_ids.amax(1).tolist() == [3 + 6 - 1, 9 + 5 - 1]
 
 
-@pytest.mark.parametrize("share", ["true", "false"])
-def test_stored_references_on_both_sides_of_the_limit_are_refused(share: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernels", ["auto", "plain"])
+def test_stored_references_on_both_sides_of_the_limit_are_refused(kernels: str, tmp_path: Path) -> None:
     factors = "short_factor: [1.0, 1.0, 1.0, 1.0], long_factor: [9.0, 9.0, 9.0, 9.0]"
     rope = f"{{rope_type: longrope, rope_theta: 100.0, original_max_position_embeddings: {LIMIT}, {factors}}}"
     config = composed(
         *("+debug=quick", "model.random.model_type=phi3", f"+model.random.original_max_position_embeddings={LIMIT}"),
-        *(f"+model.random.rope_parameters={rope}", "trainer.max_steps=1", f"trainer.share_prompt={share}"),
+        *(f"+model.random.rope_parameters={rope}", "trainer.max_steps=1", f"kernels={kernels}"),
     )
     runtime = make_runtime(config, tmp_path / "model")
     for number, last in enumerate((20, LIMIT - 12 + 1)):  # the second one by the token that is scored and not read
@@ -98,10 +98,10 @@ def test_stored_references_on_both_sides_of_the_limit_are_refused(share: str, tm
 
 def scored(runtime: Runtime, pairs: list[ScoredPair]) -> list[ScoredPair]:
     """The pairs with their true references."""
-    model, scoring = runtime.fresh_model(), ScoringConfig(batch_tokens=2000, share_prefix=True)
+    model, scoring = runtime.fresh_model(), ScoringConfig(batch_tokens=2000)
     found = []
     for one in pairs:
         items = [Scorable(tuple(one.prompt_ids), tuple(ids)) for ids in (one.chosen_ids, one.rejected_ids)]
-        chosen, rejected = summed_log_probs(model, items, scoring)
+        chosen, rejected = summed_log_probs(model, items, scoring, True)
         found.append(dataclasses.replace(one, ref_chosen_log_prob=chosen, ref_rejected_log_prob=rejected))
     return found

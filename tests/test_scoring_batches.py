@@ -11,16 +11,16 @@ import torch
 
 from mipo_exp.config.schema import ScoringConfig
 from mipo_exp.errors import ModelError
+from mipo_exp.kernels.prefix_sharing import MIN_SHARED_TOKENS, build_tree, common_prefix
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring import batches, score
-from mipo_exp.scoring.batches import Scorer, plan_batches, summed_log_probs
+from mipo_exp.scoring.batches import Scorer, computed_tokens, plan_batches, summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
-from mipo_exp.scoring.prefix_tree import MIN_SHARED_TOKENS, build_tree, common_prefix
 from mipo_exp.store.artefacts import Workspace
 from mipo_exp.store.tables import Mapped, read_table
 from tests.test_log_probs import branching_items, some_items
 
-SCORING = ScoringConfig(batch_tokens=150, share_prefix=True)
+SCORING = ScoringConfig(batch_tokens=150)
 
 
 def random_sequences(rng: random.Random) -> list[tuple[int, ...]]:
@@ -82,6 +82,7 @@ def test_batches_hold_every_item_once_and_stay_within_the_budget(share: bool, bu
     for batch in planned:
         sequences = [items[i].input_ids for i in batch]
         computed = len(build_tree(sequences).token_ids) if share else len(batch) * max(map(len, sequences))
+        assert computed_tokens([items[i] for i in batch], share) == computed
         assert len(batch) == 1 or computed <= budget
     assert (len(planned) == 1) == (budget == 10**6)
     assert (len(planned) == len(items)) == (budget == 1)
@@ -123,35 +124,35 @@ def test_memory_that_runs_out_halves_the_budget_and_changes_no_score(
     error: Callable[[], Exception], tiny: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, items = tiny.fresh_model(), branching_items()
-    expected = [float(row.sum()) for row in token_log_probs(model, items)]
+    expected = [float(row.sum()) for row in token_log_probs(model, items, True)]
     monkeypatch.setattr(batches, "token_log_probs", failing(150, error))
-    scorer = Scorer(model, dataclasses.replace(SCORING, batch_tokens=2000))
+    scorer = Scorer(model, dataclasses.replace(SCORING, batch_tokens=2000), True)
     with caplog.at_level(logging.WARNING):
         assert scorer(items) == pytest.approx(expected, abs=1e-4)
         assert 50 <= scorer.budget < 500
         lines = len(caplog.records)
         assert scorer(items) == pytest.approx(expected, abs=1e-4)
     assert lines == len(caplog.records) <= 4  # what fits is known from then on
-    assert "no memory to score 2000 tokens at once; going on with 1000 at most" in caplog.text
+    assert "no memory to score 2000 tokens at once; going on with 500 at most" in caplog.text
 
 
 def test_one_item_without_memory_is_one_clear_error(tiny: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "token_log_probs", failing(30, MemoryError))
     with pytest.raises(ModelError, match=r"a single response of \d+ tokens behind its prompt of \d+"):
-        Scorer(tiny.fresh_model(), SCORING)(branching_items())
+        Scorer(tiny.fresh_model(), SCORING, True)(branching_items())
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "token_log_probs", failing(30, lambda: RuntimeError("shapes do not agree")))
     with pytest.raises(RuntimeError, match="shapes do not agree"):
-        Scorer(tiny.fresh_model(), SCORING)(branching_items())
+        Scorer(tiny.fresh_model(), SCORING, True)(branching_items())
 
 
 def test_a_stage_keeps_its_shards_when_memory_runs_out_and_uses_none_of_another_plan(
     tiny: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     items = list(dict.fromkeys(branching_items()))
-    expected = [float(row.sum()) for row in token_log_probs(tiny.fresh_model(), items)]
+    expected = [float(row.sum()) for row in token_log_probs(tiny.fresh_model(), items, True)]
     monkeypatch.setattr(batches, "token_log_probs", failing(90, MemoryError))
     work = Workspace(tmp_path, {})
     # An earlier version put other items into its second batch.
@@ -171,7 +172,7 @@ def test_items_are_scored_by_the_window_and_made_when_they_are_needed(
 ) -> None:
     items = branching_items()
     items = [*items, *items[::-1], items[0]]
-    expected = [float(token_log_probs(tiny.fresh_model(), [item])[0].sum()) for item in items]
+    expected = [float(token_log_probs(tiny.fresh_model(), [item], True)[0].sum()) for item in items]
     made: list[int] = []
 
     def make(number: int) -> Scorable:
@@ -195,7 +196,7 @@ def test_summed_log_probs_score_equal_items_once_and_keep_their_order(
     tiny: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, items = tiny.fresh_model(), branching_items()
-    expected = [float(token_log_probs(model, [item], share_prefix=False)[0].sum()) for item in items]
+    expected = [float(token_log_probs(model, [item], False)[0].sum()) for item in items]
     scored: list[Scorable] = []
 
     def counting(model: torch.nn.Module, items: list[Scorable], share: bool) -> list[torch.Tensor]:
@@ -203,6 +204,6 @@ def test_summed_log_probs_score_equal_items_once_and_keep_their_order(
         return token_log_probs(model, items, share)
 
     monkeypatch.setattr(batches, "token_log_probs", counting)
-    found = summed_log_probs(model, items[::-1] + items, SCORING)
+    found = summed_log_probs(model, items[::-1] + items, SCORING, True)
     assert found == pytest.approx(expected[::-1] + expected, abs=1e-4)
     assert len(scored) == len(set(items))

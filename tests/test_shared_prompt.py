@@ -2,20 +2,19 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
 
-from mipo_exp.config.methods import F_DIVERGENCES, LOSS_TYPES, MipoConfig
 from mipo_exp.config.schema import Config
+from mipo_exp.kernels import IGNORED
+from mipo_exp.kernels.prompt_sharing import arrange, share_prompts
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import Store, Workspace
 from mipo_exp.store.records import ScoredPair
-from mipo_exp.training.dpo import first_loss, largest_change, make_trainer
 from mipo_exp.training.job import Job
-from mipo_exp.training.layout import IGNORED
-from mipo_exp.training.shared_prompt import arrange_pairs, share_prompts
+from mipo_exp.training.methods.mipo import LOSS_TYPES, Mipo, first_loss, largest_change, make_trainer
 from tests.conftest import composed, make_runtime, table_of
 from tests.test_training import pairs as pairs  # the fixture
 from tests.test_training import train
@@ -57,7 +56,9 @@ def step(runtime: Runtime, pairs: list[ScoredPair], tmp_path: Path, shared: bool
     base = dpo.model.get_base_model()
     batch = dpo._prepare_inputs(dpo.data_collator(list(dpo.train_dataset)))
     if shared:
-        share_prompts(base, arrange_pairs)
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
+        tried = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
+        assert share_prompts(base, tried, 64, runtime.kernels)
     loss = dpo.compute_loss(dpo.model, batch)
     loss.backward()
     metrics = {name: values[-1] for name, values in dpo._metrics["train"].items()}
@@ -116,7 +117,7 @@ def test_every_way_to_train_equals_trls(overrides: tuple[str, ...], tiny: Runtim
 def test_the_layout_of_a_batch_is_what_its_docstring_says() -> None:
     batch = batch_of([pair(2, 3, 2), pair(4, 1, 3, 11)])
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
-    arranged = arrange_pairs(batch["input_ids"], batch["attention_mask"], labels)
+    arranged = arrange(batch["input_ids"], batch["attention_mask"], labels)
     assert arranged is not None
     layout, order = arranged
     assert order == [0, 1, 2, 3]
@@ -136,14 +137,19 @@ def test_the_layout_of_a_batch_is_what_its_docstring_says() -> None:
     assert layout.columns.tolist() == [3, 4, 5, 3, 3, 6, 3, 6, 7]
 
 
-def test_prompts_that_were_cut_differently_are_not_shared() -> None:
+def test_prompts_that_were_cut_differently_stand_apart_and_a_response_without_a_prompt_is_left_to_trl() -> None:
     batch = batch_of([pair(4, 2, 2)])
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
     other = batch["input_ids"].clone()
     other[1, 0] += 1
-    assert arrange_pairs(other, batch["attention_mask"], labels) is None
-    labels[1] = IGNORED
-    assert arrange_pairs(batch["input_ids"], batch["attention_mask"], labels) is None
+    arranged = arrange(other, batch["attention_mask"], labels)
+    assert arranged is not None
+    assert (arranged[0].input_ids.shape[0], arranged[1]) == (2, [0, 1])
+    labels[1] = IGNORED  # one side is cut away
+    arranged = arrange(batch["input_ids"], batch["attention_mask"], labels)
+    assert arranged is not None
+    assert arranged[0].targets.tolist() == batch["input_ids"][0, 4:].tolist()
+    assert arrange(batch["input_ids"], batch["attention_mask"], batch["input_ids"]) is None
 
 
 MISTRAL = ("model.random.model_type=mistral", "+model.random.sliding_window=20")
@@ -180,7 +186,7 @@ def test_a_window_that_no_sequence_reaches_is_shared(tmp_path: Path, caplog: pyt
     assert "cannot share a prompt" not in caplog.text
 
 
-DIVERGENCES = [f"method.f_divergence_type={name}" for name in F_DIVERGENCES]
+DIVERGENCES = [f"method.f_divergence_type={name}" for name in get_args(Mipo.__annotations__["f_divergence_type"])]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +203,7 @@ def test_the_first_loss_may_be_off_by_what_the_log_ratios_are_and_by_little_more
     """References that are wrong move a loss by less than is allowed for that."""
     smoothing = {"exo_pair": 0.1, "robust": 0.1}.get(loss, 0.0)
     config = composed("+debug=quick", f"method.loss_type=[{loss}]", f"method.label_smoothing={smoothing}", more)
-    method = cast(MipoConfig, config.method)
+    method = cast(Mipo, config.method)
     expected = first_loss(method)
     assert expected is not None
     for shift in (0.004, -0.3):

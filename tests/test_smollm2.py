@@ -27,19 +27,19 @@ def sample(
     return [item.token_ids for item in sample_batch(runtime.model(), prompts, sampling, stops, pad, seed)]
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_log_probabilities_agree_with_a_loop_over_tokens(smollm2: Runtime, shared: bool) -> None:
+def test_log_probabilities_agree_with_a_loop_over_tokens(smollm2: Runtime) -> None:
     prompts = [ask(smollm2, "Name a colour."), ask(smollm2, "Write a slogan for a small bookshop in our town.")]
     responses = sample(smollm2, prompts)
     items = [Scorable(tuple(p), tuple(r)) for p in prompts for r in responses]
-    scores = token_log_probs(smollm2.model(), items, shared)
-    for item, row in zip(items, scores, strict=True):
-        assert row.tolist() == pytest.approx(one_token_at_a_time(smollm2.model(), item), abs=1e-4)
+    expected = [one_token_at_a_time(smollm2.model(), item) for item in items]
+    for shared in (True, False):
+        for row, values in zip(token_log_probs(smollm2.model(), items, shared), expected, strict=True):
+            assert row.tolist() == pytest.approx(values, abs=1e-4)
 
 
 def test_the_first_token_is_sampled_from_the_models_own_distribution(smollm2: Runtime) -> None:
     """400 samples of one token against softmax(logits): the settings a model is published with must not leak in."""
-    prompt = ask(smollm2, "Yes or no?")
+    prompt = ask(smollm2, "Yes or no?")[-8:]  # its end is a prompt as well, and quicker
     with torch.inference_mode():
         probabilities = smollm2.model()(torch.tensor([prompt])).logits[0, -1].softmax(0)
     one = SamplingConfig(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=1)

@@ -20,8 +20,8 @@ from benchmarks.statistics import (
     shares,
     simulated_error,
 )
-from mipo_exp.evaluation.accuracy import Measure
 from mipo_exp.evaluation.measure import Comparison, compare
+from mipo_exp.evaluation.metrics import Measure
 from mipo_exp.evaluation.statistics import (
     Estimate,
     Rows,
@@ -29,7 +29,6 @@ from mipo_exp.evaluation.statistics import (
     contributions,
     holm,
     measured,
-    p_from_summary,
     p_value,
     pseudo_values,
     sampling_variance,
@@ -45,10 +44,10 @@ def mean(values: np.ndarray) -> float:
     return float(values.mean())
 
 
-def compared(before: np.ndarray, after: np.ndarray, users: list[str], shares: tuple[str, ...] = ()) -> Comparison:
+def compared(before: np.ndarray, after: np.ndarray, users: list[str], name: str = "m") -> Comparison:
     """The means of a metric before and after training."""
     examples = [Example(str(i), user, str(i), "", "", "") for i, user in enumerate(users)]
-    return compare({"m": Measure(before, mean)}, {"m": Measure(after, mean)}, examples, shares)
+    return compare({name: Measure(before, mean)}, {name: Measure(after, mean)}, examples)
 
 
 def estimate(measure: Measure, users: list[str]) -> Estimate:
@@ -164,19 +163,20 @@ def test_a_constant_gain_has_no_spread_when_paired() -> None:
 
 def test_rates_at_their_ends_have_intervals_within_them() -> None:
     """80 of 80 of 20 users: Wilson's with t(19) = 2.093 is n / (n + t²) = 80 / 84.38."""
-    found = compared(np.zeros(80), np.ones(80), users(20, 4), ("m",)).estimates
-    assert (found["after"]["m"].low, found["after"]["m"].high) == (pytest.approx(80 / 84.38, abs=1e-4), 1)
-    assert (found["before"]["m"].low, found["before"]["m"].high) == (0, pytest.approx(1 - 80 / 84.38, abs=1e-4))
+    found = compared(np.zeros(80), np.ones(80), users(20, 4), "accuracy").estimates
+    before, after = (found[phase]["accuracy"] for phase in ("before", "after"))
+    assert (after.low, after.high) == (pytest.approx(80 / 84.38, abs=1e-4), 1)
+    assert (before.low, before.high) == (0, pytest.approx(1 - 80 / 84.38, abs=1e-4))
     for right in range(1, 80):
         values = np.array([1.0] * right + [0.0] * (80 - right))
-        item = compared(values, values, users(20, 4), ("m",)).estimates["after"]["m"]
+        item = compared(values, values, users(20, 4), "accuracy").estimates["after"]["accuracy"]
         assert 0 <= item.low < item.mean < item.high <= 1
 
 
 def test_one_cluster_has_no_interval() -> None:
     result = estimate(Measure(np.array([1.0, 2.0]), mean), ["same", "same"])
     assert result.as_json() == {"mean": 1.5, "ci95": [None, None], "n": 2}
-    one = compared(np.ones(2), np.ones(2), ["same", "same"], ("m",)).estimates["after"]["m"]
+    one = compared(np.ones(2), np.ones(2), ["same", "same"], "accuracy").estimates["after"]["accuracy"]
     assert one.as_json() == {"mean": 1.0, "ci95": [None, None], "n": 2}
 
 
@@ -242,13 +242,6 @@ def test_p_values_by_hand() -> None:
     assert p_value(2.0, Variance(1.0, 10.0)) == pytest.approx(0.0734, abs=1e-4)
     assert p_value(0.0, Variance(0.0, 10.0)) == 1
     assert math.isnan(p_value(1.0, Variance(np.nan, np.nan)))
-
-
-def test_p_values_from_printed_numbers() -> None:
-    """A width of 0.42 is a standard error of 0.1071 over users; 0.03 / √3 over seeds. Without seeds, Student's."""
-    assert p_from_summary(0.85, 0.65, 1.07, 20, 0.03, 3) < 0.001
-    assert p_from_summary(-20.0, -28.3, -12.1, 20, math.hypot(8.7, 22.8), 3) > 0.05
-    assert p_from_summary(3.92, 0, 7.84, 20, 0.0, 1) == pytest.approx(0.0648, abs=1e-3)
 
 
 def test_the_doubt_of_a_share_by_hand() -> None:

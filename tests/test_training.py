@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mipo_exp.config.methods import LOSS_TYPES
 from mipo_exp.config.schema import Config
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.models.runtime import Runtime
@@ -18,8 +17,8 @@ from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store.artefacts import Artefact, Stage, Store
 from mipo_exp.store.records import ScoredPair
 from mipo_exp.training import adapter as training
-from mipo_exp.training.dpo import first_loss
 from mipo_exp.training.job import argument_names, training_arguments
+from mipo_exp.training.methods.mipo import LOSS_TYPES, first_loss
 from tests.conftest import composed, make_runtime
 
 
@@ -128,7 +127,7 @@ def test_a_length_limit_that_leaves_no_response_is_refused(
 def test_a_training_that_diverges_gives_no_adapter(tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path) -> None:
     config = composed("+debug=quick", "trainer.max_grad_norm=0", "trainer.max_steps=3")
     # Beyond what the config takes: any smaller one ends with numbers.
-    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, learning_rate=1e30))
+    object.__setattr__(config.trainer, "learning_rate", 1e30)
     with pytest.raises(UserError, match=r"lower trainer\.learning_rate"):
         train(tiny, pairs, config, Store(tmp_path))
 
@@ -163,7 +162,7 @@ def test_the_first_loss_is_checked_in_16_bits_too(tmp_path: Path, monkeypatch: p
         ScoredPair("f", 0, "no_context", False, [13, 14], [13], [22], [31, 32, 33], "c", "r", 0.0, 0.0, None),
     ]
     train(runtime, rows, config, Store(tmp_path / "right"))
-    monkeypatch.setattr("mipo_exp.training.dpo.first_loss", lambda method: 1.05 * math.log(2))
+    monkeypatch.setattr("mipo_exp.training.methods.mipo.first_loss", lambda method: 1.05 * math.log(2))
     with pytest.raises(ConfigError, match=r"the loss is 0\.69\d* instead of 0\.7278"):
         train(runtime, rows, config, Store(tmp_path / "wrong"))
 

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from mipo_exp.kernels import attention
-from mipo_exp.kernels.lora_linear import LoraLinear, _LoraProduct, use_lora_linear
+from mipo_exp.kernels import causal_blocks as attention
+from mipo_exp.kernels.lora_product import LoraLinear, _LoraProduct, use_lora_product
 
 
 class Net(nn.Module):
@@ -29,7 +29,7 @@ def adapted(ours: bool, dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
     torch.manual_seed(0)
     config = peft.LoraConfig(r=4, lora_alpha=24, target_modules=["first", "second"], **lora)
     if ours:
-        use_lora_linear(config)
+        use_lora_product(config)
     model = peft.get_peft_model(Net().to(dtype), config)
     for name, weight in model.named_parameters():
         if "lora_" in name:
@@ -139,5 +139,3 @@ def test_a_model_uses_the_blocks_until_told_otherwise(monkeypatch: pytest.Monkey
     assert torch.equal(
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False), sampled
     )
-    attention.use_default(model)
-    assert model.config._attn_implementation == "sdpa"

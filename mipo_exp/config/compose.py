@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mipo_exp.config.files import unreadable
 from mipo_exp.config.mixture_weights import settle
-from mipo_exp.config.overrides import not_an_option, wrong_override
+from mipo_exp.config.overrides import not_an_option, without_file, wrong_override
 from mipo_exp.config.redaction import search
 from mipo_exp.errors import ConfigError
 from mipo_exp.store.disk import new_folder
@@ -29,16 +29,11 @@ CONFIG_DIR = PROJECT_ROOT / "conf"
 
 def register_resolvers() -> None:
     """The values in conf/ that only the program knows."""
-    from mipo_exp.config.tasks import FAMILY_NEGATIVES, LAMP_ERRORS
     from mipo_exp.store.artefacts import default_cache
 
     OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
     for name, value in (("default_cache", default_cache), ("project_root", lambda: PROJECT_ROOT)):
         OmegaConf.register_new_resolver(name, lambda value=value: str(value()), replace=True)
-    OmegaConf.register_new_resolver(
-        "family_negatives", lambda family: FAMILY_NEGATIVES.get(family, "random_prompt"), replace=True
-    )
-    OmegaConf.register_new_resolver("lamp_direction", lambda number: number not in LAMP_ERRORS, replace=True)
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -88,7 +83,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str | None:
         arguments: of the command line.
     """
     if isinstance(error, MissingConfigException):
-        return _unknown_option(error)
+        return _unknown_option(error, arguments)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _composition_error(error, arguments)
     frames = list(traceback.walk_tb(error.__traceback__))
@@ -107,10 +102,12 @@ def _config_folders(arguments: Sequence[str]) -> list[Path]:
     return [CONFIG_DIR, PROJECT_ROOT / "sweeps", *(Path(one or other) for one, other in named)]
 
 
-def _unknown_option(error: MissingConfigException) -> str:
+def _unknown_option(error: MissingConfigException, arguments: Sequence[str]) -> str:
     """`model=qwen9b`: the options that the group has, the nearest first."""
     group, _, name = (error.missing_cfg_file or "").partition("/")
     root = next((path for path in (CONFIG_DIR, PROJECT_ROOT) if (path / group).is_dir()), None)
+    if message := without_file(group, name, arguments):
+        return message
     if root is None:
         return str(error).splitlines()[0]
     options = sorted(

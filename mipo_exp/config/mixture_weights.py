@@ -12,6 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from mipo_exp.config.registry import load_variants
+from mipo_exp.config.schema import MIXTURE
+
 KEY = "negatives.weights"
 
 
@@ -25,9 +28,9 @@ def settled(negatives: Any) -> Any:
     group = {name: value for name, value in negatives.items() if name != "default_weights"}
     default = negatives.get("default_weights")
     if isinstance(group.get("strategy"), Mapping):
-        group["strategy"], default = "mixture", group["strategy"]
+        group["strategy"], default = MIXTURE, group["strategy"]
     weights = _named(group.get("weights"))
-    return {**group, "weights": default if weights is None and group.get("strategy") == "mixture" else weights}
+    return {**group, "weights": default if weights is None and group.get("strategy") == MIXTURE else weights}
 
 
 def settle(raw: DictConfig, overrides: Sequence[str]) -> bool:
@@ -41,9 +44,10 @@ def settle(raw: DictConfig, overrides: Sequence[str]) -> bool:
     Returns:
         Whether it is a mixture.
     """
+    load_variants(raw.get("plugins"))  # the tasks' resolvers
     composed = _group(raw)
     group = settled(composed)
-    if group.get("strategy") != "mixture":
+    if group.get("strategy") != MIXTURE:
         return False
     parsed = zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True)
     ours = {text: item for text, item in parsed if f"{item.key_or_group}.".startswith(f"{KEY}.")}

@@ -1,6 +1,11 @@
 """Overrides on the command line that Hydra does not refuse by itself in words."""
 
+import re
 from collections.abc import Collection, Sequence
+from importlib.metadata import entry_points
+
+from mipo_exp.config.registry import GROUP, load_variants
+from mipo_exp.errors import ConfigError
 
 FORM = "an override is KEY=VALUE or GROUP=OPTION, such as method.beta=0.05 or task=gsm8k"
 
@@ -29,6 +34,32 @@ def not_an_option(arguments: Sequence[str], groups: Collection[str], said: str) 
     found = [item for item in arguments if _name(item) in groups or _name(item).partition("/")[0] == "hydra"]
     given = [item for item in found if not _is_text(item.partition("=")[2])] or found
     return f"{', '.join(given) or 'an override'}: a group takes the name of one of its options ({said}); {FORM}"
+
+
+def without_file(group: str, name: str, arguments: Sequence[str]) -> str | None:
+    """The message for an option that has no YAML, where a plugin cannot be imported or registers it; else None.
+
+    Args:
+        group: of the config.
+        name: of the option.
+        arguments: of the command line, which may name plugins.
+    """
+    from mipo_exp.config.schema import REGISTRIES
+
+    named = [argument.partition("=")[2] for argument in arguments if _name(argument) == "plugins"]
+    plugins = re.findall(r"[\w.]+", " ".join(named))
+    if not plugins and not entry_points(group=GROUP):
+        return None
+    try:
+        load_variants(plugins)
+    except ConfigError as error:
+        return str(error)
+    if group not in REGISTRIES or name not in REGISTRIES[group]:
+        return None
+    return (
+        f"{group}={name} is registered, and no {group}/{name}.yaml is found; name the folder that has it with "
+        "--config-dir=DIR or hydra.searchpath=[file://DIR]"
+    )
 
 
 def _name(argument: str) -> str:

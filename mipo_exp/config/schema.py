@@ -1,49 +1,68 @@
-"""The typed schema of every config group.
+"""The typed schema of every config group, and the base classes and registries of the variants that groups choose from.
 
-The YAML files in `conf/` hold the values and say what each key means; the dataclasses here hold the types and the
-bounds, without defaults, so that no value stands in two places. `parsing` turns Hydra's config into them. Those of the
-tasks are in `config_tasks`, those of the methods in `config_methods`.
+A variant is a subclass, in the file that owns it, with the keys that it adds, its checks, and what others need to know
+of it: nobody else asks which one it is.
 """
 
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, model_validator
 
 from mipo_exp.config.fields import (
-    MAX_BATCH_ROWS,
-    MAX_BATCH_TOKENS,
-    MAX_CONDITIONS,
-    MAX_EXAMPLES,
-    MAX_RESPONSE_TOKENS,
-    MAX_SEED,
+    KERNELS,
     MAX_SEQUENCE_TOKENS,
     MAX_STEPS,
-    STRATEGIES,
-    bounded,
-    positive,
-    sampling_temperature,
+    BatchRows,
+    BatchTokens,
+    Between,
+    Conditions,
+    Count,
+    LearningRate,
+    ResponseTokens,
+    Seed,
+    Steps,
+    Temperature,
+    not_an_option,
+    one_of,
+    schema,
 )
-from mipo_exp.config.methods import MethodConfig
-from mipo_exp.config.tasks import TaskConfig
+from mipo_exp.config.registry import Registry
+from mipo_exp.errors import ConfigError
+from mipo_exp.store.artefacts import VersionPolicy
 
 # Those of transformers that need no package and no argument of their own.
 SCHEDULES = (
     *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
 )
-
-
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop")
-
-
-JUDGE_KINDS = ("pairwise", "rubric", "checks")
+# Keys of the trainer group that change the memory and speed of a training, and its result by rounding at most.
+SPEED_ONLY = ("batch_tokens",)
+MIXTURE = "mixture"  # the strategy that draws from others with `negatives.weights`
 
 
 @dataclass(frozen=True)
+class Strategy:
+    """How negative conditions are drawn: `sample` is given examples and a `pairing.negatives.Draw`."""
+
+    sample: Callable[..., list[Any]]
+    needs_context: bool = False  # keeps the prompt and changes the user context
+    compares: bool = False  # asks which texts are near
+
+
+STRATEGIES: Registry[Strategy] = Registry("negatives", Strategy)  # @STRATEGIES.register("NAME", needs_context=True)
+
+
+@schema
 class DtypeConfig:
-    cpu: str = bounded(choices=("float32", "bfloat16", "float64"))
-    cuda: str = bounded(choices=("float32", "bfloat16", "float16"))
+    cpu: Literal["float32", "bfloat16", "float64"]
+    cuda: Literal["float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True)
+@schema
 class ModelConfig:
     name: str
     hub_id: str | None
@@ -52,200 +71,388 @@ class ModelConfig:
     path: str | None
     random: dict[str, Any] | None
     dtype: DtypeConfig
-    attention: str = bounded(choices=("sdpa", "eager", "flash_attention_2"))
+    attention: Literal["sdpa", "eager", "flash_attention_2"]
     chat_template: str | None
     lora_targets: Any
-    learning_rate: float = positive(1e-9, 1)  # full tuning of large models goes down to 1e-8, SGD up to 1
+    learning_rate: LearningRate
     trust_remote_code: bool
 
 
-@dataclass(frozen=True)
+@schema
 class NegativesConfig:
-    strategy: str = bounded(choices=STRATEGIES)
-    k: int = bounded(at_least=1, at_most=1000)
-    weights: dict[str, float] | None = bounded(at_most=1e6)  # noqa: RUF009 (a field)
+    strategy: Annotated[str, one_of(STRATEGIES)]
+    k: Annotated[int, Between(1, 1000)]
+    weights: dict[str, Annotated[float, Between(-1e6, 1e6)]] | None
     embedding_model: str | None
 
+    def check(self, task: "TaskConfig") -> None:
+        """Raise `ConfigError` for a strategy that lacks its weights or its contexts, and for keys that are not read."""
+        weights = self.weights or {}
+        names = [self.strategy]
+        if self.strategy == MIXTURE:
+            names = [name for name, weight in weights.items() if weight > 0]
+            for name in weights:
+                if name not in STRATEGIES or name == MIXTURE:
+                    raise not_an_option("negatives.weights", name, [name for name in STRATEGIES if name != MIXTURE])
+            if not names or min(weights.values()) < 0:
+                raise ConfigError(
+                    f"negatives.weights={self.weights}: mixture needs weights of strategies, none negative and one "
+                    "above 0"
+                )
+        elif self.weights is not None:
+            raise ConfigError(
+                f"negatives.weights is given and negatives={self.strategy} has none; use negatives=mixture, or null"
+            )
+        needing = [name for name in names if STRATEGIES[name].needs_context]
+        if task.family != "personalization" and needing:
+            others = ", ".join(name for name, strategy in STRATEGIES.items() if not strategy.needs_context)
+            raise ConfigError(
+                f"negatives={needing[0]} needs a user context, and task={task.name} has none; use one of {others}"
+            )
+        if self.embedding_model is not None and not any(STRATEGIES[name].compares for name in names):
+            near = " or ".join(name for name, strategy in STRATEGIES.items() if strategy.compares)
+            raise ConfigError(
+                f"negatives.embedding_model={self.embedding_model} is given and {', '.join(names)} looks for nothing "
+                f"near; use negatives={near}, or set it to null"
+            )
 
-@dataclass(frozen=True)
+
+@schema
 class SamplingConfig:
-    temperature: float = sampling_temperature()
-    top_p: float = positive(0.001, 1)  # below, the likeliest token alone is left: temperature 0 says that
-    top_k: int = bounded(at_least=0, at_most=10**6)  # more than any vocabulary has
-    max_new_tokens: int = bounded(at_least=1, at_most=MAX_RESPONSE_TOKENS)
+    temperature: Temperature
+    top_p: Annotated[float, Between(0.001, 1)]  # below, the likeliest token alone is left: temperature 0 says that
+    top_k: Annotated[int, Between(0, 10**6)]  # more than any vocabulary has
+    max_new_tokens: ResponseTokens
 
 
-@dataclass(frozen=True)
-class EngineConfig:
-    name: str
-    batch_rows: int = bounded(at_least=1, at_most=MAX_BATCH_ROWS)
-    batch_tokens: int = bounded(at_least=1, at_most=MAX_BATCH_TOKENS)
-
-
-@dataclass(frozen=True)
-class OpenvinoConfig(EngineConfig):
-    precision: str = bounded(choices=("auto", "float32", "bfloat16"))
-    policy: str = bounded(choices=("openvino", "transformers"))
-
-
-@dataclass(frozen=True)
-class VllmConfig(EngineConfig):
-    memory_fraction: float = positive(0.01, 1)
-
-
-@dataclass(frozen=True)
+@schema
 class ScoringConfig:
-    batch_tokens: int = bounded(at_least=1, at_most=MAX_BATCH_TOKENS)
-    share_prefix: bool
+    batch_tokens: BatchTokens
 
 
-@dataclass(frozen=True)
+@schema
 class PairsConfig:
     keep_cut_off: bool
-    min_pmi_margin: float | None = bounded(at_least=-1000, at_most=1000)  # nats
-    max_length_ratio: float | None = bounded(at_least=1, at_most=1000)
+    min_pmi_margin: Annotated[float, Between(-1000, 1000)] | None  # nats
+    max_length_ratio: Annotated[float, Between(1, 1000)] | None
 
 
-@dataclass(frozen=True)
+def _layers(targets: Any) -> Any:
+    """`lora.target_modules`; a layer's name is a list of one, since PEFT takes text for a pattern of whole paths."""
+    named = isinstance(targets, list) and bool(targets) and all(isinstance(name, str) for name in targets)
+    if not named and not (isinstance(targets, str) and targets):
+        raise ConfigError(
+            f"lora.target_modules={targets!r} is neither all-linear (or a pattern) nor a list of layer names"
+        )
+    if named or targets == "all-linear":
+        return targets
+    try:
+        re.compile(targets)
+    except re.error as error:
+        raise ConfigError(
+            f"lora.target_modules={targets!r} is not a regular expression ({error}); use all-linear, a list of "
+            "layer names, or a valid expression"
+        ) from error
+    return [targets] if re.fullmatch(r"[\w.]+", targets) else targets
+
+
+@schema
 class LoraConfig:
-    r: int = bounded(at_least=1, at_most=4096)  # the width of a 7B model: there it is full rank
-    lora_alpha: int = bounded(at_least=1, at_most=2**14)
-    lora_dropout: float = bounded(at_least=0, zero_or_at_least=1e-6, at_most=0.95)
-    target_modules: Any
+    r: Annotated[int, Between(1, 4096)]  # the width of a 7B model: there it is full rank
+    lora_alpha: Annotated[int, Between(1, 2**14)]
+    lora_dropout: Annotated[float, Between(1e-6, 0.95, or_zero=True)]
+    target_modules: Annotated[Any, BeforeValidator(_layers)]
     use_rslora: bool
     use_dora: bool
 
 
-@dataclass(frozen=True)
+@schema
 class BatchTokensConfig:
-    cpu: int | None = bounded(at_least=1, at_most=MAX_BATCH_TOKENS)
-    cuda: int | None = bounded(at_least=1, at_most=MAX_BATCH_TOKENS)
+    cpu: BatchTokens | None
+    cuda: BatchTokens | None
 
 
-@dataclass(frozen=True)
+@schema
 class TrainerConfig:
-    learning_rate: float = positive(1e-9, 1)  # full tuning of large models goes down to 1e-8, SGD up to 1
-    num_train_epochs: float = positive(1e-4, 1000)
-    max_steps: int = bounded(at_least=-1, at_most=MAX_STEPS)
-    per_device_train_batch_size: int = bounded(at_least=1, at_most=MAX_BATCH_ROWS)
-    gradient_accumulation_steps: int = bounded(at_least=1, at_most=MAX_BATCH_ROWS)
-    lr_scheduler_type: str = bounded(choices=SCHEDULES)
-    warmup_steps: float = bounded(at_least=0, zero_or_at_least=1e-4, at_most=MAX_STEPS)
-    weight_decay: float = bounded(at_least=0, zero_or_at_least=1e-8, at_most=10)
-    max_grad_norm: float = bounded(at_least=0, zero_or_at_least=1e-6, at_most=1e6)
-    optim: str = bounded(choices=OPTIMIZERS)
-    max_length: int | None = bounded(at_least=2, at_most=MAX_SEQUENCE_TOKENS)
+    learning_rate: LearningRate
+    num_train_epochs: Annotated[float, Between(1e-4, 1000)]
+    max_steps: Annotated[int, Between(-1, MAX_STEPS)]
+    per_device_train_batch_size: BatchRows
+    gradient_accumulation_steps: BatchRows
+    lr_scheduler_type: Annotated[str, one_of(SCHEDULES)]
+    warmup_steps: Annotated[float, Between(1e-4, MAX_STEPS, or_zero=True)]
+    weight_decay: Annotated[float, Between(1e-8, 10, or_zero=True)]
+    max_grad_norm: Annotated[float, Between(1e-6, 1e6, or_zero=True)]
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop"]
+    max_length: Annotated[int, Between(2, MAX_SEQUENCE_TOKENS)] | None
     activation_checkpointing: bool
-    logging_steps: int = bounded(at_least=1, at_most=MAX_STEPS)
-    save_steps: int = bounded(at_least=1, at_most=MAX_STEPS)
-    reference: str = bounded(choices=("scored", "live"))
-    share_prompt: bool
+    logging_steps: Steps
+    save_steps: Steps
+    reference: Literal["scored", "live"]
     batch_tokens: BatchTokensConfig
     extra: dict[str, Any]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a training's result depends on."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in SPEED_ONLY}
 
-@dataclass(frozen=True)
+    @model_validator(mode="after")
+    def _check(self) -> "TrainerConfig":
+        if self.max_steps == 0:
+            raise ConfigError(
+                "trainer.max_steps=0 trains nothing; use -1 for whole epochs, or a positive number of steps"
+            )
+        if self.save_steps % self.logging_steps:
+            raise ConfigError(
+                f"trainer.save_steps={self.save_steps} is not a multiple of trainer.logging_steps="
+                f"{self.logging_steps}; a training that resumes from a checkpoint would log other averages"
+            )
+        return self
+
+
+@schema
 class EvaluationConfig:
-    k: int = bounded(at_least=2, at_most=MAX_CONDITIONS)
-    seed: int = bounded(at_least=0, at_most=MAX_SEED)
+    k: Conditions
+    seed: Seed
     policy_scoring: bool
     prompt_scoring: bool
-    overlap_words: int = bounded(at_least=2, at_most=1000)
-    self_bleu_size: int = bounded(at_least=3, at_most=2000)  # its square is compared
-    option_scoring: str = bounded(choices=("chat", "harness", "none"))
+    overlap_words: Annotated[int, Between(2, 1000)]
+    self_bleu_size: Annotated[int, Between(3, 2000)]  # its square is compared
+    option_scoring: Literal["chat", "harness", "none"]
     sampling: SamplingConfig
 
 
-@dataclass(frozen=True)
+@schema
 class HarnessConfig:
     """lm-evaluation-harness; without `tasks` it is not run, and need not be installed."""
 
     tasks: list[str]
     include_path: str | None
-    num_fewshot: int | None = bounded(at_least=0, at_most=1000)
-    limit: int | None = bounded(at_least=1, at_most=MAX_EXAMPLES)
+    num_fewshot: Annotated[int, Between(0, 1000)] | None
+    limit: Count | None
     apply_chat_template: bool
     gen_kwargs: dict[str, Any]
-    batch_size: int = bounded(at_least=1, at_most=MAX_BATCH_ROWS)
-    seed: int = bounded(at_least=0, at_most=MAX_SEED)
+    batch_size: BatchRows
+    seed: Seed
 
 
-@dataclass(frozen=True)
-class WorkersConfig:
-    name: str
-
-
-@dataclass(frozen=True)
-class RayWorkersConfig(WorkersConfig):
-    address: str
-    count: int | None = bounded(at_least=1, at_most=10_000)
-    cpus: int = bounded(at_least=1, at_most=1024)
-    gpus: int | None = bounded(at_least=0, at_most=64)
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    name: str
-
-
-@dataclass(frozen=True)
-class AskedJudgeConfig(JudgeConfig):
-    """What every judge has but `none`."""
-
-    kind: str = bounded(choices=("auto", *JUDGE_KINDS))
-    prompts: str | None
-    max_parse_failures: float = bounded(at_least=0, zero_or_at_least=1e-6, at_most=1)
-
-
-@dataclass(frozen=True)
-class EndpointJudgeConfig(AskedJudgeConfig):
-    max_tokens: int | None = bounded(at_least=1, at_most=MAX_RESPONSE_TOKENS)
-    temperature: float | None = sampling_temperature()
-    base_url: str
-    model: str
-    identity: str | None
-    api_key_env: str | None
-    timeout_s: float = positive(0.01, 86_400)  # a day
-    retries: int = bounded(at_least=0, at_most=100)
-    concurrency: int = bounded(at_least=1, at_most=4096)
-    extra: dict[str, Any]
-    price_per_million_input_tokens: float | None = bounded(at_least=0, zero_or_at_least=1e-9, at_most=1e9)
-    price_per_million_output_tokens: float | None = bounded(at_least=0, zero_or_at_least=1e-9, at_most=1e9)
-
-
-@dataclass(frozen=True)
-class LocalJudgeConfig(AskedJudgeConfig):
-    max_tokens: int = bounded(at_least=1, at_most=MAX_RESPONSE_TOKENS)
-    temperature: float = sampling_temperature()
-    model: ModelConfig
-
-
-@dataclass(frozen=True)
+@schema
 class TrackerConfig:
-    name: str = bounded(choices=("none", "wandb"))
+    name: Literal["none", "wandb"]
     project: str | None
     entity: str | None
-    mode: str | None = bounded(choices=("auto", "online", "offline"))
+    mode: Literal["auto", "online", "offline"] | None
     group: str | None
     tags: list[str]
     log_adapter: bool
 
 
-@dataclass(frozen=True)
+@schema
 class PathsConfig:
     cache: str
     data: str | None
     output: str
 
 
+@schema
+class TaskConfig:
+    """The keys that every task has; a `data.base.Task` with more has a subclass as its `keys`."""
+
+    name: str
+    # `open` has no right answers: mutual information alone is measured.
+    family: Literal["personalization", "math", "mcq", "open"]
+    version: Annotated[int, Between(1, 10**6)]
+    source: str
+    license: str
+    higher_is_better: bool
+    path: str | None
+    hub_id: str | None
+    revision: str
+    train_examples: Count | None
+    eval_examples: Count | None
+    seed: Seed
+    overlap: Literal["refuse", "split", "allow"]
+    validation: Seed | None
+    context_role: Literal["system", "user"]
+    instruction: str | None
+    max_new_tokens: ResponseTokens
+    default_negatives: Any  # a strategy, or the weights of a mixture
+
+    @model_validator(mode="after")
+    def _check(self) -> "TaskConfig":
+        default = self.default_negatives
+        for name in default if isinstance(default, dict) else (default,):
+            if str(name) not in STRATEGIES:
+                raise not_an_option("task.default_negatives", name, STRATEGIES)
+        return self
+
+    def check(self) -> None:
+        """Raise `ConfigError` for keys that exclude each other, and for a path that leads nowhere."""
+        if self.path is not None and not Path(self.path).expanduser().exists():
+            raise ConfigError(
+                f"task.path={self.path} does not exist; download the data there (docs/tasks.md lists the files), or "
+                "set task.path=null to load it from its public source"
+            )
+
+
+@schema
+class EngineConfig:
+    """What every engine has; an engine extends it beside its class."""
+
+    # What it needs beyond the package's own dependencies, which its extra brings: module to import, distribution.
+    needs: ClassVar[tuple[str, str] | None] = None
+    install_note: ClassVar[str] = ""
+    contrasts: ClassVar[bool] = False  # whether it decodes against a second prompt
+    takes_gpu: ClassVar[bool] = False  # whether it has a GPU for itself
+    # Whether its base model stays loaded from one sampling stage to the next.
+    stays_open: ClassVar[bool] = False
+    # The stage that writes the base model in a form of its own.
+    convert: ClassVar[Callable[..., None] | None] = None
+    name: str
+    batch_rows: BatchRows
+    batch_tokens: BatchTokens
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a sampling stage's result depends on, of an engine that is settled."""
+        return dataclasses.asdict(self) if self.needs is None else {"name": self.name}
+
+    def check(self, config: "Config", on_gpu: bool) -> None:
+        """Raise `ConfigError` for what it cannot do on this device or in this experiment. Imports nothing heavy."""
+
+    def settled(self) -> "EngineConfig":
+        """The engine with what this machine decides about it."""
+        return self
+
+    def for_policy(self) -> "EngineConfig":
+        """What samples the trained model."""
+        return self
+
+    def open(self, runtime: Any, adapter: Any, folder: Any, scratch: Any) -> Any:
+        """The engine with its model: the base model, or the policy with the adapter of a folder.
+
+        Args:
+            runtime: the model and how it is prompted.
+            adapter: the policy's, unmerged, as PEFT writes it.
+            folder: the converted base model, for an engine with `convert` and no adapter.
+            scratch: a folder that does not exist yet, which the caller removes.
+        """
+        raise NotImplementedError
+
+
+@schema
+class WorkersConfig:
+    remote: ClassVar[bool] = False  # whether others than the processes of the run compute shards
+    name: str
+
+
+@schema
+class JudgeConfig:
+    name: str
+
+    @property
+    def asked(self) -> Any:
+        """The judge's `judging.kinds.AskedJudgeConfig`; None where nobody is asked."""
+        return None
+
+
+# What a training method learns from, by its stage; None where it trains nothing.
+TrainsOn = Literal["pairs", "chosen", "examples"] | None
+
+
 @dataclass(frozen=True)
+class Decoding:
+    """How a method without training answers: with the context in the prompt or without it, and `alpha`, the weight of
+    context-aware decoding against the prompt without it (None: none)."""
+
+    context: bool = True
+    alpha: float | None = None
+
+
+@schema
+class MethodConfig:
+    """What every method has; a method is a subclass in a file of its own in `training/methods/`."""
+
+    # The stage that it learns from (`examples`: it samples while it trains), None where it trains nothing and answers
+    # the held-out prompts in another way instead.
+    trains_on: ClassVar[TrainsOn] = "pairs"
+    across_batch: ClassVar[bool] = False  # whether the responses of a batch are each other's contrasts
+    asks_judge: ClassVar[bool] = False  # whether a judge's scores are its reward
+    # The library and the class that take the trainer group, and whether that class has `max_length`.
+    arguments_class: ClassVar[tuple[str, str]] = ("transformers", "TrainingArguments")
+    takes_max_length: ClassVar[bool] = False
+    name: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its stage's result depends on."""
+        return dataclasses.asdict(self)
+
+    @property
+    def decoding(self) -> Decoding | None:
+        """What a method without training changes in answering; None where it is what `before` does, and is shared."""
+        return None
+
+    @property
+    def splits(self) -> bool:
+        """Whether a batch may be computed in parts: its loss is a mean over rows, or over their tokens."""
+        return not self.across_batch
+
+    @property
+    def passes(self) -> tuple[int, bool, int]:
+        """What is done with each response that it samples while it trains: how many optimizer steps, whether the base
+        model computes it once more as the reference, and under how many conditions it scores it."""
+        return 1, False, 0
+
+    def shape(self, config: "Config") -> tuple[int, int]:
+        """Rows of training data for each example, and the responses that share a row's prompt."""
+        return 1, config.trainer.per_device_train_batch_size if self.across_batch else 1
+
+    def check(self, config: "Config") -> None:
+        """Raise `ConfigError` for what it cannot do with the rest of the config."""
+        trainer = config.trainer
+        if trainer.max_length is not None and not self.takes_max_length:
+            readers = " or ".join(name for name, method in METHODS.items() if method.takes_max_length)
+            raise ConfigError(
+                f"trainer.max_length is read by method={readers} only; set it to null with method={self.name}"
+            )
+        if self.across_batch and trainer.per_device_train_batch_size < 2:
+            raise ConfigError(
+                f"method={self.name} contrasts the responses of a batch; set trainer.per_device_train_batch_size to 2 "
+                "or more"
+            )
+        if config.pairs.min_pmi_margin is not None and self.trains_on != "pairs":
+            raise ConfigError(f"pairs.min_pmi_margin filters pairs, and method={self.name} makes none; set it to null")
+        if self.trains_on is None and config.task.family != "personalization":
+            raise ConfigError(
+                f"method={self.name} is about answering with or without a user context, and task={config.task.name} "
+                "has none; what the base model does is in `before` of any other method"
+            )
+
+    def check_examples(self, config: "Config", task: Any, examples: Sequence[Any]) -> None:
+        """Raise `ConfigError` for what it cannot learn from the training examples of a `data.base.Task`."""
+
+    def arguments(self, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
+        """What its class of arguments takes beyond the trainer group."""
+        return {}
+
+    def build(self, job: Any) -> Any:
+        """A trainer with a new adapter for a `training.job.Job`, checked and ready to train."""
+        raise NotImplementedError
+
+
+@schema
 class Config:
     """One experiment, composed and checked."""
 
-    seed: int = bounded(at_least=0, at_most=MAX_SEED)
+    seed: Seed
     device: str
     plan: bool
+    kernels: list[Annotated[str, one_of(("auto", "plain", *KERNELS))]]
+    versions: VersionPolicy
     objective: str
+    plugins: list[str]
     paths: PathsConfig
     model: ModelConfig
     task: TaskConfig
@@ -265,10 +472,13 @@ class Config:
     tracker: TrackerConfig
 
 
-ENGINE_CONFIGS: dict[str, type[EngineConfig]] = dict(
-    transformers=EngineConfig, openvino=OpenvinoConfig, vllm=VllmConfig
-)
-WORKERS_CONFIGS: dict[str, type[WorkersConfig]] = dict(none=WorkersConfig, ray=RayWorkersConfig)
-JUDGE_CONFIGS: dict[str, type[JudgeConfig]] = dict(
-    none=JudgeConfig, endpoint=EndpointJudgeConfig, local=LocalJudgeConfig
-)
+TASKS: Registry[Any] = Registry("task")  # classes of `data.base.Task`
+ENGINES: Registry[type[EngineConfig]] = Registry("engine")
+METHODS: Registry[type[MethodConfig]] = Registry("method")
+WORKERS: Registry[type[WorkersConfig]] = Registry("workers")
+JUDGES: Registry[type[JudgeConfig]] = Registry("judge")
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.group: registry for registry in (STRATEGIES, TASKS, ENGINES, METHODS, WORKERS, JUDGES)
+}
+WORKERS.register("none")(WorkersConfig)
+JUDGES.register("none")(JudgeConfig)

@@ -8,8 +8,10 @@ From the hub (`allenai/ai2_arc`), or from the folder `ARC-V1-Feb2018-2` of AI2's
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
-from mipo_exp.config.tasks import ArcConfig
+from mipo_exp.config.fields import schema
+from mipo_exp.config.schema import TASKS, TaskConfig
 from mipo_exp.data.ai2 import read_questions
 from mipo_exp.data.base import Examples
 from mipo_exp.data.file_task import FileTask, Layout
@@ -20,9 +22,16 @@ FOLDERS = {"easy": "ARC-Easy", "challenge": "ARC-Challenge"}
 RELEASE = "ARC-V1-Feb2018-2"
 
 
+@schema
+class ArcConfig(TaskConfig):
+    subset: Literal["easy", "challenge"]
+
+
+@TASKS.register("arc")
 class Arc(FileTask):
     """Train and test of one subset; a training row whose question is also in test is dropped and counted."""
 
+    keys = ArcConfig
     config: ArcConfig
     scorer = "letter"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mipo_exp.config.tasks import TaskConfig
+from mipo_exp.config.schema import TaskConfig
 from mipo_exp.data.options import stem_of
 from mipo_exp.data.overlap import separate
 from mipo_exp.data.splitting import named, split_rows
@@ -31,13 +31,15 @@ class Examples:
 
 
 class Task(ABC):
-    """One task. A subclass reads its source in `load`; `scorer` names the function that checks responses.
+    """One task, registered in `TASKS`. A subclass reads its source in `load`; `scorer` names the function that checks
+    responses.
 
     Args:
         config: the task group.
         cache: the cache's folder: downloads that no library keeps for us go to its `data/`.
     """
 
+    keys: ClassVar[type[TaskConfig]] = TaskConfig  # the task group's schema
     scorer: str
     needs_tokenizer: ClassVar[bool] = False
     # What is scored of an option as a response, where there are options: its text or its letter.

@@ -10,13 +10,15 @@ The context is what an annotator chose before, the prompt is the first of a conv
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from mipo_exp.config.tasks import CommunityAlignmentConfig
+from mipo_exp.config.fields import Between, schema
+from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, Record, read_rows
-from mipo_exp.data.histories import earlier, shorten
+from mipo_exp.data.histories import HistoryConfig, earlier, shorten
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
@@ -41,9 +43,19 @@ class Choice:
     others: list[str]
 
 
+@schema
+class CommunityAlignmentConfig(HistoryConfig):
+    history: Annotated[int, Between(1, 1000)]
+    min_history: Annotated[int, Between(1, 1000)]
+    others: Annotated[int, Between(0, 3)]
+    languages: list[str] | None
+
+
+@TASKS.register("community_alignment")
 class CommunityAlignment(FileTask):
     """A share of the annotators is evaluated on; each prompt, which many of them answered, goes to one side."""
 
+    keys = CommunityAlignmentConfig
     config: CommunityAlignmentConfig
     scorer = "none"
 

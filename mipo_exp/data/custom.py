@@ -16,7 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.config.tasks import CustomConfig
+from omegaconf import OmegaConf
+
+from mipo_exp.config.fields import Share, schema
+from mipo_exp.config.schema import TASKS, TaskConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
 from mipo_exp.data.custom_references import (
@@ -62,9 +65,33 @@ class Row:
         return Fact(self.where, (user, one.context, one.question), one.reference)
 
 
+# What is suggested for a family; leaving the context out needs one.
+FAMILY_NEGATIVES = {"personalization": {"no_context": 0.5, "random_prompt": 0.5}}
+OmegaConf.register_new_resolver(
+    "family_negatives", lambda family: FAMILY_NEGATIVES.get(family, "random_prompt"), replace=True
+)
+
+
+@schema
+class ColumnsConfig:
+    prompt: str
+    context: str | None
+    user: str | None
+    reference: str | None
+    options: str | None
+
+
+@schema
+class CustomConfig(TaskConfig):
+    columns: ColumnsConfig
+    eval_share: Share
+
+
+@TASKS.register("custom")
 class Custom(Task):
     """Whatever the columns say; repeated rows are dropped and counted, contradictory ones refused."""
 
+    keys = CustomConfig
     config: CustomConfig
 
     def __init__(self, config: CustomConfig, cache: Path) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions
 from mipo_exp.data.file_task import FileTask, Layout
@@ -24,6 +25,7 @@ COLUMNS = ("question", "answer")
 _GOLD = re.compile(r"-?\d+(\.\d+)?")
 
 
+@TASKS.register("gsm8k")
 class Gsm8k(FileTask):
     """Train and test as they are; a training question that is also in test is dropped and counted."""
 

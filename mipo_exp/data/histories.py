@@ -1,8 +1,21 @@
 """User contexts made of what a user did before: which earlier prompts may be shown, and how long texts may be."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from mipo_exp.data.overlap import normalise
+from mipo_exp.config.fields import Between, Share, schema
+from mipo_exp.config.schema import TaskConfig
+from mipo_exp.store.records import normalise
+
+
+@schema
+class HistoryConfig(TaskConfig):
+    """The keys of a task whose user contexts are made of what users did before."""
+
+    history: Annotated[int, Between(0, 1000)]
+    min_history: Annotated[int, Between(0, 1000)]
+    text_chars: Annotated[int, Between(20, 10**6)]
+    eval_share: Share
 
 
 def earlier(prompts: Sequence[str], position: int) -> list[int]:

@@ -12,8 +12,12 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from mipo_exp.config.tasks import LampConfig
+from omegaconf import OmegaConf
+
+from mipo_exp.config.fields import MAX_SEQUENCE_TOKENS, Between, Count, schema
+from mipo_exp.config.schema import TASKS, TaskConfig
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.downloads import download_json
@@ -57,9 +61,24 @@ class Row:
     output: str
 
 
+OmegaConf.register_new_resolver("lamp_direction", lambda number: SCORERS.get(number) != "lamp_rating", replace=True)
+
+
+@schema
+class LampConfig(TaskConfig):
+    number: Annotated[int, Between(1, 7)]
+    split: Literal["user", "time"]
+    retrieval: Literal["bm25", "recency", "random"]
+    items: Count
+    max_prompt_tokens: Annotated[int, Between(32, MAX_SEQUENCE_TOKENS)]
+    base_url: str
+
+
+@TASKS.register("lamp")
 class Lamp(Task):
     """One of the seven tasks, in the user-based or the time-based separation."""
 
+    keys = LampConfig
     config: LampConfig
     needs_tokenizer = True
 

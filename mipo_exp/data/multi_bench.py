@@ -10,7 +10,8 @@ From the hub (`kaist-ai/Multifaceted-Bench`), or from its parquet file or a JSON
 
 from collections.abc import Callable, Sequence
 
-from mipo_exp.config.tasks import MultiBenchConfig
+from mipo_exp.config.fields import Share, schema
+from mipo_exp.config.schema import TASKS, TaskConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, check_unique, without_repetitions
 from mipo_exp.data.file_task import FileTask, Layout
@@ -22,9 +23,16 @@ from mipo_exp.store.records import Example
 SCORES = tuple("12345")
 
 
+@schema
+class MultiBenchConfig(TaskConfig):
+    eval_share: Share
+
+
+@TASKS.register("multi_bench")
 class MultiBench(FileTask):
     """All personas of a prompt are on one side; a persona of both sides goes to one."""
 
+    keys = MultiBenchConfig
     config: MultiBenchConfig
     scorer = "none"
     judging = "rubric"

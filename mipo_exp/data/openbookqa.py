@@ -10,6 +10,7 @@ From the hub (`allenai/openbookqa`, config `main`), or from the folder `OpenBook
 import json
 from collections.abc import Callable, Sequence
 
+from mipo_exp.config.schema import TASKS
 from mipo_exp.data.ai2 import read_questions
 from mipo_exp.data.base import Examples
 from mipo_exp.data.file_task import FileTask, Layout
@@ -21,6 +22,7 @@ SPLITS = ("train", "test")
 RELEASE = "OpenBookQA-V1-Sep2018/Data/Main"
 
 
+@TASKS.register("openbookqa")
 class OpenBookQa(FileTask):
     """Train and test as they are; a training row whose question is also in test is dropped and counted."""
 

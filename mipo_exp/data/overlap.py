@@ -5,12 +5,7 @@ import random
 from collections.abc import Sequence
 
 from mipo_exp.errors import DataError
-from mipo_exp.store.records import Example
-
-
-def normalise(text: str) -> str:
-    """The text without differences of case and white space."""
-    return " ".join(text.casefold().split())
+from mipo_exp.store.records import Example, normalise
 
 
 def question_key(text: str) -> str:

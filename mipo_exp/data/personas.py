@@ -11,9 +11,10 @@ requests are each divided in two, so that evaluation sees neither a user nor a r
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from mipo_exp.config.tasks import PersonasConfig
+from mipo_exp.config.fields import MAX_EXAMPLES, Between, Count, schema
+from mipo_exp.config.schema import TASKS, TaskConfig
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.files import Record, read_json, read_json_rows, resource
@@ -23,9 +24,17 @@ from mipo_exp.store.records import Example
 RESOURCE = "personas.json"
 
 
+@schema
+class PersonasConfig(TaskConfig):
+    eval_users: Annotated[int, Between(2, MAX_EXAMPLES)]
+    eval_requests: Count
+
+
+@TASKS.register("personas")
 class Personas(Task):
     """Users × requests, balanced over both."""
 
+    keys = PersonasConfig
     config: PersonasConfig
     scorer = "keywords"
 

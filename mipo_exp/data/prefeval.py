@@ -19,19 +19,21 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from mipo_exp.config.tasks import PrefevalConfig
+from mipo_exp.config.fields import ResponseTokens, Share, schema
+from mipo_exp.config.schema import TASKS, TaskConfig
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, Record, read_rows
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.options import letters, question_text
-from mipo_exp.data.overlap import normalise, question_key
+from mipo_exp.data.overlap import question_key
 from mipo_exp.data.prefeval_dialogues import CONTEXTS
 from mipo_exp.errors import DataError
 from mipo_exp.store.artefacts import digest
-from mipo_exp.store.records import Example
+from mipo_exp.store.records import Example, normalise
 
 FOLDERS = {
     "explicit": "explicit_preference",
@@ -61,9 +63,32 @@ class Row:
         return self.record.text("question").strip()
 
 
+@schema
+class AskedConfig:
+    instruction: str | None
+    max_new_tokens: ResponseTokens
+
+
+@schema
+class AnswersConfig:
+    generation: AskedConfig
+    mcq: AskedConfig
+
+
+@schema
+class PrefevalConfig(TaskConfig):
+    form: Literal["explicit", "implicit_choice", "implicit_persona"]
+    answering: Literal["generation", "mcq"]
+    answers: AnswersConfig  # what each way of answering asks for
+    split: Literal["topic", "question"]
+    eval_share: Share
+
+
+@TASKS.register("prefeval")
 class Prefeval(FileTask):
     """A share of the topics, or of the preferences, is evaluated on; one question is on one side."""
 
+    keys = PrefevalConfig
     config: PrefevalConfig
 
     def __init__(self, config: PrefevalConfig, cache: Path) -> None:

@@ -14,17 +14,18 @@ these two files, as JSON lines or parquet.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from mipo_exp.config.tasks import PrismConfig
+from mipo_exp.config.fields import one_of, schema
+from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows
-from mipo_exp.data.histories import earlier, shorten
+from mipo_exp.data.histories import HistoryConfig, earlier, shorten
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
-from mipo_exp.errors import DataError
+from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.store.records import Example
 
 # How the source writes a response without text.
@@ -65,9 +66,32 @@ class Conversation:
     shown: str | None
 
 
+PARTS = ("self_description", "system_string", "stated_prefs", "demographics")  # of the survey
+TYPES = ("unguided", "values guided", "controversy guided")
+
+
+@schema
+class PrismConfig(HistoryConfig):
+    profile: list[Annotated[str, one_of(PARTS)]]
+    conversation_types: list[Annotated[str, one_of(TYPES)]]
+
+    def check(self) -> None:
+        """See `TaskConfig.check`."""
+        super().check()
+        if not self.conversation_types:
+            raise ConfigError(f"task.conversation_types is empty; name at least one of {', '.join(TYPES)}")
+        if not self.profile and min(self.history, self.min_history) == 0:
+            raise ConfigError(
+                "task.profile is empty, so that users without a history would have no context; name a part of the "
+                f"profile ({', '.join(PARTS)}), or set task.history and task.min_history to 1 or more"
+            )
+
+
+@TASKS.register("prism")
 class Prism(FileTask):
     """A share of the users is evaluated on; a prompt that users of both sides opened with goes to one side."""
 
+    keys = PrismConfig
     config: PrismConfig
     scorer = "none"
 

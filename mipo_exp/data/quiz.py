@@ -9,6 +9,7 @@ For small models and quick runs without a download. Each letter is right equally
 import random
 from collections.abc import Callable
 
+from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.files import Record, read_jsonl, resource
@@ -19,6 +20,7 @@ RESOURCE = "quiz.jsonl"
 EVAL_SHARE = 0.4
 
 
+@TASKS.register("quiz")
 class Quiz(Task):
     """A seeded 60 / 40 split of the questions."""
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, check_unique
 from mipo_exp.data.file_task import FileTask, Layout
@@ -30,6 +31,7 @@ FILE = "SVAMP.json"
 TEST_IDS = "svamp_test_ids.json"
 
 
+@TASKS.register("svamp")
 class Svamp(FileTask):
     """The hub's train and test; a training question that is also in test is dropped and counted."""
 

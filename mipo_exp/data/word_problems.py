@@ -7,10 +7,15 @@ For small models and quick runs without a download. Evaluation uses templates th
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
+import yaml
+
+from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.data.word_problem_templates import NAMES, TEMPLATES, Template
+from mipo_exp.data.files import resource
 from mipo_exp.store.artefacts import digest
 from mipo_exp.store.records import Example
 
@@ -19,6 +24,37 @@ EVAL_TEMPLATES = 14
 PER_TEMPLATE = 40
 
 
+@dataclass(frozen=True)
+class Template:
+    """One kind of problem: its text has slots for `name`, the numbers and the values derived from them.
+
+    `numbers` has the arguments of a range for each slot; `answer` and `derived` are sums and products of the numbers.
+    """
+
+    name: str
+    text: str
+    numbers: Mapping[str, Sequence[int]]
+    answer: str
+    derived: Mapping[str, str] = field(default_factory=dict)
+
+    def fill(self, name: str, numbers: Mapping[str, int]) -> tuple[str, int]:
+        """The problem with these numbers, and its answer."""
+
+        def value(formula: str) -> int:
+            return int(eval(formula, {"__builtins__": {}}, dict(numbers)))  # formulas are this package's own
+
+        derived = {slot: value(formula) for slot, formula in self.derived.items()}
+        return self.text.format(name=name, **numbers, **derived), value(self.answer)
+
+
+@cache
+def templates() -> tuple[list[str], list[Template]]:
+    """The names of people and the templates that ship with the package."""
+    found = yaml.safe_load(resource("word_problems.yaml").read_text(encoding="utf-8"))
+    return found["names"], [Template(**row) for row in found["templates"]]
+
+
+@TASKS.register("word_problems")
 class WordProblems(Task):
     """Problems from two disjoint sets of templates, every template equally often."""
 
@@ -32,25 +68,25 @@ class WordProblems(Task):
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""
         train, evaluation = self._sides()
-        return self.select(train, evaluation, {"templates": len(TEMPLATES)})
+        return self.select(train, evaluation, {"templates": len(templates()[1])})
 
     def draw(self, rows: Sequence[Example], limit: int | None) -> list[Example]:
         """The first rows: `_problems` has them in an order in which the templates take turns."""
         return list(rows[:limit])
 
     def _sides(self) -> tuple[list[Example], list[Example]]:
-        templates = list(TEMPLATES)
-        random.Random(f"templates/{self.config.seed}").shuffle(templates)
+        shuffled = list(templates()[1])
+        random.Random(f"templates/{self.config.seed}").shuffle(shuffled)
         return (
-            self._problems("train", templates[EVAL_TEMPLATES:]),
-            self._problems("eval", templates[:EVAL_TEMPLATES]),
+            self._problems("train", shuffled[EVAL_TEMPLATES:]),
+            self._problems("eval", shuffled[:EVAL_TEMPLATES]),
         )
 
-    def _problems(self, side: str, templates: Sequence[Template]) -> list[Example]:
-        made = [list(generate(template, PER_TEMPLATE, self.config.seed)) for template in templates]
+    def _problems(self, side: str, kinds: Sequence[Template]) -> list[Example]:
+        made = [list(generate(template, PER_TEMPLATE, self.config.seed)) for template in kinds]
         rows = []
         for turn in range(PER_TEMPLATE):
-            for template, problems in zip(templates, made, strict=True):
+            for template, problems in zip(kinds, made, strict=True):
                 prompt, answer = problems[turn]
                 name = f"{template.name}/{turn:02d}"
                 rows.append(Example(f"{side}/{name}", None, name, None, prompt, reference(answer=str(answer))))
@@ -62,8 +98,7 @@ def generate(template: Template, count: int, seed: int) -> list[tuple[str, int]]
     rng = random.Random(f"{template.name}/{seed}")
     found: dict[str, int] = {}
     while len(found) < count:
-        numbers = {slot: rng.choice(values) for slot, values in template.numbers.items()}
-        shown = {**numbers, **{slot: make(**numbers) for slot, make in template.derived.items()}}
-        text = template.text.format(name=rng.choice(NAMES), **shown)
-        found[text] = template.answer(**numbers)
+        numbers = {slot: rng.choice(range(*limits)) for slot, limits in template.numbers.items()}
+        text, answer = template.fill(rng.choice(templates()[0]), numbers)
+        found[text] = answer
     return list(found.items())

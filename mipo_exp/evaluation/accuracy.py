@@ -7,7 +7,6 @@ responses, which its interval needs, is computed by the same function as the met
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,33 +20,61 @@ from mipo_exp.evaluation.answers import (
     strict_number,
     strict_value,
 )
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One metric before averaging.
-
-    `values` has one row a response, shape (n,) or (n, m); `reduce` takes any subset of the rows, with repetitions,
-    to the metric.
-    """
-
-    values: np.ndarray
-    reduce: Callable[[np.ndarray], float]
-
-    def result(self) -> float:
-        """The metric over all responses."""
-        return self.reduce(self.values)
-
+from mipo_exp.evaluation.metrics import QUALITY, Measure, Metric, average, mean, register
 
 # Raised when a response is read or scored in another way: it is part of what a model learns from `method=rlvr`.
 VERSION = 3
 
 References = Sequence[Mapping[str, Any]]
 
-
-def mean(values: np.ndarray) -> float:
-    """The mean; NaN of nothing."""
-    return float(values.mean()) if len(values) else math.nan
+register(
+    Metric(
+        *("accuracy", "Accuracy", QUALITY, "proportion", 1),
+        "Share of responses that the task's own check accepts, with the lenient reading of the answer.",
+        column=True,
+        headline="first gain",
+        plot="task accuracy",
+    ),
+    Metric(
+        *("accuracy/strict", "Accuracy, strict", QUALITY, "proportion", 1),
+        "The same, but the answer must stand in exactly the form that the task asks for.",
+        column=True,
+        plot="task accuracy,\nstrict",
+    ),
+    Metric(
+        *("macro_f1", "Macro F1", QUALITY, "score", 1),
+        "Mean over the labels of each label's F1, from 0 to 1.",
+        column=True,
+        headline="first gain",
+    ),
+    Metric(
+        *("mae", "Mean absolute error", QUALITY, "score", -1),
+        "Mean distance between answer and reference.",
+        column=True,
+        headline="first gain",
+    ),
+    Metric(
+        *("rmse", "Root mean squared error", QUALITY, "score", -1),
+        "Root of the mean squared distance between answer and reference; large misses weigh more.",
+        column=True,
+    ),
+    Metric(
+        *("rouge1", "ROUGE-1", QUALITY, "score", 1),
+        "F1 of the words shared with the reference, from 0 to 1.",
+        column=True,
+        headline="first gain",
+    ),
+    Metric(
+        *("rougeL", "ROUGE-L", QUALITY, "score", 1),
+        "F1 of the longest common subsequence of words with the reference, from 0 to 1.",
+        column=True,
+    ),
+    Metric(
+        *("answer/unparsed_rate", "Answers not found", QUALITY, "proportion", -1),
+        "Share of responses in which no answer could be read; they count as wrong.",
+        column=True,
+    ),
+)
 
 
 def root_mean(values: np.ndarray) -> float:
@@ -55,14 +82,10 @@ def root_mean(values: np.ndarray) -> float:
     return math.sqrt(mean(values))
 
 
-def _share(flags: Sequence[bool]) -> Measure:
-    return Measure(np.array(flags, dtype=np.float64), mean)
-
-
 def score_keywords(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """`accuracy`: the response has a word that starts with one of the reference's `keywords`."""
     pairs = zip(references, texts, strict=True)
-    return {"accuracy": _share([has_keyword(text, reference["keywords"]) for reference, text in pairs])}
+    return {"accuracy": average([has_keyword(text, reference["keywords"]) for reference, text in pairs])}
 
 
 def score_number(references: References, texts: Sequence[str]) -> dict[str, Measure]:
@@ -82,9 +105,9 @@ def score_float_number(references: References, texts: Sequence[str]) -> dict[str
 
 def _numbers(gold: Sequence[object], last: Sequence[object], strict: Sequence[object]) -> dict[str, Measure]:
     return {
-        "accuracy": _share([found == answer for found, answer in zip(last, gold, strict=True)]),
-        "accuracy/strict": _share([found == answer for found, answer in zip(strict, gold, strict=True)]),
-        "answer/unparsed_rate": _share([found is None for found in last]),
+        "accuracy": average([found == answer for found, answer in zip(last, gold, strict=True)]),
+        "accuracy/strict": average([found == answer for found, answer in zip(strict, gold, strict=True)]),
+        "answer/unparsed_rate": average([found is None for found in last]),
     }
 
 
@@ -94,7 +117,7 @@ def score_match(references: References, texts: Sequence[str]) -> dict[str, Measu
         has_keyword(text, reference["keywords"]) if "keywords" in reference else text.strip() == reference["answer"]
         for reference, text in zip(references, texts, strict=True)
     ]
-    return {"accuracy": _share(right)}
+    return {"accuracy": average(right)}
 
 
 def score_none(references: References, texts: Sequence[str]) -> dict[str, Measure]:
@@ -108,7 +131,7 @@ def score_letter(references: References, texts: Sequence[str]) -> dict[str, Meas
     right = [
         letter is not None and letter == reference["answer"] for reference, letter in zip(references, read, strict=True)
     ]
-    return {"accuracy": _share(right), "answer/unparsed_rate": _share([letter is None for letter in read])}
+    return {"accuracy": average(right), "answer/unparsed_rate": average([letter is None for letter in read])}
 
 
 def score_lamp_label(references: References, texts: Sequence[str]) -> dict[str, Measure]:
@@ -123,9 +146,9 @@ def score_lamp_label(references: References, texts: Sequence[str]) -> dict[str, 
         return macro_f1_score(rows[:, 0], rows[:, 1], len(labels))
 
     return {
-        "accuracy": Measure((gold == read).astype(np.float64), mean),
+        "accuracy": average(gold == read),
         "macro_f1": Measure(np.stack([gold, read], axis=1), macro_f1),
-        "answer/unparsed_rate": Measure((read < 0).astype(np.float64), mean),
+        "answer/unparsed_rate": average(read < 0),
     }
 
 
@@ -157,10 +180,10 @@ def score_lamp_rating(references: References, texts: Sequence[str]) -> dict[str,
     )
     error = np.abs(read - gold)
     return {
-        "accuracy": Measure((error == 0).astype(np.float64), mean),
-        "mae": Measure(error, mean),
+        "accuracy": average(error == 0),
+        "mae": average(error),
         "rmse": Measure(error**2, root_mean),
-        "answer/unparsed_rate": _share([number is None for number in parsed]),
+        "answer/unparsed_rate": average([number is None for number in parsed]),
     }
 
 
@@ -182,10 +205,7 @@ def score_lamp_text(references: References, texts: Sequence[str]) -> dict[str, M
         scorer.score(reference["answer"].strip(), text.strip())
         for reference, text in zip(references, texts, strict=True)
     ]
-    return {
-        metric: Measure(np.array([row[metric].fmeasure for row in scores], dtype=np.float64), mean)
-        for metric in metrics
-    }
+    return {metric: average([row[metric].fmeasure for row in scores]) for metric in metrics}
 
 
 SCORERS: dict[str, Callable[[References, Sequence[str]], dict[str, Measure]]] = {

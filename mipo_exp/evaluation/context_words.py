@@ -5,6 +5,17 @@ from collections.abc import Sequence
 from functools import cache
 
 from mipo_exp.evaluation.error_kinds import content_words
+from mipo_exp.evaluation.metrics import RESPONSES, Evaluated, metric
+
+
+@metric("response/context_words", "With words of the context", RESPONSES, "proportion", column=True)
+def with_context_words(of: Evaluated) -> list[bool] | None:
+    """Share of responses with a content word of their context, in any form (sail, sailing), that is neither in the
+    prompt nor in most contexts. High is what a good personal answer and mere naming have in common."""
+    if of.contrasted == "prompt":
+        return None
+    contexts = [example.context or "" for example in of.examples]
+    return context_words(of.texts, contexts, [example.prompt for example in of.examples])
 
 
 def context_words(texts: Sequence[str], contexts: Sequence[str], prompts: Sequence[str]) -> list[bool]:

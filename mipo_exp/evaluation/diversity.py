@@ -13,11 +13,28 @@ from functools import partial
 
 import numpy as np
 
-from mipo_exp.evaluation.accuracy import Measure
+from mipo_exp.evaluation.metrics import DIVERSITY, Evaluated, Measure, Metric, clusters, measuring, register
 from mipo_exp.evaluation.responses import words
 from mipo_exp.evaluation.statistics import Values
 
 Rows = Sequence[int]
+
+register(
+    Metric(
+        *("diversity/self_bleu", "Self-BLEU", DIVERSITY, "score", -1),
+        "Mean sentence BLEU of each response of a fixed set against all others, from 0 to 1: high where responses to "
+        "different prompts say the same. It rises with the size of the set.",
+        column=True,
+    ),
+    Metric(
+        *("diversity/distinct_1", "Distinct words", DIVERSITY, "score", 1),
+        "Different words / all words of the same set, from 0 to 1. It falls with the length of the responses.",
+    ),
+    Metric(
+        *("diversity/distinct_2", "Distinct word pairs", DIVERSITY, "score", 1),
+        "Different pairs of neighbouring words / all pairs of the same set, from 0 to 1.",
+    ),
+)
 
 
 def fixed_set(clusters: Sequence[str], size: int, seed: int) -> list[int]:
@@ -41,6 +58,12 @@ def fixed_set(clusters: Sequence[str], size: int, seed: int) -> list[int]:
     return sorted(
         row for cluster in order[:size] for row in rng.sample(members[cluster], min(each, len(members[cluster])))
     )
+
+
+@measuring
+def set_diversity(of: Evaluated) -> dict[str, Measure]:
+    """`diversity` of the set that the config asks for."""
+    return diversity(of.texts, clusters(of.examples), of.config.self_bleu_size, of.config.seed)
 
 
 def set_facts(clusters: Sequence[str], size: int, seed: int) -> dict[str, int]:

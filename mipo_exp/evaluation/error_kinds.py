@@ -18,19 +18,12 @@ in `STOP_WORDS` (English, with the words that frame an answer); figures can be s
 response's words, so that a bare wrong answer is not off topic.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from json import loads
 from typing import Any
 
-from mipo_exp.evaluation.answers import (
-    clean_number,
-    flexible_number,
-    last_number,
-    read_letter,
-    strict_number,
-    strict_value,
-)
+from mipo_exp.evaluation.accuracy import measure
+from mipo_exp.evaluation.answers import read_letter, strict_number, strict_value
 from mipo_exp.evaluation.responses import words
 from mipo_exp.store.records import Example, Response
 
@@ -56,56 +49,22 @@ right second solution step steps sure therefore think third thus
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How a response reads: as `accuracy` sees it, whether it is right in the form asked for, and whether there is an
-    answer."""
-
-    right: bool
-    as_asked: bool
-    readable: bool
+# By the scorer of a math task, what reads the number in the form that was asked for.
+_STRICT: dict[str, Callable[[str], object]] = {"number": strict_number, "float_number": strict_value}
+# The scorers whose responses have kinds.
+READERS = (*_STRICT, "letter")
 
 
-def read_number(reference: Mapping[str, Any], text: str, finished: bool) -> Reading:
-    """A response to a math problem with the reference {"answer"}, compared as text."""
-    return _read_number(clean_number(str(reference["answer"])), flexible_number(text), strict_number(text), finished)
-
-
-def read_value(reference: Mapping[str, Any], text: str, finished: bool) -> Reading:
-    """The same, compared as a value."""
-    return _read_number(float(reference["answer"]), last_number(text), strict_value(text), finished)
-
-
-def _read_number(gold: object, last: object, strict: object, finished: bool) -> Reading:
-    return Reading(last == gold, strict == gold, (last if finished else strict) is not None)
-
-
-def read_choice(reference: Mapping[str, Any], text: str, finished: bool) -> Reading:
-    """A response to a multiple-choice question with the reference {"answer", "options"}."""
-    options: Sequence[str] = reference["options"]
-    read = read_letter(text, options)
-    # Options without a text leave only the letters to be read.
-    lettered = read_letter(text, [""] * len(options))
-    right = read is not None and read == reference["answer"]
-    return Reading(right, right and lettered == read, read is not None)
-
-
-READERS: dict[str, Callable[[Mapping[str, Any], str, bool], Reading]] = {
-    "number": read_number,
-    "float_number": read_value,
-    "letter": read_choice,
-}
-
-
-def kind(reading: Reading, off_topic: bool, finished: bool) -> str:
-    """The first of `KINDS` that holds."""
-    if reading.right:
-        return "right" if reading.as_asked else "wrong_format"
-    if reading.as_asked:
+def kind(right: bool, as_asked: bool, readable: bool, off_topic: bool, finished: bool) -> str:
+    """The first of `KINDS` that holds, from whether the answer is right as `accuracy` sees it, right in the form asked
+    for, and there at all."""
+    if right:
+        return "right" if as_asked else "wrong_format"
+    if as_asked:
         return "ran_on"
     if off_topic:
         return "off_topic"
-    if reading.readable:
+    if readable:
         return "wrong_value"
     return "no_answer" if finished else "cut_off"
 
@@ -126,10 +85,20 @@ def content_words(text: str) -> set[str]:
 
 def kinds(scorer: str, examples: Sequence[Example], responses: Sequence[Response]) -> list[str]:
     """The kind of every response to examples whose task has one of the scorers of `READERS`."""
+    scored = measure(scorer, [example.reference for example in examples], [response.text for response in responses])
     found = []
-    for example, response in zip(examples, responses, strict=True):
-        reading = READERS[scorer](loads(example.reference), response.text, response.finished)
-        found.append(kind(reading, is_off_topic(response.text, example.prompt), response.finished))
+    for i, (example, response) in enumerate(zip(examples, responses, strict=True)):
+        right, read = scored["accuracy"].values[i] == 1, scored["answer/unparsed_rate"].values[i] == 0
+        if scorer in _STRICT:
+            as_asked = scored["accuracy/strict"].values[i] == 1
+            read = read if response.finished else _STRICT[scorer](response.text) is not None
+        else:
+            reference = loads(example.reference)
+            # Options without a text leave only the letters to be read.
+            letters = [""] * len(reference["options"])
+            as_asked = right and read_letter(response.text, letters) == reference["answer"]
+        off_topic = is_off_topic(response.text, example.prompt)
+        found.append(kind(right, as_asked, read, off_topic, response.finished))
     return found
 
 

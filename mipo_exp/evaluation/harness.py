@@ -125,8 +125,6 @@ def language_model(runtime: Runtime, adapter: Path | None, config: HarnessConfig
     """The loaded model as the harness asks it, with our rendering of its chat template."""
     from lm_eval.models.huggingface import HFLM
 
-    from mipo_exp.kernels.onednn import pack
-
     tokenizer, arguments = runtime.renderer.standalone_tokenizer()
     model = HFLM(
         pretrained=runtime.model(adapter),
@@ -134,7 +132,6 @@ def language_model(runtime: Runtime, adapter: Path | None, config: HarnessConfig
         batch_size=config.batch_size,
         chat_template_args=arguments,
     )
-    pack(runtime.model(adapter))  # the harness ties the output head to the embedding, which undoes its layout
     if not sys.stderr.isatty():  # no bars in a log file; the harness passes its own choice on over TQDM_DISABLE
         for name in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(model, name, partial(getattr(model, name), disable_tqdm=True))

@@ -7,10 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mipo_exp.evaluation.metrics import FAMILIES, Metric
 from mipo_exp.evaluation.statistics import Estimate, Variance, share_interval, t_interval
 from mipo_exp.store.records import HarnessResult, HarnessSample
 
 PREFIX = "harness/"
+SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "contains", "em")
+HIGHER = ("f1", "mcc", "bleu", "chrf", "likelihood", "rouge1", "rouge2", "rougeL")
+LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
+
+
+def describe_result(name: str) -> Metric:
+    """`harness/TASK/METRIC[/FILTER]`; directions of the metrics that the harness itself has."""
+    task, metric, *reading = name.removeprefix(PREFIX).rsplit("/", 2 if name.count("/") > 2 else 1)
+    label = f"{task}: {' '.join([metric, *(f'({item})' for item in reading)])}"
+    direction = 1 if metric in SHARES + HIGHER else -1 if metric in LOWER else 0
+    return Metric(name, label, "lm-evaluation-harness", "proportion" if metric in SHARES else "score", direction)
+
+
+FAMILIES[PREFIX] = describe_result
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,30 @@ from collections.abc import Sequence
 import numpy as np
 
 from mipo_exp.data.options import letters
-from mipo_exp.evaluation.accuracy import Measure, mean
+from mipo_exp.evaluation.metrics import QUALITY, Evaluated, Measure, Metric, average, measuring, register
 from mipo_exp.store.records import Example, OptionScores
+
+register(
+    Metric(
+        *("options/accuracy", "Likeliest option", QUALITY, "proportion", 1),
+        "Multiple choice: share of questions whose right option has the largest log-probability as the response, "
+        "whatever the model writes.",
+        column=True,
+        headline="gain",
+        plot="likeliest option",
+    ),
+    Metric(
+        *("options/accuracy_norm", "Likeliest option, by length", QUALITY, "proportion", 1),
+        "The same with each option's log-probability divided by its number of characters.",
+        column=True,
+    ),
+)
+
+
+@measuring
+def scored_options(of: Evaluated) -> dict[str, Measure]:
+    """`option_accuracy` where options were scored."""
+    return {} if of.options is None else option_accuracy(of.options, of.examples)
 
 
 def option_accuracy(scores: Sequence[OptionScores], examples: Sequence[Example]) -> dict[str, Measure]:
@@ -16,15 +38,11 @@ def option_accuracy(scores: Sequence[OptionScores], examples: Sequence[Example])
     As `acc` and `acc_norm` in lm-evaluation-harness 0.4 (`process_results` of its multiple choice): the option with the
     largest log-probability (or the largest one divided by its characters) is the right one; the first of equals counts.
     """
-    right = likeliest_right(scores, examples)
-    found = {"options/accuracy": Measure(np.array(right, dtype=np.float64), mean)}
+    found = {"options/accuracy": average(likeliest_right(scores, examples))}
     if all(row.lengths is not None for row in scores):
-        normed = [
-            _likeliest([lp / n for lp, n in zip(row.log_probs, row.lengths or (), strict=True)]) for row in scores
-        ]
-        gold = [_gold(example) for example in examples]
-        values = np.array([a == b for a, b in zip(normed, gold, strict=True)], dtype=np.float64)
-        found["options/accuracy_norm"] = Measure(values, mean)
+        normed = [[lp / n for lp, n in zip(row.log_probs, row.lengths or (), strict=True)] for row in scores]
+        right = [_likeliest(row) == _gold(example) for row, example in zip(normed, examples, strict=True)]
+        found["options/accuracy_norm"] = average(right)
     return found
 
 

@@ -2,7 +2,10 @@
 context."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from mipo_exp.config.schema import EvaluationConfig
+from mipo_exp.evaluation.metrics import FLUENCY, RESPONSES, Evaluated, metric
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
@@ -44,3 +47,50 @@ def repetition(response: str, run: int = REPETITION_WORDS) -> float:
     spoken = words(response)
     runs: Sequence[tuple[str, ...]] = [tuple(spoken[i : i + run]) for i in range(len(spoken) - run + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+@metric("response/tokens", "Response length", RESPONSES, "tokens", column=True, headline="cost")
+def tokens(of: Evaluated) -> list[float]:
+    """Mean number of tokens of a response."""
+    return [len(response.token_ids) for response in of.responses]
+
+
+@metric("response/finished_rate", "Ended by themselves", FLUENCY, "proportion", 1, column=True, cost="fluency")
+def finished(of: Evaluated) -> list[float]:
+    """Share of responses that ended before the token limit."""
+    return [response.finished for response in of.responses]
+
+
+@metric("response/repetition", "Repetition", FLUENCY, "proportion", -1, column=True, cost="fluency")
+def repetitions(of: Evaluated) -> list[float]:
+    """1 − different runs of four words / all runs of four words: 0 where nothing is said twice."""
+    return [repetition(text) for text in of.texts]
+
+
+def _copied(run: Callable[[EvaluationConfig], int], name: str, label: str, explanation: str) -> None:
+    """The metric of runs of that many words."""
+
+    def overlaps(of: Evaluated) -> list[float] | None:
+        if of.contrasted == "prompt":
+            return None
+        pairs = zip(of.texts, of.examples, strict=True)
+        return [context_overlap(text, example.context or "", run(of.config)) for text, example in pairs]
+
+    overlaps.__doc__ = explanation
+    metric(name, label, RESPONSES, "proportion")(overlaps)
+
+
+_copied(
+    lambda config: config.overlap_words,
+    "response/context_overlap",
+    "Copied from the context",
+    "Share of the response's words that stand in a run of words copied from the context. A large rise says that mutual "
+    "information was gained by copying.",
+)
+for _run, _words in ((2, "two"), (3, "three")):
+    _copied(
+        lambda config, run=_run: run,  # type: ignore[misc]
+        f"response/context_overlap_{_run}",
+        f"Copied in runs of {_words}",
+        f"The same with runs of {_words} words, for contexts of a few words.",
+    )

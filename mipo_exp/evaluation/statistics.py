@@ -19,7 +19,6 @@ Reduce = Callable[[Values], float]
 
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
-Z = float(stats.norm.isf(TAIL))
 # How large the part of the seeds is assumed to be at least, in parts of the examples', where degrees of freedom are
 # counted. Chosen by simulation (`python -m benchmarks statistics`): the family-wise error is at most 6% for a
 # standard deviation over seeds of up to two standard errors over examples, and about that for three.
@@ -244,22 +243,6 @@ def p_value(difference: Values | float, variance: Variance) -> Values:
     with np.errstate(invalid="ignore", divide="ignore"):
         found = 2 * stats.t.sf(size / np.sqrt(variance.value), variance.df)
     return np.where((size == 0) & np.isfinite(variance.value), 1.0, found)
-
-
-def p_from_summary(difference: float, low: float, high: float, clusters: int, sd: float, seeds: int) -> float:
-    """The two-way p-value as far as printed numbers give it.
-
-    Args:
-        difference: of a mean over seeds.
-        low, high: its 95% interval over users alone, as a percentile bootstrap gives it (a width of 2 · 1.96 standard
-            errors).
-        clusters: how many users there are.
-        sd: the standard deviation over seeds of the arm, or of both arms, √(a² + b²).
-        seeds: of each arm; 1: what nothing was trained for.
-    """
-    sampling = Variance(((high - low) / (2 * Z)) ** 2, clusters - 1)
-    over_seeds = [Variance(sd**2 / seeds, seeds - 1)] if seeds > 1 else []
-    return float(p_value(difference, two_way(over_seeds, sampling)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

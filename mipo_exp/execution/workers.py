@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from mipo_exp.config.schema import ModelConfig, RayWorkersConfig, WorkersConfig
+from mipo_exp.config.fields import Between, schema
+from mipo_exp.config.schema import WORKERS, ModelConfig, WorkersConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
@@ -31,6 +32,16 @@ Tool = TypeVar("Tool")
 
 AHEAD = 2  # shards that a worker has at once, so that it does not wait for the next one
 RESTARTS = 3  # of a worker that died; more often it is the shard that kills it
+
+
+@WORKERS.register("ray")
+@schema
+class RayWorkersConfig(WorkersConfig):
+    remote: ClassVar[bool] = True
+    address: str
+    count: Annotated[int, Between(1, 10_000)] | None
+    cpus: Annotated[int, Between(1, 1024)]
+    gpus: Annotated[int, Between(0, 64)] | None
 
 
 def make_executor(config: WorkersConfig, cache: Path) -> Executor:
@@ -131,7 +142,7 @@ class RayWorkers:
                 f"{wanted} of workers.cpus={config.cpus} and {gpus} GPUs do not fit; lower them, or add machines"
             )
         kind = ray.remote(num_cpus=config.cpus, num_gpus=gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Worker)
-        identity = (runtime.config, runtime.source.fingerprint, self._cache, runtime.task)
+        identity = (runtime.config, runtime.source.fingerprint, self._cache, runtime.task, sorted(runtime.kernels))
         device = "cuda" if on_gpu else "cpu"
         self._workers = [kind.remote(*identity, device, config.cpus) for _ in range(count)]
         log.info("%d workers on %d machines", count, len(machines))
@@ -165,12 +176,19 @@ class Worker:
     """
 
     def __init__(
-        self, config: ModelConfig, fingerprint: str, cache: Path, task: Prompting, device: str, cpus: int
+        self,
+        config: ModelConfig,
+        fingerprint: str,
+        cache: Path,
+        task: Prompting,
+        kernels: Sequence[str],
+        device: str,
+        cpus: int,
     ) -> None:
         os.environ.pop("WORLD_SIZE", None)  # of the processes of the run that started this machine's Ray
         team.cache_clear()
         self._config, self._fingerprint, self._cache, self._task = config, fingerprint, cache, task
-        self._device, self._cpus = device, cpus
+        self._kernels, self._device, self._cpus = kernels, device, cpus
         self._runtime: Runtime | None = None
         self._name: str | None = None
         self._open = ExitStack()
@@ -203,7 +221,7 @@ class Worker:
                 f"the model on {socket.gethostname()} ({source.description}) is not the one of this run; make the "
                 "files equal, or pin model.revision"
             )
-        runtime = Runtime(self._config, source, self._task, self._device)
+        runtime = Runtime(self._config, source, self._task, self._device, self._kernels)
         Run(store).fetch_model(runtime)
         return runtime
 

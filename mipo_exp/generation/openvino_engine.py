@@ -4,21 +4,65 @@ Every response has a random generator of its own, so that what it gets does not 
 rounding of sums.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mipo_exp.config.schema import OpenvinoConfig, SamplingConfig
-from mipo_exp.errors import ModelError
+from mipo_exp.config.fields import schema
+from mipo_exp.config.schema import ENGINES, Config, EngineConfig, SamplingConfig
+from mipo_exp.errors import ConfigError, ModelError
+from mipo_exp.generation import openvino_model
 from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
 from mipo_exp.generation.openvino_model import FILE, properties, write_model
+from mipo_exp.generation.transformers_engine import in_process
 from mipo_exp.models.runtime import Runtime
 
 # Prompts in a shard: several times what is sampled at once, or the last responses of each would run alone for long.
 SHARD_ROWS = 256
 BLOCK_TOKENS = 32  # of the paged cache on CPUs
 STEP_TOKENS = 4096  # prompts are read in pieces of at most so many tokens together
+
+
+@ENGINES.register("openvino")
+@schema
+class OpenvinoConfig(EngineConfig):
+    needs = ("openvino_genai", "openvino-genai")
+    stays_open = True
+    convert = staticmethod(openvino_model.convert)
+    precision: Literal["auto", "float32", "bfloat16"]
+    policy: Literal["openvino", "transformers"]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `EngineConfig.identity`."""
+        return {**super().identity, "precision": self.precision, "network": openvino_model.VERSION}
+
+    def check(self, config: Config, on_gpu: bool) -> None:
+        """See `EngineConfig.check`."""
+        if on_gpu:
+            raise ConfigError(
+                "engine=openvino computes on the CPU; use engine=transformers or vllm on a GPU, or device=cpu"
+            )
+        for key, sampling in (("sampling", config.sampling), ("evaluation.sampling", config.evaluation.sampling)):
+            if sampling.top_k and sampling.top_p < 1:
+                raise ConfigError(
+                    f"{key} has both top_k={sampling.top_k} and top_p={sampling.top_p}, which engine=openvino applies "
+                    "in another order than the others; set one of them, or use engine=transformers"
+                )
+
+    def settled(self) -> "OpenvinoConfig":
+        """See `EngineConfig.settled`: `engine.precision=auto`."""
+        return dataclasses.replace(self, precision=openvino_model.resolve_precision(self.precision))
+
+    def for_policy(self) -> EngineConfig:
+        """See `EngineConfig.for_policy`."""
+        return in_process(self) if self.policy == "transformers" else self
+
+    def open(self, runtime: Runtime, adapter: Path | None, folder: Path | None, scratch: Path) -> "OpenvinoEngine":
+        """See `EngineConfig.open`."""
+        return OpenvinoEngine(self, runtime, adapter, scratch if folder is None else folder)
 
 
 class OpenvinoEngine:

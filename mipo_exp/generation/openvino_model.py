@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -37,7 +37,7 @@ PROBE = "Why is the sky blue? Explain it to a child."
 RANDOM_TOKENS = 8
 
 
-def resolve_precision(precision: str) -> str:
+def resolve_precision(precision: Literal["auto", "float32", "bfloat16"]) -> Literal["float32", "bfloat16"]:
     """What `engine.precision=auto` is on this machine: bfloat16 where the CPU has units for it."""
     if precision != "auto":
         return precision

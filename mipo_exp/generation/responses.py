@@ -8,12 +8,11 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from mipo_exp.config.methods import CadConfig, PromptedConfig
-from mipo_exp.config.schema import EngineConfig, NegativesConfig, SamplingConfig
+from mipo_exp.config.schema import Decoding, EngineConfig, NegativesConfig, SamplingConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.progress import Progress
 from mipo_exp.execution.shards import Shard, compute_shards
-from mipo_exp.generation.engine import KEPT, Contrast, Engine, make_engine, request_seed
+from mipo_exp.generation.engine import Contrast, Engine, request_seed
 from mipo_exp.generation.transformers_engine import batch_seed
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pairing.negatives import sample_negatives
@@ -65,17 +64,17 @@ def sample_evaluation(
     sampling: SamplingConfig,
     engine: EngineConfig,
     seed: int,
-    decoding: PromptedConfig | CadConfig | None,
+    decoding: Decoding | None,
 ) -> None:
     """Responses to the held-out examples, by the base model or, where there is an `adapter` input, by the policy.
 
-    `decoding` is a method that trains nothing: the base model answers without the context, or against it.
+    With `decoding` the base model answers without the context, or against it.
     """
     examples = work.inputs["examples"].table("eval", Example)
     conditions, without = Mapped(_true, examples), Mapped(_without_context, examples)
-    if isinstance(decoding, PromptedConfig) and not decoding.context:
+    if decoding is not None and not decoding.context:
         conditions = without
-    against = (without, decoding.alpha) if isinstance(decoding, CadConfig) else None
+    against = None if decoding is None or decoding.alpha is None else (without, decoding.alpha)
     responses = sample_responses(work, runtime, conditions, sampling, engine, seed, "evaluation", against)
     work.write_table("responses", responses, Response)
 
@@ -139,7 +138,9 @@ def sample_responses(
     with Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress:
         for rows, reused in compute_shards(work, runtime, adapter, opened, Response, len(batches), shard, fits):
             found.add(rows)
-            progress.advance(len(rows), 0 if reused else sum(len(row.token_ids) for row in rows))
+            tokens = sum(len(row.token_ids) for row in rows)
+            work.count(tokens, runtime.device_name)
+            progress.advance(len(rows), 0 if reused else tokens)
     shutil.rmtree(scratch, ignore_errors=True)  # of interrupted builds, too
     return found.in_order(ids)
 
@@ -159,15 +160,15 @@ def opened_engine(
         raise ConfigError(
             f"{folder} is not here; engine={config.name} over machines needs a paths.cache that all share"
         )
-    if adapter is None and config.name in KEPT:
-        yield runtime.keep((config, folder), partial(make_engine, config, runtime, None, folder, scratch))
+    if adapter is None and config.stays_open:  # vLLM would leave a GPU no room for scoring
+        yield runtime.keep((config, folder), partial(config.open, runtime, None, folder, scratch))
         return
     try:
         scratch.mkdir(exist_ok=True)
         own = tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True)
     except FileNotFoundError:  # another machine, or the leader has just finished the stage
         own = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    with own as name, closing(make_engine(config, runtime, adapter, folder, Path(name) / "model")) as engine:
+    with own as name, closing(config.open(runtime, adapter, folder, Path(name) / "model")) as engine:
         yield engine
 
 

@@ -4,11 +4,12 @@ A batch is a pure function of the prompts and the engine's settings and has its 
 alone: after an interruption only the missing ones are, and they come out the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mipo_exp.config.schema import EngineConfig, SamplingConfig
+from mipo_exp.config.fields import schema
+from mipo_exp.config.schema import ENGINES, EngineConfig, SamplingConfig
 from mipo_exp.generation.engine import Contrast, Sampled, cut, longest_first
 from mipo_exp.models.memory import memory_for
 from mipo_exp.store.artefacts import digest
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
     from mipo_exp.models.runtime import Runtime
+
+
+@ENGINES.register("transformers")
+@schema
+class TransformersConfig(EngineConfig):
+    """Its keys are those of every engine. The rows of a batch share a random generator, so that the limits count."""
+
+    contrasts = True
+
+    def open(self, runtime: "Runtime", adapter: Path | None, *_: Path | None) -> "TransformersEngine":
+        """See `EngineConfig.open`."""
+        return TransformersEngine(self, runtime, adapter)
+
+
+def in_process(config: EngineConfig) -> TransformersConfig:
+    """`engine=transformers` with the limits of this one: a policy in training is sampled where it is."""
+    return TransformersConfig("transformers", config.batch_rows, config.batch_tokens)
 
 
 class TransformersEngine:
@@ -43,7 +61,8 @@ class TransformersEngine:
         model = self.runtime.model(self.adapter)
         way_out = "lower engine.batch_tokens" if len(prompts) > 1 else "shorten the prompts, or use a smaller model"
         with memory_for(f"to sample {len(prompts)} responses at once", way_out):
-            return sample_batch(model, prompts, sampling, renderer.stop_ids, renderer.pad_id, shard_seed, contrast)
+            stops, pad, kernels = renderer.stop_ids, renderer.pad_id, self.runtime.kernels
+            return sample_batch(model, prompts, sampling, stops, pad, shard_seed, contrast, kernels)
 
     def close(self) -> None:
         """See `Engine.close`: the model is the runtime's."""
@@ -77,6 +96,7 @@ def sample_batch(
     pad_id: int,
     seed: int,
     contrast: Contrast | None = None,
+    kernels: Collection[str] = (),
 ) -> list[Sampled]:
     """One response for each prompt of a batch.
 
@@ -88,11 +108,15 @@ def sample_batch(
         pad_id: what the engine fills finished rows with; never read.
         seed: of the torch generators; theirs are restored afterwards.
         contrast: decode against the same prompts without their contexts.
+        kernels: the parts that are used.
     """
     import torch
 
-    from mipo_exp.kernels.generation_cache import roomy_cache
+    cache = None
+    if "generation_cache" in kernels:
+        from mipo_exp.kernels.generation_cache import roomy_cache
 
+        cache = roomy_cache(model, sampling.max_new_tokens)
     device = next(model.parameters()).device
     ids, mask = _pad_left(prompts, pad_id)
     against = {}
@@ -110,7 +134,7 @@ def sample_batch(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=_generation_config(sampling, stop_ids, pad_id),
-            past_key_values=roomy_cache(model, sampling.max_new_tokens),
+            past_key_values=cache,
             **against,
         )
     stops = set(stop_ids)
@@ -120,14 +144,11 @@ def sample_batch(
 def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> "tuple[torch.Tensor, torch.Tensor]":
     """(B, T) ids and attention mask."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, width - len(prompt) :] = 1
-    return ids, mask
+    rows = [torch.tensor(prompt, dtype=torch.long) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left")
+    return ids, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
 
 
 def _generation_config(sampling: SamplingConfig, stop_ids: Sequence[int], pad_id: int) -> "GenerationConfig":

@@ -10,18 +10,45 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from mipo_exp.config.schema import SamplingConfig, VllmConfig
-from mipo_exp.errors import ModelError
+from mipo_exp.config.fields import Between, schema
+from mipo_exp.config.schema import ENGINES, Config, EngineConfig, SamplingConfig
+from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
 from mipo_exp.models.loading import load_folder
 from mipo_exp.models.runtime import Runtime
 
 SHARD_ROWS = 4096  # several times what is sampled at once: towards its end a shard has fewer and fewer rows
-# Of LoRA adapters, what vLLM has kernels for; check_engine refuses larger ones.
+# Of LoRA adapters, what vLLM has kernels for; larger ones are refused.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 LOG_TAIL = 2000  # characters of the worker's log that an error shows
+
+
+@ENGINES.register("vllm")
+@schema
+class VllmConfig(EngineConfig):
+    needs = ("vllm", "vllm")
+    takes_gpu = True
+    install_note = (
+        " in a virtual environment of its own, without constraints.txt, since it wants other versions of torch and "
+        "transformers (docs/engines.md)"
+    )
+    memory_fraction: Annotated[float, Between(0.01, 1)]
+
+    def check(self, config: Config, on_gpu: bool) -> None:
+        """See `EngineConfig.check`."""
+        if not on_gpu:
+            raise ConfigError("engine=vllm needs a GPU, and device is cpu; use engine=transformers or engine=openvino")
+        if config.lora.use_dora or config.lora.r > LORA_RANKS[-1]:
+            raise ConfigError(
+                f"engine=vllm serves adapters without DoRA and of rank {LORA_RANKS[-1]} at most (lora.use_dora="
+                f"{config.lora.use_dora}, lora.r={config.lora.r}); use engine=transformers"
+            )
+
+    def open(self, runtime: Runtime, adapter: Path | None, folder: Path | None, scratch: Path) -> "VllmEngine":
+        """See `EngineConfig.open`."""
+        return VllmEngine(self, runtime, adapter, scratch)
 
 
 class VllmEngine:

@@ -9,13 +9,15 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 from urllib.parse import parse_qsl, urlsplit
 
+from mipo_exp.config.fields import Between, schema
 from mipo_exp.config.redaction import blot, name_variable, redact
-from mipo_exp.config.schema import EndpointJudgeConfig
+from mipo_exp.config.schema import JUDGES
 from mipo_exp.errors import ConfigError, JudgeError
 from mipo_exp.judging.judge import Keep
+from mipo_exp.judging.kinds import AskedJudgeConfig
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.models.runtime import Runtime
 
@@ -28,6 +30,26 @@ REFUSED = (400, 413, 422)
 HOPELESS = (401, 402, 403, 404, 405)
 LEAST_FAILURES = 3
 SHOWN_CHARACTERS = 200
+
+
+@JUDGES.register("endpoint")
+@schema
+class EndpointJudgeConfig(AskedJudgeConfig):
+    base_url: str
+    model: str
+    identity: str | None
+    api_key_env: str | None
+    timeout_s: Annotated[float, Between(0.01, 86_400)]  # a day
+    retries: Annotated[int, Between(0, 100)]
+    concurrency: Annotated[int, Between(1, 4096)]
+    extra: dict[str, Any]
+    price_per_million_input_tokens: Annotated[float, Between(1e-9, 1e9, or_zero=True)] | None
+    price_per_million_output_tokens: Annotated[float, Between(1e-9, 1e9, or_zero=True)] | None
+
+    def backend(self, *_: Any) -> "Endpoint":
+        """See `AskedJudgeConfig.backend`."""
+        check_endpoint(self)
+        return Endpoint(self)
 
 
 def check_endpoint(config: EndpointJudgeConfig) -> None:
@@ -71,6 +93,7 @@ class Endpoint:
             "temperature": config.temperature,
             "extra": config.extra,
         }
+        self.model = config.model
         self.description = f"{config.model} at {config.base_url}"
 
     def answer(self, requests: Sequence[Messages], keep: Keep) -> None:

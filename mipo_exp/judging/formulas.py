@@ -1,14 +1,12 @@
 """From verdicts to numbers: pure functions."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 # Of the length coefficient's square, so that lengths which separate wins from losses do not make it infinite.
 RIDGE = 0.1
-STEPS = 100
 TOLERANCE = 1e-9
 
 Values = NDArray[np.float64]
@@ -29,18 +27,6 @@ def pair_outcome(before_first: str | None, after_first: str | None) -> float:
     if before_first != after_first:
         return 0.5
     return {"after": 1.0, "before": 0.0, "tie": 0.5}[before_first]
-
-
-def known_mean(values: Values) -> float:
-    """The mean of what is not NaN; NaN where nothing is. For 0, ½ and 1 it is (wins + ½ ties) / n."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
-
-
-def share(values: Values) -> float:
-    """Σ of the first column / Σ of the second; NaN where the second is 0. Shape (n, 2)."""
-    total = float(values[:, 1].sum())
-    return float(values[:, 0].sum()) / total if total else math.nan
 
 
 def length_controlled(values: Values) -> float:
@@ -70,45 +56,34 @@ def length_controlled(values: Values) -> float:
     if spread == 0 or rate in (0.0, 1.0):
         return rate
     theta, _ = fit_logistic(outcome, np.tanh(delta / spread), RIDGE)
-    return _sigmoid(theta)
+    return float(1 / (1 + np.exp(-theta)))
 
 
 def fit_logistic(outcome: Values, feature: Values, ridge: float) -> tuple[float, float]:
-    """θ and φ that minimize −Σ [y log p + (1 − y) log(1 − p)] + ½ · ridge · φ², p = σ(θ + φ x), by Newton's method.
+    """θ and φ that minimize −Σ [y log p + (1 − y) log(1 − p)] + ½ · ridge · φ², p = σ(θ + φ x).
 
     Args:
         outcome: y from 0 to 1, shape (n,), neither all 0 nor all 1 (θ would be infinite).
         feature: x, shape (n,).
         ridge: above 0.
     """
+    from scipy.optimize import minimize  # not where only a config is read
+    from scipy.special import expit
+
     design = np.stack([np.ones_like(feature), feature], axis=1)
     penalty = np.array([0.0, ridge])
 
-    def objective(point: Values) -> float:
+    def objective(point: Values) -> tuple[float, Values]:
         logits = design @ point
-        return float((np.logaddexp(0, logits) - outcome * logits).sum() + 0.5 * penalty @ point**2)
+        value = (np.logaddexp(0, logits) - outcome * logits).sum() + 0.5 * penalty @ point**2
+        return float(value), design.T @ (expit(logits) - outcome) + penalty * point
 
-    point = np.zeros(2)
-    value = objective(point)
-    for _ in range(STEPS):
-        p = 1 / (1 + np.exp(-design @ point))
-        gradient = design.T @ (p - outcome) + penalty * point
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + np.diag(penalty)
-        step = np.linalg.solve(hessian, gradient)
-        # Half the step until it goes down: far from the minimum a whole one can overshoot.
-        size = 1.0
-        while (lower := objective(point - size * step)) > value and size > TOLERANCE:
-            size /= 2
-        point, value = point - size * step, min(lower, value)
-        if np.abs(size * step).max() < TOLERANCE:
-            break
-    return float(point[0]), float(point[1])
+    def hessian(point: Values) -> Values:
+        p = expit(design @ point)
+        return np.asarray((design * (p * (1 - p))[:, None]).T @ design + np.diag(penalty))
 
-
-def mean_score(scores: Sequence[int | None]) -> float:
-    """The mean over a response's rubrics of the scores that could be read; NaN where none could."""
-    known = [score for score in scores if score is not None]
-    return sum(known) / len(known) if known else math.nan
+    found = minimize(objective, np.zeros(2), jac=True, hess=hessian, method="trust-exact", options={"gtol": TOLERANCE})
+    return float(found.x[0]), float(found.x[1])
 
 
 CHECK_ERRORS = ("unhelpful", "inconsistent", "hallucinated_violation", "unaware_violation")
@@ -143,7 +118,3 @@ def preference_error(
     if hallucinate is None:
         return 0.0, None
     return 0.0, "hallucinated_violation" if hallucinate else "inconsistent"
-
-
-def _sigmoid(x: float) -> float:
-    return float(1 / (1 + np.exp(-x)))

@@ -26,6 +26,7 @@ class Backend(Protocol):
     description: str
     shared: bool  # whether several runs ask the same one, and take turns
     runtime: Runtime | None  # whose model stage has to be done before
+    model: Any  # which model it is, wherever it is and however its replies are sampled
 
     def answer(self, requests: Sequence[Messages], keep: Keep) -> None:
         """Get a reply to each request and hand it to `keep` with the request's index, at once, from any thread.

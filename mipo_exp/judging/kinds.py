@@ -1,27 +1,28 @@
 """The kinds of judging: what is asked about each example, and the verdicts that come back.
 
-A kind is a class and a line in `KINDS`; its name stands in `config.JUDGE_KINDS` and its prompts in `templates.FILES`.
+A kind is a class and a line in `KINDS`; its prompts stand in `templates.FILES`.
 """
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from mipo_exp.config.fields import Between, ResponseTokens, Temperature, one_of, schema
+from mipo_exp.config.schema import EngineConfig, JudgeConfig
+from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
-from mipo_exp.evaluation.accuracy import Measure
+from mipo_exp.evaluation.metrics import JUDGE, Measure, Metric, average, mean, ratio_of_sums, register
 from mipo_exp.judging.formulas import (
     CHECK_ERRORS,
-    known_mean,
     length_controlled,
-    mean_score,
     pair_outcome,
     preference_error,
-    share,
 )
-from mipo_exp.judging.judge import RUBRIC_PROMPTS
+from mipo_exp.judging.judge import RUBRIC_PROMPTS, Backend
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import NOTHING_KNOWN, Rubric, Templates, rubric
 from mipo_exp.judging.verdicts import read_choice, read_restatement, read_score, read_yes_no
@@ -31,6 +32,60 @@ Ask = Callable[[Sequence[Messages]], list[Reply]]
 Texts = Mapping[str, Sequence[str]]  # the responses by phase, in the order of the examples
 Measures = dict[str, dict[str, Measure]]  # by phase and metric
 SIDES = ("before", "after")
+
+register(
+    Metric(
+        *("judge/win_rate", "Win rate against before", JUDGE, "proportion", 1),
+        "Share of examples for which the judge prefers the response after training to the one before, ties counted "
+        "half. It sees both orders; where they disagree, it is a tie. 50 % is no difference.",
+        neutral=0.5,
+        column=True,
+        headline="first gain",
+    ),
+    Metric(
+        *("judge/length_controlled_win_rate", "Win rate, length-controlled", JUDGE, "proportion", 1),
+        "The win rate that a logistic regression on the difference in length predicts for responses of equal length, "
+        "as in AlpacaEval 2. 50 % is no difference.",
+        neutral=0.5,
+        column=True,
+    ),
+    Metric(
+        *("judge/position_consistency", "Same verdict in both orders", JUDGE, "proportion", 1),
+        "Share of the examples with two readable verdicts for which they agree: how little the judge minds the order. "
+        "It says something about the judge, not about the responses.",
+    ),
+    Metric(
+        *("judge/score", "Judge's score", JUDGE, "score", 1),
+        "Mean score from 1 to 5, over the rubrics of an example, then over examples.",
+        column=True,
+        headline="first gain",
+    ),
+    Metric(
+        *("judge/accuracy", "Preference followed", JUDGE, "proportion", 1),
+        "Share of responses without an error, as in PrefEval: they help, and do not violate the preference.",
+        column=True,
+        headline="first gain",
+    ),
+    *(
+        Metric(f"judge/{check}", label, JUDGE, "proportion", direction, f"Share of responses that {words}.")
+        for check, label, direction, words in (
+            ("acknowledge", "Preference stated", 0, "say what the user prefers"),
+            ("violate", "Preference violated", -1, "go against the preference"),
+            ("hallucinate", "Preference made up", -1, "state a preference that is not the user's"),
+            ("helpful", "Helpful", 1, "help with the request"),
+            ("error/unhelpful", "Error: unhelpful", -1, "do not help"),
+            ("error/inconsistent", "Error: inconsistent", -1, "state the preference rightly and violate it"),
+            ("error/hallucinated_violation", "Error: hallucinated", -1, "state another preference and violate it"),
+            ("error/unaware_violation", "Error: unaware", -1, "violate the preference and do not mention it"),
+        )
+    ),
+    Metric(
+        *("judge/parse_failure_rate", "Verdicts not found", JUDGE, "proportion", -1),
+        "Share of the judge's replies without a verdict that can be read, refusals among them; the other metrics leave "
+        "them out.",
+    ),
+    Metric("judge/characters", "Length judged", JUDGE, "characters", 0, "Mean characters of a response."),
+)
 
 
 class Kind(ABC):
@@ -52,7 +107,7 @@ class Kind(ABC):
         """The metrics of these verdicts, with a value for each example."""
 
 
-class Pairwise(Kind):
+class _Pairwise(Kind):
     """`after` against `before`, in both orders. Equal responses tie without being shown to the judge."""
 
     prompts = ("pairwise",)
@@ -63,10 +118,9 @@ class Pairwise(Kind):
     }
 
     def check(self, examples: Sequence[Example], task: str) -> None:
-        """See `Kind.check`: any example will do."""
+        """Any example will do."""
 
     def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
-        """See `Kind.judge`."""
         requests: list[Messages] = []
         places: list[tuple[int, str]] = []
         for i, example in enumerate(examples):
@@ -88,7 +142,6 @@ class Pairwise(Kind):
         return rows
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
-        """See `Kind.measures`."""
         found = _by_place(judgements)
         pairs = [[found[example.id, "pair", order] for order in self.orders] for example in examples]
         outcomes = np.array([pair_outcome(first.verdict, second.verdict) for first, second in pairs])
@@ -97,30 +150,27 @@ class Pairwise(Kind):
         lengths = {phase: np.array([len(text) for text in texts[phase]], dtype=np.float64) for phase in SIDES}
         delta = lengths["after"] - lengths["before"]
         after = {
-            "judge/win_rate": Measure(outcomes, known_mean),
+            "judge/win_rate": average(outcomes),
             "judge/length_controlled_win_rate": Measure(np.stack([outcomes, delta], axis=1), length_controlled),
-            "judge/position_consistency": Measure(
-                np.where(asked & ~np.isnan(outcomes), consistent, np.nan), known_mean
-            ),
+            "judge/position_consistency": average(np.where(asked & ~np.isnan(outcomes), consistent, np.nan)),
             "judge/parse_failure_rate": _failures(examples, judgements, "pair"),
         }
-        characters = {phase: {"judge/characters": Measure(lengths[phase], known_mean)} for phase in SIDES}
+        characters = {phase: {"judge/characters": average(lengths[phase])} for phase in SIDES}
         return {"before": characters["before"], "after": {**after, **characters["after"]}}
 
 
-class Rubrics(Kind):
+class _Rubrics(Kind):
     """A score from 1 to 5 for every rubric of an example, with its reference answer where there is one."""
 
     prompts = RUBRIC_PROMPTS
     phases = SIDES
 
     def check(self, examples: Sequence[Example], task: str) -> None:
-        """See `Kind.check`: an example without rubrics gets the default one; those that are there must be whole."""
+        """An example without rubrics gets the default one; those that are there must be whole."""
         for example in examples:
             _rubrics(example, default=None)
 
     def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
-        """See `Kind.judge`."""
         requests: list[Messages] = []
         places: list[tuple[Example, str, str]] = []
         for phase in SIDES:
@@ -138,21 +188,19 @@ class Rubrics(Kind):
         return rows
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
-        """See `Kind.measures`."""
-        scores: dict[tuple[str, str], list[int | None]] = {}
+        scores: dict[tuple[str, str], list[float]] = {}
         for row in judgements:
-            verdict = None if row.verdict is None else int(row.verdict)
-            scores.setdefault((row.example, row.subject), []).append(verdict)
+            scores.setdefault((row.example, row.subject), []).append(float(row.verdict or "nan"))
         return {
             phase: {
-                "judge/score": Measure(np.array([mean_score(scores[e.id, phase]) for e in examples]), known_mean),
+                "judge/score": average([mean(np.array(scores[e.id, phase])) for e in examples]),
                 "judge/parse_failure_rate": _failures(examples, judgements, phase),
             }
             for phase in SIDES
         }
 
 
-class Checks(Kind):
+class _Checks(Kind):
     """PrefEval's four questions about a response and a stated preference.
 
     Whether the preference is hallucinated is asked of the words that `acknowledge` quotes, and only where there are
@@ -163,7 +211,6 @@ class Checks(Kind):
     phases = SIDES
 
     def check(self, examples: Sequence[Example], task: str) -> None:
-        """See `Kind.check`."""
         for example in examples:
             if not isinstance(json.loads(example.reference).get("preference"), str):
                 raise ConfigError(
@@ -172,7 +219,6 @@ class Checks(Kind):
                 )
 
     def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
-        """See `Kind.judge`."""
         places = [(example, phase, texts[phase][i]) for phase in SIDES for i, example in enumerate(examples)]
         asked = [{**_asked(example), **_preference(example), "response": text} for example, _, text in places]
         first = ("acknowledge", "violate", "helpful")
@@ -195,7 +241,6 @@ class Checks(Kind):
         return rows
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
-        """See `Kind.measures`."""
         found = _by_place(judgements)
         measures: Measures = {}
         for phase in SIDES:
@@ -219,7 +264,7 @@ class Checks(Kind):
                 for name in CHECK_ERRORS
             }
             measures[phase] = {
-                "judge/accuracy": Measure(np.array([right for right, _ in results]), known_mean),
+                "judge/accuracy": average([right for right, _ in results]),
                 **rates,
                 **errors,
                 "judge/parse_failure_rate": _failures(examples, judgements, phase),
@@ -269,7 +314,7 @@ def _failures(examples: Sequence[Example], judgements: Sequence[Judgement], subj
         if row.subject == subject and was_asked(row):
             counts[row.example][0] += row.verdict is None
             counts[row.example][1] += 1
-    return Measure(np.array(list(counts.values())), share)
+    return Measure(np.array(list(counts.values())), ratio_of_sums)
 
 
 def _word(answer: bool | None) -> str | None:
@@ -281,7 +326,33 @@ def _yes(row: Judgement | None) -> bool | None:
 
 
 def _rate(flags: Sequence[bool | None]) -> Measure:
-    return Measure(np.array([np.nan if flag is None else float(flag) for flag in flags]), known_mean)
+    return average([np.nan if flag is None else float(flag) for flag in flags])
 
 
-KINDS: dict[str, Kind] = {"pairwise": Pairwise(), "rubric": Rubrics(), "checks": Checks()}
+KINDS: dict[str, Kind] = {"pairwise": _Pairwise(), "rubric": _Rubrics(), "checks": _Checks()}
+
+
+@schema
+class AskedJudgeConfig(JudgeConfig):
+    """The keys of every judge but `none`; conf/judge/endpoint.yaml explains them."""
+
+    kind: Annotated[str, one_of(("auto", *KINDS))]
+    prompts: str | None
+    max_parse_failures: Annotated[float, Between(1e-6, 1, or_zero=True)]
+    max_tokens: ResponseTokens | None
+    temperature: Temperature | None
+
+    @property
+    def asked(self) -> "AskedJudgeConfig":
+        """See `JudgeConfig.asked`."""
+        return self
+
+    def backend(
+        self, engine: EngineConfig, kernels: Sequence[str], task: Task, cache: Path, device: str, download: bool
+    ) -> Backend:
+        """Who is asked, checked as far as it can be before; a judge in this process keeps the engine's limits.
+
+        Raises:
+            UserError: a key, a variable of the environment, a package or a model is missing or wrong.
+        """
+        raise NotImplementedError

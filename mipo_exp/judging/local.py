@@ -1,16 +1,39 @@
 """A judge in this process: a local model, sampled by the package's own engine."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from mipo_exp.config.schema import EngineConfig, LocalJudgeConfig, SamplingConfig
-from mipo_exp.errors import JudgeError
+from mipo_exp.config.fields import ResponseTokens, Temperature, schema
+from mipo_exp.config.schema import JUDGES, EngineConfig, ModelConfig, SamplingConfig
+from mipo_exp.data.base import Task
+from mipo_exp.errors import JudgeError, ModelError
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
 from mipo_exp.judging.judge import Keep
+from mipo_exp.judging.kinds import AskedJudgeConfig
 from mipo_exp.judging.replies import Messages, Reply
+from mipo_exp.models.loading import locate
 from mipo_exp.models.memory import memory_for
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import digest
+
+
+@JUDGES.register("local")
+@schema
+class LocalJudgeConfig(AskedJudgeConfig):
+    max_tokens: ResponseTokens
+    temperature: Temperature
+    model: ModelConfig
+
+    def backend(
+        self, engine: EngineConfig, kernels: Sequence[str], task: Task, cache: Path, device: str, download: bool
+    ) -> "Local":
+        """See `AskedJudgeConfig.backend`."""
+        try:
+            source = locate(self.model, cache, download)
+        except ModelError as error:
+            raise ModelError(f"the model of judge=local (its keys begin with judge.model): {error}") from error
+        return Local(self, engine, Runtime(self.model, source, task, device, kernels))
 
 
 class Local:
@@ -33,6 +56,7 @@ class Local:
             "max_tokens": config.max_tokens,
             "temperature": config.temperature,
         }
+        self.model = runtime.identity
         self.description = runtime.source.description
 
     def answer(self, requests: Sequence[Messages], keep: Keep) -> None:
@@ -56,7 +80,15 @@ class Local:
             stops, pad = renderer.stop_ids, renderer.pad_id
             way_out = "lower engine.batch_tokens or judge.max_tokens"
             with memory_for(f"for a batch of the judge {self.description}", way_out, JudgeError):
-                sampled = sample_batch(self._model.model(), [prompts[i] for i in rows], sampling, stops, pad, seed)
+                sampled = sample_batch(
+                    self._model.model(),
+                    [prompts[i] for i in rows],
+                    sampling,
+                    stops,
+                    pad,
+                    seed,
+                    kernels=self._model.kernels,
+                )
             for index, item in zip(rows, sampled, strict=True):
                 keep(index, Reply(renderer.text(item.token_ids), len(prompts[index]), len(item.token_ids)))
 

@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.config.methods import RlaifConfig
-from mipo_exp.config.schema import AskedJudgeConfig, Config, EndpointJudgeConfig, JudgeConfig, LocalJudgeConfig
+from mipo_exp.config.schema import Config, JudgeConfig
 from mipo_exp.data.base import Task
-from mipo_exp.errors import ConfigError, JudgeError, ModelError, UserError
-from mipo_exp.judging.endpoint import Endpoint, check_endpoint
-from mipo_exp.judging.judge import Backend, Judge, Rated, rating_requests
-from mipo_exp.judging.kinds import KINDS, Kind, Measures, was_asked
-from mipo_exp.judging.local import Local
+from mipo_exp.errors import ConfigError, JudgeError, UserError
+from mipo_exp.judging.judge import RUBRIC_PROMPTS, Judge, Rated, rating_requests
+from mipo_exp.judging.kinds import KINDS, AskedJudgeConfig, Kind, Measures, was_asked
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import load_templates
-from mipo_exp.models.loading import locate
-from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import Artefact, Workspace
 from mipo_exp.store.records import Example, Judgement, Response
 
@@ -44,10 +39,12 @@ class Judging:
     @property
     def model(self) -> Any:
         """Which model judges, wherever it is and however its replies are sampled."""
-        runtime = self.judge.backend.runtime
-        if runtime is not None:
-            return runtime.identity
-        return self.config.model if isinstance(self.config, EndpointJudgeConfig) else self.judge.backend.identity
+        return self.judge.backend.model
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its scores of responses depend on."""
+        return self.judge.identity(RUBRIC_PROMPTS)
 
     @property
     def kind(self) -> Kind:
@@ -61,10 +58,11 @@ def kind_of(config: JudgeConfig, task: Task) -> str | None:
     Raises:
         ConfigError: the task has none of its own, and none is named.
     """
-    if not isinstance(config, AskedJudgeConfig):
+    asked: AskedJudgeConfig | None = config.asked
+    if asked is None:
         return None
-    if config.kind != "auto":
-        return config.kind
+    if asked.kind != "auto":
+        return asked.kind
     if task.judging is None:
         raise ConfigError(
             f"judge={config.name}: task={task.config.name} has right answers and no kind of judging of its own; use "
@@ -79,8 +77,8 @@ def prepare_judging(config: Config, task: Task, cache: Path, device: str, downlo
     Raises:
         UserError: a key, a variable of the environment, a prompt file, a package or a local model is missing or wrong.
     """
-    asked, kind = config.judge, kind_of(config.judge, task)
-    if not isinstance(asked, AskedJudgeConfig) or kind is None:
+    asked, kind = config.judge.asked, kind_of(config.judge, task)
+    if asked is None or kind is None:
         return None
     return Judging(asked, _judge(asked, config, task, cache, device, download), kind)
 
@@ -88,16 +86,16 @@ def prepare_judging(config: Config, task: Task, cache: Path, device: str, downlo
 def prepare_rewards(
     config: Config, judging: Judging | None, task: Task, cache: Path, device: str, download: bool = True
 ) -> Judging | None:
-    """The judge whose scores `method=rlaif` learns from, None for every other method: the `reward_judge` group's, or
+    """The judge whose scores a method learns from, None for one that learns from none: the `reward_judge` group's, or
     where that is none, the one that judges the results, `judging`.
 
     Raises:
         UserError: as `prepare_judging`.
     """
-    if not isinstance(config.method, RlaifConfig):
+    if not config.method.asks_judge:
         return None
-    asked = config.reward_judge
-    if not isinstance(asked, AskedJudgeConfig):
+    asked = config.reward_judge.asked
+    if asked is None:
         return judging
     try:
         return Judging(asked, _judge(asked, config, task, cache, device, download), "rubric", "reward_judge")
@@ -106,21 +104,8 @@ def prepare_rewards(
 
 
 def _judge(asked: AskedJudgeConfig, config: Config, task: Task, cache: Path, device: str, download: bool) -> Judge:
-    templates = load_templates(asked.prompts)
-    return Judge(_backend(asked, config, task, cache, device, download), templates, cache)
-
-
-def _backend(asked: AskedJudgeConfig, config: Config, task: Task, cache: Path, device: str, download: bool) -> Backend:
-    if isinstance(asked, EndpointJudgeConfig):
-        check_endpoint(asked)
-        return Endpoint(asked)
-    if isinstance(asked, LocalJudgeConfig):
-        try:
-            source = locate(asked.model, cache, download)
-        except ModelError as error:
-            raise ModelError(f"the model of judge=local (its keys begin with judge.model): {error}") from error
-        return Local(asked, config.engine, Runtime(asked.model, source, task, device))
-    raise ConfigError(f"judge={asked.name} is not a judge that can be asked")
+    backend = asked.backend(config.engine, config.kernels, task, cache, device, download)
+    return Judge(backend, load_templates(asked.prompts), cache)
 
 
 def judge_responses(judging: Judging, work: Workspace) -> None:
@@ -255,7 +240,7 @@ def estimate_judging(
 
     judging.kind.judge(examples, drawn, judging.judge.templates, ask)
     missing = sum(not cached for cached in seen.values())
-    tokens = round(characters / CHARACTERS_PER_TOKEN), missing * _most_tokens(judging.config)
+    tokens = round(characters / CHARACTERS_PER_TOKEN), missing * (judging.config.max_tokens or REPLY_TOKENS)
     return Estimate(len(seen), missing, *tokens, judging.judge.backend.cost(*tokens))
 
 
@@ -266,10 +251,5 @@ def estimate_rewards(judging: Judging, examples: Sequence[Example], responses: i
     requests = rating_requests(judging.judge.templates, items)
     characters = sum(len(message["content"]) for request in requests for message in request)
     given = round(characters / CHARACTERS_PER_TOKEN * responses / max(len(examples), 1))
-    tokens = given, responses * _most_tokens(judging.config)
+    tokens = given, responses * (judging.config.max_tokens or REPLY_TOKENS)
     return Estimate(responses, responses, *tokens, judging.judge.backend.cost(*tokens))
-
-
-def _most_tokens(config: AskedJudgeConfig) -> int:
-    limit = config.max_tokens if isinstance(config, EndpointJudgeConfig | LocalJudgeConfig) else None
-    return REPLY_TOKENS if limit is None else limit

@@ -22,26 +22,15 @@ NOTHING_KNOWN = "(nothing)"
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 
 
-@dataclass(frozen=True)
-class Placeholders:
-    """What a prompt file must have in it, and what it may have besides."""
-
-    required: frozenset[str]
-    optional: frozenset[str]
-
-
-def _placeholders(required: str, optional: str) -> Placeholders:
-    return Placeholders(frozenset(required.split()), frozenset(optional.split()))
-
-
-FILES: dict[str, Placeholders] = {
-    "pairwise": _placeholders("prompt response_a response_b", "context"),
-    "rubric": _placeholders("prompt response criteria score_descriptions", "context"),
-    "rubric_reference": _placeholders("prompt response criteria score_descriptions reference_answer", "context"),
-    "check_acknowledge": _placeholders("response", "prompt context preference explanation"),
-    "check_violate": _placeholders("response preference", "prompt context explanation"),
-    "check_hallucinate": _placeholders("preference restatement", "prompt response context explanation"),
-    "check_helpful": _placeholders("prompt response", "context preference explanation"),
+# What a prompt file must have in it, and what it may have besides.
+FILES = {
+    "pairwise": ("prompt response_a response_b", "context"),
+    "rubric": ("prompt response criteria score_descriptions", "context"),
+    "rubric_reference": ("prompt response criteria score_descriptions reference_answer", "context"),
+    "check_acknowledge": ("response", "prompt context preference explanation"),
+    "check_violate": ("response preference", "prompt context explanation"),
+    "check_hallucinate": ("preference restatement", "prompt response context explanation"),
+    "check_helpful": ("prompt response", "context preference explanation"),
 }
 
 
@@ -90,7 +79,7 @@ def load_templates(folder: str | None) -> Templates:
         found |= _replacements(Path(folder).expanduser(), set(found))
     texts = {name: _read(found[f"{name}.txt"]) for name in FILES}
     for name, text in texts.items():
-        _check(found[f"{name}.txt"], text, FILES[name])
+        _check(found[f"{name}.txt"], text, *FILES[name])
     return Templates(texts, _read_rubric(found[DEFAULT_RUBRIC]))
 
 
@@ -134,19 +123,15 @@ def _read(path: Path) -> str:
         raise ConfigError(f"judge.prompts: {path} cannot be read as UTF-8 text ({error})") from error
 
 
-def _check(path: Path, text: str, placeholders: Placeholders) -> None:
-    found = set(_PLACEHOLDER.findall(text))
-    if missing := sorted(placeholders.required - found):
-        raise ConfigError(
-            f"judge.prompts: {path} lacks {{{missing[0]}}}; it must have "
-            f"{', '.join(f'{{{name}}}' for name in sorted(placeholders.required))}"
-        )
-    allowed = placeholders.required | placeholders.optional
-    if unknown := sorted(found - allowed):
-        raise ConfigError(
-            f"judge.prompts: {path} has {{{unknown[0]}}}, which means nothing there; it may have "
-            f"{', '.join(f'{{{name}}}' for name in sorted(allowed))}"
-        )
+def _check(path: Path, text: str, required: str, optional: str) -> None:
+    found, must, may = set(_PLACEHOLDER.findall(text)), set(required.split()), set(f"{required} {optional}".split())
+    for wrong, why, allowed in (
+        (must - found, "lacks {}; it must have", must),
+        (found - may, "has {}, which means nothing there; it may have", may),
+    ):
+        if wrong:
+            names = ", ".join(f"{{{name}}}" for name in sorted(allowed))
+            raise ConfigError(f"judge.prompts: {path} {why.format(f'{{{min(wrong)}}}')} {names}")
 
 
 def _read_rubric(path: Path) -> Rubric:

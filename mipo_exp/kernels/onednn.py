@@ -10,16 +10,13 @@ compute something else, everything runs as it would without this module.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +35,7 @@ def available() -> bool:
     try:
         with torch.no_grad():
             expected = nn.functional.linear(rows, weight, bias)
-            found = [product(rows, laid_out, bias) for laid_out in (weight, weight.T.contiguous().T, packed(weight))]
+            found = [product(rows, laid_out, bias) for laid_out in (weight, weight.T.contiguous().T, lay_out(weight))]
     except (AttributeError, RuntimeError, TypeError) as error:
         log.info("torch has no oneDNN products to use here (%s): linear layers run without", error)
         return False
@@ -50,7 +47,7 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
 
     Args:
         rows: (M, in).
-        weight: (out, in), with any strides, or packed by `pack`.
+        weight: (out, in), with any strides, or packed by `lay_out`.
         bias: (out,).
 
     Returns:
@@ -62,7 +59,7 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
 
 
 class OnednnLinear(nn.Linear):
-    """torch's layer; its parameters, names and files are torch's, until `pack` replaces its weight."""
+    """torch's layer; its parameters, names and files are torch's, until its weight is packed."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, in) to (…, out)."""
@@ -89,28 +86,35 @@ class _FrozenProduct(torch.autograd.Function):
         return rows.view(*gradient.shape[:-1], weight.shape[1]), None, None
 
 
-def use_onednn(model: nn.Module) -> None:
-    """Make the linear layers of a model with float32 weights on the CPU `OnednnLinear`."""
+def use_onednn(model: Any, packed: bool) -> None:
+    """Make the linear layers of a model with float32 weights on the CPU `OnednnLinear`.
+
+    Args:
+        model: transformers' model, or PEFT's around it.
+        packed: replace the weights of layers that are `OnednnLinear` by the same in the layout of oneDNN's kernels, for
+            a model that is not trained: no gradient goes through such a layer, and its weight cannot be read as
+            numbers. An output head that shares its weight with the embedding gets one of its own. A model that reads
+            such weights itself (recurrent ones and DoRA do) is left as it is; that shows on a few tokens. False makes
+            them readable again.
+    """
+    if packed:
+        _pack(model, [layer for layer in model.modules() if isinstance(layer, OnednnLinear)])
+        return
     for layer in model.modules():
         if type(layer) is nn.Linear and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32:
             if not available():
                 return
             layer.__class__ = OnednnLinear
+    _unpack(model.modules())
 
 
-def pack(model: "PreTrainedModel") -> None:
-    """Replace the weights of a model's `OnednnLinear` layers by the same in the layout of oneDNN's kernels.
-
-    For models that are not trained: no gradient goes through a packed layer, and its weight cannot be read as numbers.
-    An output head that shares its weight with the embedding gets one of its own. A model that reads such weights itself
-    (recurrent ones do) is left as it is; that shows on a few tokens. Layers that are packed stay so.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, OnednnLinear) and not layer.weight.is_mkldnn]
+def _pack(model: Any, layers: Sequence[OnednnLinear]) -> None:
+    layers = [layer for layer in layers if not layer.weight.is_mkldnn]
     if not layers:
         return
     expected = _logits(model)
     for layer in layers:
-        layer.weight = nn.Parameter(packed(layer.weight.detach()), requires_grad=False)
+        layer.weight = nn.Parameter(lay_out(layer.weight.detach()), requires_grad=False)
     try:
         same = torch.allclose(_logits(model), expected, rtol=1e-3, atol=1e-3)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -118,7 +122,7 @@ def pack(model: "PreTrainedModel") -> None:
         log.info("this architecture reads its weights itself (%s): they stay as they are", said)
         same = False
     if not same:
-        unpack(model)
+        _unpack(layers)
         return
     for parameter in model.parameters():
         # The weights that were replaced lie in one mapped file with the others, and in memory while one of them does.
@@ -126,9 +130,9 @@ def pack(model: "PreTrainedModel") -> None:
             parameter.data = parameter.detach().clone()
 
 
-def unpack(model: nn.Module) -> None:
-    """Give packed layers weights again that can be read; equal ones are not shared any more."""
-    for layer in model.modules():
+def _unpack(layers: Iterable[nn.Module]) -> None:
+    """Give packed layers weights that can be read; equal ones are not shared any more."""
+    for layer in layers:
         if isinstance(layer, OnednnLinear) and layer.weight.is_mkldnn:
             layer.weight = nn.Parameter(layer.weight.detach().to_dense(), requires_grad=False)
 
@@ -139,13 +143,13 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
     return found
 
 
-def packed(weight: torch.Tensor) -> torch.Tensor:
+def lay_out(weight: torch.Tensor) -> torch.Tensor:
     """A weight (out, in) in the layout of oneDNN's kernels."""
     found: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     return found
 
 
-def _logits(model: "PreTrainedModel") -> torch.Tensor:
+def _logits(model: Any) -> torch.Tensor:
     ids = torch.tensor([PROBED]) % model.config.get_text_config().vocab_size
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=ids, use_cache=False).logits

@@ -7,19 +7,20 @@ W_y − Σ_v p(v) W_v, can be had in the forward pass from the same logits, and 
 
 import functools
 import types
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from mipo_exp.kernels import IGNORED
 from mipo_exp.kernels.onednn import PROBED, OnednnLinear, linear
-from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES
-from mipo_exp.training.layout import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+MAX_LOGITS_BYTES = 24 * 2**20  # of logits at once: the caches' help is worth more than few calls
 # What TRL and transformers do to logits, by the names in config.json; others show on a few tokens.
 NOT_A_PRODUCT = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
@@ -34,11 +35,12 @@ class _LogProbs(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
+        multiply: Callable[..., torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        count = max(1, MAX_LOGITS_BYTES["cpu"] // (4 * len(weight)))
+        count = max(1, MAX_LOGITS_BYTES // (4 * len(weight)))
         parts, directions = [], []
         for some, wanted in zip(torch.split(states, count), torch.split(targets, count), strict=True):
-            logits = linear(some, weight, bias)
+            logits = multiply(some, weight, bias)
             highest, best = logits.max(1)
             mean = logits.mean(1)
             logits.sub_(highest[:, None])
@@ -55,7 +57,7 @@ class _LogProbs(torch.autograd.Function):
                 )
             )
             if ctx.needs_input_grad[0]:
-                directions.append(weight[wanted] - linear(probabilities.div_(total[:, None]), weight.T))
+                directions.append(weight[wanted] - multiply(probabilities.div_(total[:, None]), weight.T))
         if directions:
             ctx.save_for_backward(torch.cat(directions))
         found = tuple(torch.cat(values) for values in zip(*parts, strict=True))
@@ -66,7 +68,7 @@ class _LogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         (directions,) = ctx.saved_tensors
-        return gradient[:, None] * directions, None, None, None
+        return gradient[:, None] * directions, None, None, None, None
 
 
 def use_response_head(model: "PreTrainedModel") -> None:
@@ -81,6 +83,7 @@ def use_response_head(model: "PreTrainedModel") -> None:
     if not _is_a_product(model):
         return
     plain, head = model.forward, model.get_output_embeddings()
+    multiply = linear if isinstance(head, OnednnLinear) else nn.functional.linear
 
     @functools.wraps(plain)
     def forward(self: "PreTrainedModel", *args: Any, **kwargs: Any) -> Any:
@@ -90,7 +93,7 @@ def use_response_head(model: "PreTrainedModel") -> None:
         kwargs = {name: value for name, value in kwargs.items() if name not in ("shift_labels", "fused_lm_head")}
         states = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
         rows = states.reshape(-1, states.shape[-1])
-        found = _LogProbs.apply(rows, head.weight, head.bias, targets.reshape(-1))  # type: ignore[no-untyped-call]
+        found = _LogProbs.apply(rows, head.weight, head.bias, targets.reshape(-1), multiply)  # type: ignore[no-untyped-call]
         log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1 = (values.view(targets.shape) for values in found)
         return FusedCausalLMOutput(
             log_probs=log_probs,
@@ -121,4 +124,4 @@ def _is_a_product(model: "PreTrainedModel") -> bool:
         states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         expected = model(input_ids=ids, use_cache=False).logits[0]
     model.train(learning)
-    return torch.allclose(linear(states, head.weight, head.bias), expected, rtol=1e-3, atol=1e-3)
+    return torch.allclose(nn.functional.linear(states, head.weight, head.bias), expected, rtol=1e-3, atol=1e-3)

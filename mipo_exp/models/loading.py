@@ -272,19 +272,16 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBas
 
 
 def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "PreTrainedModel":
-    """The base model of a folder, in evaluation mode, without gradients; on a CPU with `onednn`'s linear layers.
+    """The base model of a folder, in evaluation mode, without gradients.
 
     Raises:
         ModelError: transformers cannot read it, or its weights are not those that its config.json asks for.
     """
     import torch
 
-    from mipo_exp.kernels.onednn import use_onednn
-
     quiet_libraries()
     model = load_folder(folder, config, getattr(torch, dtype), device)
     check_finite(folder, model)
-    use_onednn(model)
     return model
 
 

@@ -6,10 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mipo_exp.errors import ModelError, UserError
-
-# What torch says when memory is short and it raises no error of its own kind.
-NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "ALLOC_FAILED", "bad_alloc")
+from mipo_exp.errors import ModelError, UserError, out_of_memory
 
 
 def free_memory(device: str) -> None:
@@ -24,15 +21,6 @@ def free_memory(device: str) -> None:
         import torch
 
         torch.cuda.empty_cache()
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error of torch says that a tensor found no place."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from mipo_exp.data.overlap import normalise
 from mipo_exp.errors import ModelError, gib
 from mipo_exp.models.bounded import call_bounded
+from mipo_exp.store.records import normalise
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase

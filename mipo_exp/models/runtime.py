@@ -6,11 +6,12 @@ torch. What a stage's result depends on is in `identity`, which every key that u
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from mipo_exp.config.fields import kernel_parts
 from mipo_exp.config.schema import ModelConfig
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.models import conversion
@@ -70,13 +71,17 @@ class Runtime:
         source: where the model is.
         task: renders conditions to messages.
         device: `cpu` or `cuda[:N]`, as `choose_device` gives it.
+        kernels: as the config has it.
     """
 
-    def __init__(self, config: ModelConfig, source: ModelSource, task: Prompting, device: str) -> None:
+    def __init__(
+        self, config: ModelConfig, source: ModelSource, task: Prompting, device: str, kernels: Sequence[str] = ("auto",)
+    ) -> None:
         self.config = config
         self.source = source
         self.task = task
         self.device = device
+        self.kernels = kernel_parts(kernels)
         self.folder: Path | None = source.path if source.kind == "folder" else None
         # Follows the training while it runs; takes TRL's log rows, each with its `step`.
         self.on_training_log: Callable[[Mapping[str, Any]], None] = lambda row: None
@@ -91,6 +96,15 @@ class Runtime:
         return self.config.dtype.cuda if self.device.startswith("cuda") else self.config.dtype.cpu
 
     @property
+    def device_name(self) -> str:
+        """The GPU's own name, or `cpu`: what a rate that was measured here holds for."""
+        if not self.device.startswith("cuda"):
+            return self.device
+        import torch
+
+        return torch.cuda.get_device_name(self.device)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything that a result computed here depends on."""
         return {
@@ -98,6 +112,7 @@ class Runtime:
             "conversion": None if self.source.kind == "folder" else conversion.VERSION,
             "dtype": self.dtype,
             "attention": self.config.attention,
+            "kernels": sorted(self.kernels),  # which change a result by rounding
         }
 
     @property
@@ -157,29 +172,36 @@ class Runtime:
 
     def model(self, adapter: Path | None = None) -> "PreTrainedModel":
         """The base model, or the policy: the base model with the unmerged adapter of a folder."""
-        from mipo_exp.kernels.onednn import pack, unpack
-
+        changed = self._model is None or adapter != self._adapter
         if self._model is None:
             self._model = self.fresh_model()
-            pack(self._model)
         if adapter != self._adapter:
-            from peft import PeftConfig, PeftModel
-
-            from mipo_exp.kernels.lora_linear import use_lora_linear
-
             if self._adapter is not None:
-                self._model = self._model.unload()
-                self._adapter = None
-                pack(self._model)  # where the adapter had it unpacked
+                self._model, self._adapter = self._model.unload(), None
             if adapter is not None:
-                lora = PeftConfig.from_pretrained(str(adapter))
-                use_lora_linear(lora)
-                if getattr(lora, "use_dora", False):  # reads the weights
-                    unpack(self._model)
-                self._model = PeftModel.from_pretrained(self._model, str(adapter), config=lora).eval()
-                self._adapter = adapter
+                self._model, self._adapter = self._with_adapter(adapter), adapter
+        if changed:
+            self._use_onednn(self._model, packed=True)
         model: PreTrainedModel = self._model
         return model
+
+    def _with_adapter(self, folder: Path) -> Any:
+        from peft import PeftConfig, PeftModel
+
+        config = PeftConfig.from_pretrained(str(folder))
+        if "lora_product" in self.kernels:
+            from mipo_exp.kernels.lora_product import use_lora_product
+
+            use_lora_product(config)
+        if getattr(config, "use_dora", False):  # reads the weights
+            self._use_onednn(self._model, packed=False)
+        return PeftModel.from_pretrained(self._model, str(folder), config=config).eval()
+
+    def _use_onednn(self, model: Any, packed: bool) -> None:
+        if "onednn" in self.kernels:
+            from mipo_exp.kernels.onednn import use_onednn
+
+            use_onednn(model, packed)
 
     def fresh_model(self) -> "PreTrainedModel":
         """A base model of the caller's own, without the sampling settings that it was published with: they would
@@ -188,6 +210,7 @@ class Runtime:
 
         with memory_for("for the model's weights", "use a smaller model, model.dtype or another device"):
             model = load_model(self.model_folder, self.config, self.dtype, self.device)
+        self._use_onednn(model, packed=False)
         model.generation_config = GenerationConfig()
         return model
 

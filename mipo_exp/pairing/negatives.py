@@ -1,17 +1,16 @@
 """Negative-sampling strategies: which condition a rejected response is sampled under.
 
-A strategy is a pure function of the examples, its config and a random generator. To add one: write it here, register
-it in `STRATEGIES`, name it in `config_fields.STRATEGIES` and describe it in `conf/negatives/NAME.yaml`.
+A strategy is a pure function of the examples and a `Draw`, registered under its name and described in
+`conf/negatives/NAME.yaml`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
-from mipo_exp.config.schema import NegativesConfig
+from mipo_exp.config.schema import MIXTURE, STRATEGIES, NegativesConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.pairing.similarity import Similarity, bm25
 from mipo_exp.store.records import Condition, Example, Negative
@@ -34,9 +33,6 @@ class Draw:
     weights: Mapping[str, float]
 
 
-Strategy = Callable[[Sequence[Example], Draw], list[Negative]]
-
-
 def sample_negatives(
     examples: Sequence[Example], config: NegativesConfig, seed: int, similarity: Similarity = bm25
 ) -> list[Negative]:
@@ -52,9 +48,10 @@ def sample_negatives(
         ConfigError: there are too few other prompts or contexts for `k` different negatives.
     """
     draw = Draw(config.k, np.random.default_rng(seed), similarity, config.weights or {})
-    return STRATEGIES[config.strategy](list(examples), draw)
+    return STRATEGIES[config.strategy].sample(list(examples), draw)
 
 
+@STRATEGIES.register("random_prompt")
 def random_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """An unrelated prompt x′ with its own context: k derangements of the examples, so that each response serves
     exactly k times as a negative. No example gets a prompt equal to its own, nor the same one twice."""
@@ -85,6 +82,7 @@ def random_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     ]
 
 
+@STRATEGIES.register("no_context", needs_context=True)
 def no_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The same prompt with its context left out: k independent samples of the model's own marginal."""
     return [
@@ -94,6 +92,7 @@ def no_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     ]
 
 
+@STRATEGIES.register("random_context", needs_context=True)
 def random_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The same prompt under the contexts of k other users, drawn uniformly over users and then over their contexts.
 
@@ -122,6 +121,7 @@ def random_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     return negatives
 
 
+@STRATEGIES.register("empty_prompt")
 def empty_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """Neither prompt nor context: k independent samples of the model's unconditional marginal."""
     return [
@@ -131,6 +131,7 @@ def empty_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     ]
 
 
+@STRATEGIES.register("hard_context", needs_context=True, compares=True)
 def hard_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The same prompt under the nearest contexts of k other users: of each user the nearest, of these the k nearest.
 
@@ -159,6 +160,7 @@ def hard_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     return negatives
 
 
+@STRATEGIES.register("hard_prompt", compares=True)
 def hard_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The k nearest other prompts, each with the context of one of its examples, drawn at random.
 
@@ -186,11 +188,12 @@ def hard_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     return negatives
 
 
+@STRATEGIES.register(MIXTURE)
 def mixture(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """Each negative from one of several strategies, drawn with `weights`."""
     names = sorted(name for name, weight in draw.weights.items() if weight > 0)
     shares = np.array([draw.weights[name] for name in names])
-    components = [STRATEGIES[name](examples, draw) for name in names]
+    components = [STRATEGIES[name].sample(examples, draw) for name in names]
     chosen = draw.rng.choice(len(names), size=len(examples) * draw.k, p=shares / shares.sum())
     # Every component has the same examples and indices in the same order.
     return [components[int(component)][i] for i, component in enumerate(chosen)]
@@ -300,16 +303,3 @@ def _spread(own: Iterable[Sequence[str]], count: int) -> list[str]:
                 found[texts[0]] = None
         later = [texts[1:] for texts in later if texts]
     return list(found)
-
-
-STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
-    {
-        "random_prompt": random_prompt,
-        "no_context": no_context,
-        "random_context": random_context,
-        "empty_prompt": empty_prompt,
-        "hard_context": hard_context,
-        "hard_prompt": hard_prompt,
-        "mixture": mixture,
-    }
-)

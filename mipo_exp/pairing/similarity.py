@@ -43,10 +43,10 @@ def in_order(texts: Sequence[str]) -> Callable[[int], np.ndarray]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A sentence-embedding model on this machine. `fingerprint` identifies its files."""
+    """A sentence-embedding model on this machine. `identity` is that of its files."""
 
     path: Path
-    fingerprint: str
+    identity: str
 
     def __call__(self, texts: Sequence[str]) -> Callable[[int], np.ndarray]:
         """Cosine similarities of the texts' embeddings."""

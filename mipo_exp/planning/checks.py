@@ -10,22 +10,18 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from mipo_exp.config.methods import MiRlConfig, OnPolicyConfig, RlvrConfig
 from mipo_exp.config.schema import Config
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
-from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.harness import Harness, check_tasks
 from mipo_exp.evaluation.measure import PHASES, metric_names
 from mipo_exp.execution.processes import team
 from mipo_exp.judging.kinds import KINDS
 from mipo_exp.judging.stage import kind_of, metric_phases
-from mipo_exp.models.runtime import Runtime
 from mipo_exp.pairing.negatives import contrast_conditions, sample_negatives
 from mipo_exp.pairing.similarity import in_order
 from mipo_exp.scoring.options import check_options
 from mipo_exp.store.records import Example
-from mipo_exp.training.mi_rl import reward_conditions
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +33,7 @@ def check_examples(config: Config, task: Task, train: Sequence[Example], evaluat
     _check_amount("task.eval_examples", config.task.eval_examples, len(evaluation))
     if config.method.trains_on == "pairs":
         sample_negatives(train, config.negatives, config.seed, in_order)
-    if isinstance(config.method, OnPolicyConfig):
-        _check_on_policy(config, config.method, task, train)
+    config.method.check_examples(config, task, train)
     contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
     phase, _, name = config.objective.partition("/")
     if phase not in PHASES or not name:
@@ -91,39 +86,20 @@ def check_harness(harness: Harness | None, statuses: Sequence[str], load: bool) 
         check_tasks(harness, load)
 
 
-def _check_on_policy(config: Config, method: OnPolicyConfig, task: Task, train: Sequence[Example]) -> None:
-    batch, steps = config.trainer.per_device_train_batch_size, config.trainer.gradient_accumulation_steps
-    if len(train) < batch * steps:
-        raise ConfigError(
-            f"trainer.per_device_train_batch_size={batch} × trainer.gradient_accumulation_steps={steps} prompts make a "
-            f"step of method={method.name}, and there are {len(train)} training examples; lower one of them, or raise "
-            "task.train_examples"
-        )
-    if isinstance(method, RlvrConfig):
-        known = measure(task.scorer, [train[0].reference], [""])
-        if "accuracy" not in known:
-            raise ConfigError(
-                f"method={method.name} rewards right answers, and task={config.task.name} measures "
-                f"{', '.join(known) or 'none'} and no accuracy; use method=mi_rl, or a task with right answers"
-            )
-    if isinstance(method, MiRlConfig):
-        reward_conditions(train, method, config.seed)
-
-
 def check_processes(config: Config) -> None:
     """Raise `ConfigError` for what cannot be spread over several processes."""
     method, count = config.method, team().size
-    if count > 1 and config.engine.name == "vllm" and config.workers.name == "none":
+    if count > 1 and config.engine.takes_gpu and not config.workers.remote:
         raise ConfigError(
-            f"engine=vllm in each of {count} processes would take the same GPU; use workers=ray, whose workers have "
-            "one each, or engine=transformers"
+            f"engine={config.engine.name} in each of {count} processes would take the same GPU; use workers=ray, whose "
+            "workers have one each, or engine=transformers"
         )
     if count > 1 and _zero_stage() == 3:
         raise ConfigError(
             "DeepSpeed ZeRO stage 3 leaves each process a part of every weight, and what follows the training "
             "(sampling, scoring) reads whole ones; use --zero_stage 2, which splits gradients and optimizer, or FSDP"
         )
-    if count == 1 or not (isinstance(method, OnPolicyConfig) or method.across_batch):
+    if count == 1 or not (method.trains_on == "examples" or method.across_batch):
         return
     why = "contrasts the responses of a batch" if method.across_batch else "samples while it trains"
     raise ConfigError(
@@ -142,33 +118,3 @@ def _zero_stage() -> int | None:
     else:
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     return int(stage) if str(stage).isdigit() else None
-
-
-def check_layers(config: Config, runtime: Runtime, status: str) -> None:
-    """Raise `ConfigError` for `lora.target_modules` that the model does not have, where its folder is here.
-
-    Args:
-        config: the experiment.
-        runtime: of its model; `all-linear` fits every one, and takes no import.
-        status: of the adapter's stage.
-    """
-    named = config.lora.target_modules != "all-linear" and config.method.trains_on is not None
-    if named and status != "cached" and runtime.folder is not None:
-        from mipo_exp.training.job import check_targets
-
-        check_targets(config.lora, config.trainer, runtime)
-
-
-def check_extra(config: Config) -> None:
-    """Raise `ConfigError` for a wrong `trainer.extra`. Only then is TRL asked, which takes seconds to import."""
-    if not config.trainer.extra:
-        return
-    from mipo_exp.training.job import check_extra_names, check_optimizer, training_arguments
-
-    if team().size > 1:  # to make the arguments is to wait for the other processes
-        check_extra_names(config.method, config.trainer, config.sampling)
-    else:
-        arguments = training_arguments(
-            config.method, config.trainer, config.seed, Path("unused"), "cpu", "float32", config.sampling
-        )
-        check_optimizer(arguments)

@@ -1,141 +1,169 @@
-"""`plan=true`: what a run would do, without doing it."""
+"""`plan=true`: what a run would do, without doing it; of a multirun, what all of its jobs would do together."""
 
+import dataclasses
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from mipo_exp.config.schema import Config, ModelConfig
 from mipo_exp.errors import gib
-from mipo_exp.judging.stage import Estimate, Judging, estimate_judging, estimate_rewards, response_texts
-from mipo_exp.models.loading import ModelSource
-from mipo_exp.models.runtime import Runtime
+from mipo_exp.judging.stage import Estimate, estimate_judging, estimate_rewards, response_texts
 from mipo_exp.pipeline import Assembled
 from mipo_exp.planning.checks import check_examples
-from mipo_exp.planning.cost import CONVERTED_BYTES_A_SECOND, LOADING_SECONDS, seconds
-from mipo_exp.planning.fit import Examples, find_limits, needs
-from mipo_exp.planning.machine import measure
-from mipo_exp.planning.shape import BYTES, find_shape, random_parameters
+from mipo_exp.planning.fit import Examples, find_limits
+from mipo_exp.planning.memory import free_bytes, needs
+from mipo_exp.planning.rates import earlier_rate
+from mipo_exp.planning.shape import BYTES, disk_needed, find_shape
 from mipo_exp.planning.work import Encode, Work, estimate_work, pieces
-from mipo_exp.store.artefacts import Stage, Store
+from mipo_exp.store.artefacts import Stage, write_atomically
 from mipo_exp.store.records import Example
 
-# What tables, checkpoints of the adapter and the report take beside the model itself; generous.
-OTHER_DISK_BYTES = 2**29
-# What a stage may be that takes nothing any more.
-DONE = ("cached", "shared")
+# A job's plan, for the process that started the multirun: a launcher may run jobs in other ones.
+PLAN_FILE = "plan.json"
 
 
-def disk_needed(source: ModelSource, config: ModelConfig, converted: bool) -> int:
-    """Bytes that a run may add to the cache. A GGUF file grows at most by the ratio of float32 to its 4 bits."""
-    if converted or source.kind == "folder":
-        return OTHER_DISK_BYTES
-    if source.path is None:
-        return OTHER_DISK_BYTES + BYTES["float32"] * random_parameters(config.random or {})
-    return OTHER_DISK_BYTES + 8 * source.path.stat().st_size
+@dataclass(frozen=True)
+class Row:
+    """One stage of a plan: what the store says of it, and the tokens, seconds and bytes that it takes where it is not
+    cached. None stands for what is not known."""
+
+    stage: str
+    key: str
+    state: str
+    sampled: int
+    scored: int
+    trained: int
+    seconds: float | None
+    memory: float | None
 
 
-def describe(assembled: Assembled, resolved: Mapping[str, Any]) -> str:
-    """The composed config, what of it is cached, and the tokens, memory and disk that the rest would take."""
+@dataclass(frozen=True)
+class Plan:
+    """What one experiment would take, in plain values.
+
+    Attributes:
+        about: where it would run, a line each.
+        rows: of all stages.
+        disk: bytes that the cache may grow by, by model.
+        free: bytes of memory that are free.
+        notes: what else there is to say, a line each.
+    """
+
+    about: list[str]
+    rows: list[Row]
+    disk: dict[str, float]
+    free: float
+    notes: list[str]
+
+    def write(self, folder: Path) -> None:
+        """Leave it in the folder of a job."""
+        write_atomically(folder / PLAN_FILE, json.dumps(dataclasses.asdict(self)).encode())
+
+    @classmethod
+    def read(cls, path: Path) -> "Plan":
+        """What `write` has left."""
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**found, "rows": [Row(**row) for row in found["rows"]]})
+
+
+def make_plan(assembled: Assembled) -> Plan:
+    """What of an experiment is cached, and the tokens, time, memory and disk that the rest would take."""
     config, runtime, store = assembled.config, assembled.runtime, assembled.store
-    model, judgements = assembled.model_stage, assembled.judgements
-    stages = {
-        "examples": assembled.examples,
-        **({} if model is None else {"model": model}),
-        **assembled.stages,
-        **({} if judgements is None else {"judgements": judgements}),
-    }
-    status = _status(store, stages)
-    examples = _examples(assembled)
-    if examples is not None:
-        check_examples(config, assembled.task, *examples)
-    works: dict[str, Work] = {}
-    if examples is not None:
-        encode = pieces if runtime.folder is None else runtime.prompt_ids
-        works = estimate_work(config, *examples, runtime.device, encode)
-    lines = [
-        OmegaConf.to_yaml(OmegaConf.create(dict(resolved))),
-        f"cache: {store.root}\ndevice: {runtime.device}, {runtime.dtype}\nmodel: {runtime.source.description}\n",
-        *_table(config, runtime, examples, works, status),
-    ]
-    if config.harness.tasks:
-        lines.append("(the tokens of the harness are not estimated)")
-    if not works:
-        lines.append("(tokens are known once the data, and for token budgets the model's tokenizer, are here)")
-    if assembled.rewarding is not None and examples is not None and status["adapter"] != "cached":
-        new = config.sampling.max_new_tokens
-        rewards = estimate_rewards(assembled.rewarding, examples[0], works["adapter"].sampled // new, new)
-        asked = assembled.rewarding.judge.backend.description
-        lines.append(f"rewards: {asked}, {rewards.requests} scores at most; {_amount(rewards)}")
-    if assembled.judging is not None and examples is not None:
-        new = config.evaluation.sampling.max_new_tokens
-        lines.append(_judge_line(assembled.judging, examples[1], store, stages, new))
-    return "\n".join([*lines, "", *assembled.notes])
-
-
-def _examples(assembled: Assembled) -> Examples | None:
-    """The training and evaluation examples, where they can be had without fetching anything."""
-    found = assembled.store.find(assembled.examples)
-    if found is not None:
-        return found.table("train", Example), found.table("eval", Example)
-    if assembled.data is None or assembled.task.needs_tokenizer:
-        return None
-    loaded = assembled.task.load(None)
-    return loaded.train, loaded.eval
-
-
-def _status(store: Store, stages: Mapping[str, Stage]) -> dict[str, str]:
-    """What the store says of each stage; `shared` where one above it makes the same artefact."""
-    found: dict[str, str] = {}
-    seen: set[str] = set()
-    for name, stage in stages.items():
-        state = store.status(stage)
-        found[name] = "shared" if state != "cached" and stage.key in seen else state
-        seen.add(stage.key)
-    return found
-
-
-def _table(
-    config: Config, runtime: Runtime, examples: Examples | None, works: Mapping[str, Work], status: Mapping[str, str]
-) -> list[str]:
-    """A line for each stage: its status, tokens, time and memory; what they come to; what fits where they do not."""
-    shape = find_shape(config.model, runtime.folder, runtime.dtype)
-    machine = measure(runtime.device, runtime.dtype) if shape is not None and works else None
+    named = {"model": assembled.model_stage, **assembled.stages, "judgements": assembled.judgements}
+    stages = {"examples": assembled.examples, **{name: stage for name, stage in named.items() if stage is not None}}
+    states = {name: store.status(stage) for name, stage in stages.items()}
+    missing = [name for name, state in states.items() if state != "cached"]
+    if states.get("model") == "cached":
+        runtime.folder = store.path(stages["model"]) / "model"
     encode: Encode = pieces if runtime.folder is None else runtime.prompt_ids
-    lines = [f"{'stage':<22}{'status':<10}{'sampled':>10}{'scored':>10}{'trained':>10}{'time':>10}{'memory':>10}"]
-    peak, whole = 0.0, LOADING_SECONDS
-    missing = [name for name, state in status.items() if state not in DONE]
-    if runtime.folder is None and runtime.source.path is not None and runtime.source.kind != "folder":
-        whole += runtime.source.path.stat().st_size / CONVERTED_BYTES_A_SECOND
-    for name, state in status.items():
-        work = works.get(name, Work()) if state not in DONE else Work()
-        cells = "".join(f"{value or '':>10}" for value in (work.sampled, work.scored, work.trained))
-        if shape is not None and machine is not None and work != Work():
-            took = seconds(work, shape, machine, config.engine.name)
-            need = needs(config, {name: work}, shape, runtime.device)[name]
-            whole, peak = whole + took, max(peak, need.total)
-            cells += f"{duration(took):>10}{gib(need.total):>10}"
-        lines.append(f"{name:<22}{state:<10}{cells}")
+    shape, free = find_shape(config.model, runtime.folder, runtime.dtype), free_bytes(runtime.device)
+    examples = _examples(assembled)
+    works = {} if examples is None else estimate_work(config, *examples, runtime.device, encode)
+    works = {name: work for name, work in works.items() if name in missing}
+    memory = {} if shape is None else needs(config, works, shape, runtime.device)
+
+    def row(name: str, stage: Stage) -> Row:
+        work = works.get(name, Work())
+        rate = earlier_rate(store.root, stage, runtime.device_name) if work.counted else None
+        seconds = work.counted / rate if rate else None
+        peak = memory[name].total if name in memory else None
+        return Row(name, stage.key, states[name], work.sampled, work.scored, work.trained, seconds, peak)
+
     disk: float = disk_needed(runtime.source, config.model, runtime.folder is not None)
-    if config.engine.name == "openvino" and shape is not None:  # the model in its form, and a policy for a while
-        disk += 2 * BYTES["float32"] * shape.total
-    lines += [
-        "(tokens, and what follows from them, at the token limit)",
-        f"disk: about {gib(disk)} at most in the cache",
+    about = [
+        f"cache: {store.root}",
+        f"device: {runtime.device}, {runtime.dtype}",
+        f"model: {runtime.source.description}",
     ]
-    if shape is None or machine is None or examples is None:
-        return [*lines, "time and memory: known once the data and the size of the model are"]
-    lines.append(
-        f"time: about {duration(whole)} with what comes before the first stage, at the rates measured now "
-        f"({machine.matmul / 1e12:.2g} TFLOP/s, {machine.bandwidth / 2**30:.0f} GiB/s)"
+    notes = []
+    if shape is None or examples is None:
+        notes.append("tokens and memory: known once the data and the size of the model are")
+    if shape is not None:
+        about[-1] += f", {shape.total / 1e9:.2f}B parameters, {gib(shape.total * shape.itemsize)}"
+        disk += 2 * BYTES["float32"] * shape.total if config.engine.name == "openvino" else 0  # in its own form
+    if shape is not None and examples is not None and any(need.total > free for need in memory.values()):
+        notes.append(find_limits(config, examples, shape, runtime.device, free, missing, encode))
+    if any(stage.name == "harness" for stage in stages.values()):
+        notes.append("(the tokens of the harness are not estimated)")
+    if examples is not None:
+        notes += _judge_lines(assembled, examples, works, stages)
+    rows = [row(name, stage) for name, stage in stages.items()]
+    return Plan(about, rows, {runtime.source.description: disk}, free, [*notes, *assembled.notes])
+
+
+def render(plans: Sequence[Plan]) -> str:
+    """One table over the plans of some jobs, in which what they share counts once, and a line for the whole."""
+    groups: dict[str, dict[str, Row]] = {}
+    seen: set[str] = set()
+    for plan in plans:
+        for row in plan.rows:
+            group = groups.setdefault(row.stage, {})
+            if row.state == "cached" or row.key not in seen:  # under another name, or in a job before
+                group.setdefault(row.key, row)
+            seen.add(row.key)
+    cells = [["stage", "status", "sampled", "scored", "trained", "time", "memory"]]
+    for name, group in groups.items():
+        states = Counter(row.state for row in group.values())
+        status = ", ".join(state if len(group) == 1 else f"{count} {state}" for state, count in states.items())
+        cells.append([name, status or "shared", *_sums(list(group.values()))])
+    rows = [row for group in groups.values() for row in group.values()]
+    left = [row for row in rows if row.state != "cached"]
+    cells.append(["total", f"{len(left)} to do", *_sums(left)])
+    width = max(len(line[1]) for line in cells) + 2
+    table = [f"{name:<22}{status:<{width}}" + "".join(f"{cell:>10}" for cell in rest) for name, status, *rest in cells]
+    unknown = dict.fromkeys(row.stage for row in left if _unknown(row))
+    times = [f"time unknown: no stage like {', '.join(unknown)} has run on this machine yet"] if unknown else []
+    disk = {model: most for plan in plans for model, most in plan.disk.items()}
+    peak = max((row.memory for row in left if row.memory is not None), default=0.0)
+    notes = Counter(note for plan in plans for note in plan.notes)
+    return "\n".join(
+        [
+            *dict.fromkeys(line for plan in plans for line in plan.about),
+            *("", *table, "(tokens, and what follows from them, at the token limit)", *times),
+            *(
+                [f"memory: about {gib(peak)} at the peak of {gib(min(plan.free for plan in plans))} free"]
+                if peak
+                else []
+            ),
+            f"disk: about {gib(sum(disk.values()))} at most in the cache",
+            *(note if count == 1 else f"{note} (in each of {count} jobs)" for note, count in notes.items()),
+        ]
     )
-    lines.append(
-        f"memory: about {gib(peak)} at the peak of {gib(machine.memory)} free; {gib(shape.total * shape.itemsize)} are "
-        f"weights ({shape.total / 1e9:.2f}B parameters)"
-    )
-    if peak > machine.memory:
-        lines.append(find_limits(config, examples, shape, runtime.device, machine.memory, missing, encode))
-    return lines
+
+
+def _sums(rows: Sequence[Row]) -> list[str]:
+    """The tokens, the time and the peak of memory of some stages, as cells."""
+    tokens = [sum(getattr(row, name) for row in rows) for name in ("sampled", "scored", "trained")]
+    known = sum(row.seconds or 0.0 for row in rows)
+    unknown = any(map(_unknown, rows))
+    time = duration(known) + "+" * unknown if known else "unknown" * unknown
+    peak = max((row.memory for row in rows if row.memory is not None), default=None)
+    return [*(str(count or "") for count in tokens), time, "" if peak is None else gib(peak)]
+
+
+def _unknown(row: Row) -> bool:
+    return row.seconds is None and bool(row.sampled or row.scored or row.trained)
 
 
 def duration(took: float) -> str:
@@ -145,21 +173,42 @@ def duration(took: float) -> str:
     return f"{took / 60:.0f} min" if took < 6000 else f"{took / 3600:.1f} h"
 
 
-def _judge_line(
-    judging: Judging, examples: Sequence[Example], store: Store, stages: Mapping[str, Stage], response_tokens: int
-) -> str:
-    """How often the judge would be asked, and what that would cost."""
+def _examples(assembled: Assembled) -> Examples | None:
+    """The training and evaluation examples, checked, where they can be had without fetching anything."""
+    found = assembled.store.find(assembled.examples)
+    if found is not None:
+        examples: Examples = found.table("train", Example), found.table("eval", Example)
+    elif assembled.data is None or assembled.task.needs_tokenizer:
+        return None
+    else:
+        loaded = assembled.task.load(None)
+        examples = loaded.train, loaded.eval
+    check_examples(assembled.config, assembled.task, *examples)
+    return examples
+
+
+def _judge_lines(
+    assembled: Assembled, examples: Examples, works: Mapping[str, Work], stages: Mapping[str, Stage]
+) -> list[str]:
+    """How often the judges would be asked, and what that would cost."""
+    config, store, lines = assembled.config, assembled.store, []
+    if assembled.rewarding is not None and "adapter" in works:
+        new = config.sampling.max_new_tokens
+        rewards = estimate_rewards(assembled.rewarding, examples[0], works["adapter"].sampled // new, new)
+        asked = assembled.rewarding.judge.backend.description
+        lines.append(f"rewards: {asked}, {rewards.requests} scores at most; {_amount(rewards)}")
+    judging = assembled.judging
+    if judging is None:
+        return lines
     if store.status(stages["judgements"]) == "cached":
-        return "judge: every reply is cached"
+        return [*lines, "judge: every reply is cached"]
     responses = {phase: store.find(stages[f"{phase}_responses"]) for phase in ("before", "after")}
     found = {phase: artefact for phase, artefact in responses.items() if artefact is not None}
     texts = response_texts(found) if len(found) == len(responses) else None
-    work = estimate_judging(judging, examples, texts, response_tokens)
+    work = estimate_judging(judging, examples[1], texts, config.evaluation.sampling.max_new_tokens)
     cached = f", {work.requests - work.missing} of them cached" if texts is not None else " at most"
-    return (
-        f"judge: {judging.judge.backend.description}, {judging.kind_name}, {work.requests} requests{cached}; "
-        f"{_amount(work)}"
-    )
+    asked = f"judge: {judging.judge.backend.description}, {judging.kind_name}, {work.requests} requests{cached}"
+    return [*lines, f"{asked}; {_amount(work)}"]
 
 
 def _amount(work: Estimate) -> str:

@@ -1,9 +1,13 @@
-"""How much memory the stages need at their peak, and which limits make them fit."""
+"""How much memory the stages need at their peak, and how much is free."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from mipo_exp.planning.cost import Shape
+from mipo_exp.config.schema import Config
+from mipo_exp.planning.shape import Shape
 from mipo_exp.planning.work import Work
+from mipo_exp.scoring.log_probs import MAX_LOGITS_BYTES
 
 # Resident memory of Python with torch, transformers, PEFT and TRL, and kernels; on a GPU, what CUDA itself takes there.
 LIBRARIES_BYTES = {"cpu": 0.65 * 2**30, "cuda": 0.6 * 2**30}
@@ -18,6 +22,7 @@ TRL_HEAD_TILE = 4096 * 32768
 # Hidden states that live at once while a layer is computed without gradients.
 LIVING_WIDTHS, LIVING_INNERS = 8.0, 3.0
 CACHE_COPIES = 1.5
+CONTROL_GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -33,27 +38,60 @@ class Need:
         return self.fixed + self.batch
 
 
-def need(work: Work, shape: Shape, device: str, lora_parameters: float, logits_bytes: float) -> Need:
-    """The peak of a stage.
+def needs(config: Config, works: Mapping[str, Work], shape: Shape, device: str) -> dict[str, Need]:
+    """The peak of each stage that computes something, with a model of this shape on `cpu` or `cuda[:N]`."""
+    return {name: _need(config, work, shape, device) for name, work in works.items() if work != Work()}
 
-    Args:
-        work: of the stage.
-        shape: of the model.
-        device: `cpu` or `cuda[:N]`.
-        lora_parameters: of the adapter, in float32 with gradients and both moments of AdamW.
-        logits_bytes: most that logits take at once while scoring.
-    """
+
+def _need(config: Config, work: Work, shape: Shape, device: str) -> Need:
     on = device.partition(":")[0]
     fixed = LIBRARIES_BYTES[on] + shape.total * shape.itemsize
     if work.trained:
+        projections = 4 * shape.width + 2 * (shape.width + shape.kv_width) + 3 * (shape.width + shape.inner)
+        fixed += 16 * config.lora.r * shape.layers * projections  # float32, with gradients and both moments of AdamW
         kept = KEPT_WIDTHS * shape.width + KEPT_INNERS * shape.inner + KEPT_KV * shape.kv_width
         logits = TRAINING_LOGITS * min(work.widest_heads * shape.vocabulary, TRL_HEAD_TILE) * 4
-        return Need(fixed + 16 * lora_parameters, work.widest * shape.layers * kept * shape.itemsize + logits)
+        return Need(fixed, work.widest * shape.layers * kept * shape.itemsize + logits)
     if on == "cpu" and shape.itemsize == 4 and shape.tied:
         fixed += shape.vocabulary * shape.width * shape.itemsize  # an output head of its own (`onednn.pack`)
     living = (LIVING_WIDTHS * shape.width + LIVING_INNERS * shape.inner) * shape.itemsize
+    logits = SCORING_LOGITS * work.widest_heads * shape.vocabulary * 4
     if work.sampled:
-        logits = SCORING_LOGITS * work.widest_heads * shape.vocabulary * 4
+        if config.engine.name == "openvino":
+            fixed += 4 * shape.total  # its float32 weights stand beside those that score
         return Need(fixed, work.widest * (CACHE_COPIES * shape.kv_bytes + living) + logits)
-    logits = SCORING_LOGITS * min(logits_bytes, work.widest_heads * shape.vocabulary * 4)
-    return Need(fixed, work.widest * living + logits)
+    return Need(fixed, work.widest * living + min(logits, SCORING_LOGITS * MAX_LOGITS_BYTES[on]))
+
+
+def free_bytes(device: str) -> int:
+    """Bytes that a process may still take: of the GPU, or of the machine within the limit of its control group."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    return min([free, *(left for folder in _control_groups() if (left := _left_in(folder)) is not None)])
+
+
+def _control_groups() -> list[Path]:
+    """The folder of this process's control group (version 2) and of those around it; a job's limit is in its own."""
+    try:
+        (line,) = [line for line in OWN_GROUP.read_text().splitlines() if line.startswith("0::")]
+    except (OSError, ValueError):
+        return [CONTROL_GROUPS]
+    own = CONTROL_GROUPS / line.removeprefix("0::").strip("/")
+    return [own, *(folder for folder in own.parents if folder.is_relative_to(CONTROL_GROUPS))]
+
+
+def _left_in(folder: Path) -> int | None:
+    """Bytes below the limit of a control group, None where it has none."""
+    try:
+        most = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    # Pages of files that were read count as used and are given back when they are needed.
+    return None if most == "max" else int(most) - used + int(facts.get("inactive_file", 0))

@@ -2,19 +2,58 @@
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mipo_exp.config.schema import ModelConfig
-from mipo_exp.planning.cost import Shape
+from mipo_exp.models.loading import ModelSource
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 # Of Qwen2.5-1.5B: what is taken where only the number of parameters is known.
 USUAL = {"num_hidden_layers": 28, "hidden_size": 1536, "num_attention_heads": 12, "num_key_value_heads": 2}
 USED = ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size", "num_attention_heads")
 USUAL_VOCABULARY, USUAL_PARAMETERS = 151_936, 1.5e9
+# What tables, checkpoints of the adapter and the report take in the cache beside the model itself; generous.
+OTHER_DISK_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the cost of a model depends on.
+
+    Attributes:
+        layers: how many.
+        width: of the hidden state.
+        inner: width of the feed-forward layers.
+        kv_width: of a layer's keys, and of its values.
+        vocabulary: logits of a position.
+        body: parameters of all layers, without embeddings and output head.
+        total: all parameters.
+        itemsize: bytes of one.
+    """
+
+    layers: int
+    width: int
+    inner: int
+    kv_width: int
+    vocabulary: int
+    body: float
+    total: float
+    itemsize: int
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the table of embeddings."""
+        return self.total - self.body < 1.5 * self.vocabulary * self.width
+
+    @property
+    def kv_bytes(self) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.layers * self.kv_width * self.itemsize
 
 
 def find_shape(config: ModelConfig, folder: Path | None, dtype: str) -> Shape | None:
@@ -58,6 +97,15 @@ def find_shape(config: ModelConfig, folder: Path | None, dtype: str) -> Shape | 
     )
 
 
+def disk_needed(source: ModelSource, config: ModelConfig, converted: bool) -> int:
+    """Bytes that a run may add to the cache. A GGUF file grows at most by the ratio of float32 to its 4 bits."""
+    if converted or source.kind == "folder":
+        return OTHER_DISK_BYTES
+    if source.path is None:
+        return OTHER_DISK_BYTES + BYTES["float32"] * random_parameters(config.random or {})
+    return OTHER_DISK_BYTES + 8 * source.path.stat().st_size
+
+
 def random_parameters(sizes: Mapping[str, Any]) -> int:
     """About how many parameters a decoder of these sizes has, at most; 0 where they do not say."""
     known = {name: value for name, value in sizes.items() if isinstance(value, int)}
@@ -72,20 +120,16 @@ def parameter_count(folder: Path) -> int | None:
 
     Where an index names the files that transformers loads, only those: some repositories have the weights twice.
     """
+    from safetensors import safe_open
+
     index, files = folder / "model.safetensors.index.json", sorted(folder.glob("*.safetensors"))
     with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         files = [path for path in files if path.name in named] or files
     total = 0
     for path in files:
-        with path.open("rb") as handle:
-            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                count = 1
-                for size in entry["shape"]:
-                    count *= size
-                total += count
+        with safe_open(path, framework="numpy") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total or None
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.evaluation.error_kinds import KINDS
+from mipo_exp.evaluation.harness_results import PREFIX as HARNESS
+from mipo_exp.evaluation.metrics import describe, in_order
 from mipo_exp.evaluation.statistics import (
     FEWEST_SEEDS,
     Estimate,
@@ -32,7 +34,6 @@ from mipo_exp.evaluation.statistics import (
     t_interval,
     two_way,
 )
-from mipo_exp.reporting.metrics import COSTS, HARNESS, describe
 from mipo_exp.reporting.values import VALUES, MetricValues, read_values
 
 log = logging.getLogger(__name__)
@@ -40,20 +41,6 @@ log = logging.getLogger(__name__)
 ALPHA = 0.05
 HARNESS_COLUMNS = 12  # more of them, all of MMLU perhaps, are in table.json only
 ROUNDING = 1e-9  # of a difference, relative to its sides
-
-# Columns of the table, in this order, as far as the runs have them, and behind them those of lm-evaluation-harness.
-# table.json has every metric.
-COLUMNS = (
-    *("mi/base/nats", "mi/base/context_accuracy", "mi/base/prompt_accuracy", *COSTS),
-    *("accuracy", "accuracy/strict", "macro_f1", "mae", "rmse", "rouge1", "rougeL", "answer/unparsed_rate"),
-    *("options/accuracy", "options/accuracy_norm"),
-    *("judge/win_rate", "judge/length_controlled_win_rate", "judge/score", "judge/accuracy"),
-    *("response/tokens", "response/context_words", "diversity/self_bleu", "response/kl_to_base"),
-)
-# What a difference from `before` says nothing new about: it is one already.
-WITHOUT_TEST = ("response/kl_to_base",)
-# What compares with `before` itself, and its value where there is no difference.
-NO_DIFFERENCE = {"judge/win_rate": 0.5, "judge/length_controlled_win_rate": 0.5}
 
 
 @dataclass(frozen=True)
@@ -165,40 +152,32 @@ class Panel:
         # Of the first run that has it: one may lack the judge, or what only trained models are measured by.
         self.before = {name: it for run in reversed(runs) for name, it in run.summary["metrics"]["before"].items()}
         found = dict.fromkeys(name for run in runs for name in run.summary["metrics"]["after"])
-        self.metrics = [name for name in COLUMNS if name in found]
-        self.metrics += sorted(name for name in found if name not in COLUMNS)
+        self.metrics = in_order(found)
         harness = [name for name in self.metrics if name.startswith(HARNESS)]
-        self.columns = [name for name in self.metrics if name in COLUMNS]
+        self.columns = [name for name in self.metrics if describe(name).column]  # table.json has every metric
         self.columns += harness if len(harness) <= HARNESS_COLUMNS else []
-        self.against_before = self._adjusted(
-            {
-                (index, name): self._difference(arm, name, arm, "before")
-                for index, arm in enumerate(arms)
-                for name in self.metrics
-                if _paired(
-                    [*_sides(arm, "after", name), *([] if name in NO_DIFFERENCE else _sides(arm, "before", name))]
-                )
-            }
-        )
-        self.against_first = self._adjusted(
-            {
-                (index, name): self._difference(arm, name, arms[0], "after")
-                for index, arm in enumerate(arms[1:], start=1)
-                for name in self.metrics
-                if _paired([*_sides(arm, "after", name), *_sides(arms[0], "after", name)])
-            }
-        )
-        self.comparisons = (self.against_before, self.against_first)
+        self.against_before, self.against_first = self._differences(None), self._differences(arms[0])
+
+    def _differences(self, first: Arm | None) -> Cells:
+        """Of every other arm from the first, or where that is None of every arm from its model before training."""
+        cells: Cells = {}
+        for index, arm in enumerate(self.arms):
+            other, phase = (arm, "before") if first is None else (first, "after")
+            for name in self.metrics if arm is not first else ():
+                alone = phase == "before" and describe(name).neutral is not None
+                if _paired([*_sides(arm, "after", name), *([] if alone else _sides(other, phase, name))]):
+                    cells[index, name] = self._difference(arm, name, other, phase)
+        return self._adjusted(cells)
 
     def _difference(self, arm: Arm, name: str, other: Arm, phase: str) -> Difference:
         """Of an arm after training from another, or from `before`, which has one set of responses for all seeds."""
-        parts, effects = arm.parts("after", name), arm.values(name)
+        parts, effects, metric = arm.parts("after", name), arm.values(name), describe(name)
         sampled, seeds, both = parts.mean(axis=0), [], 0.0
         if phase == "after":
             sampled = sampled - other.parts(phase, name).mean(axis=0)
             middle = float(other.values(name).mean())
-        elif name in NO_DIFFERENCE:
-            middle = NO_DIFFERENCE[name]
+        elif metric.neutral is not None:
+            middle = metric.neutral
         else:
             sampled = sampled - other.parts(phase, name)[0]
             middle = other.runs[0].mean(phase, name)
@@ -211,8 +190,8 @@ class Panel:
         point = float(effects.mean()) - middle
         if abs(point) <= ROUNDING * max(abs(middle), abs(float(effects.mean()))):
             point = 0.0  # equal runs: their mean is a last bit off
-        if describe(name).unit == "proportion" and (point or sampled.any()):
-            ends = [float(effects.mean()), *([] if phase == "before" and name in NO_DIFFERENCE else [middle])]
+        if metric.unit == "proportion" and (point or sampled.any()):
+            ends = [float(effects.mean()), *([] if phase == "before" and metric.neutral is not None else [middle])]
             doubt = sum(float(share_doubt(end, len(sampled))) for end in ends)
             variance = replace(variance, value=variance.value + doubt)
         count = int(arm.runs[0].summary["metrics"]["after"][name]["n"])
@@ -224,7 +203,7 @@ class Panel:
         tested = [
             key
             for key, cell in cells.items()
-            if key[1] in self.columns and key[1] not in WITHOUT_TEST and np.isfinite(cell.p_value)
+            if key[1] in self.columns and describe(key[1]).tested and np.isfinite(cell.p_value)
         ]
         # The harness's tasks are a family of their own: however many there are, the other stars stay.
         for harness in (False, True):

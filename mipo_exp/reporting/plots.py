@@ -1,22 +1,24 @@
-"""The figures of the report, each as an inline SVG string.
+"""The figures of the report, each as an image inside the page.
 
 Figures are small (4.4 by 2.9 inches) so that their letters stay readable in one column of a phone as well as in three
 columns of a wide screen. matplotlib is used through its object interface: no pyplot, no global figure, so that reports
 of several jobs can be written by threads of one process.
 """
 
-import hashlib
+import base64
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from mipo_exp.evaluation.statistics import Estimate
 
 BEFORE, AFTER = "#77808f", "#1d5fbf"
 CHOSEN, REJECTED = "#0f7b5f", "#c2511a"
@@ -25,21 +27,12 @@ WIDTH_INCHES, HEIGHT_INCHES = 4.4, 2.9
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % interval; the bounds are None where there is none."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
 class Row:
     """One line of a before/after figure. `guide` is a value to compare with (chance), drawn beside this row only."""
 
     label: str
-    before: Interval | None
-    after: Interval | None
+    before: Estimate | None
+    after: Estimate | None
     guide: float | None = None
 
 
@@ -142,10 +135,10 @@ def lengths(before: Sequence[int], after: Sequence[int]) -> str:
     return _svg(figure)
 
 
-def _interval(axes: Axes, value: Interval, row: int, side: int, color: str, percent: bool) -> None:
+def _interval(axes: Axes, value: Estimate, row: int, side: int, color: str, percent: bool) -> None:
     scale = 100.0 if percent else 1.0
     mean, y = value.mean * scale, row + 0.15 * side
-    if value.low is not None and value.high is not None:
+    if math.isfinite(value.low + value.high):
         axes.plot([value.low * scale, value.high * scale], [y, y], "-|", color=color, lw=1.6, ms=7)
     axes.plot([mean], [y], "o", color=color, ms=6)
     text = f"{mean:.1f} %" if percent else f"{mean:.2f}"
@@ -177,29 +170,9 @@ def _figure(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element for a page: sized by the page, with ids of its own, hidden from screen readers
-    (the page describes it in words). Equal figures give equal bytes."""
-    buffer = io.StringIO()
+    """The figure as an `<img>` with its SVG inside, sized by the page; the page describes it in words. Equal figures
+    give equal bytes."""
+    buffer = io.BytesIO()
+    matplotlib.rcParams["svg.hashsalt"] = "mipo_exp"
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    body = text[text.index("<svg") :]
-    view_box = re.search(r'viewBox="[^"]*"', body)
-    body = body[body.index(">") + 1 :]
-    # The style element would hold for the whole page.
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r"\n\s*", "\n", body)
-    return f'<svg {view_box[0] if view_box else ""} aria-hidden="true" focusable="false">{_own_ids(body)}'
-
-
-def _own_ids(body: str) -> str:
-    """Number the ids that are referred to, drop the others, and prefix them: several figures share one page."""
-    used = dict.fromkeys(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', body))
-    names = {old: f"@@{number}" for number, old in enumerate("".join(pair) for pair in used)}
-
-    def rename(match: re.Match[str]) -> str:
-        return f' id="{names[match[1]]}"' if match[1] in names else ""
-
-    body = re.sub(r'\sid="([^"]+)"', rename, body)
-    body = re.sub(r'href="#([^"]+)"', lambda match: f'href="#{names[match[1]]}"', body)
-    body = re.sub(r"url\(#([^)]+)\)", lambda match: f"url(#{names[match[1]]})", body)
-    return body.replace("@@", f"f{hashlib.sha256(body.encode()).hexdigest()[:8]}-")
+    return f'<img alt="" src="data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

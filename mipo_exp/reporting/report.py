@@ -5,30 +5,32 @@ has no metrics, a run without training no curves) is left out of the page; nothi
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mipo_exp.evaluation.measure import PHASES
-from mipo_exp.reporting import changes, plots
-from mipo_exp.reporting.costs import contrasted, direction, main_information
-from mipo_exp.reporting.facts import items, judge_facts, missing_parts, number, run_facts, stages
-from mipo_exp.reporting.metrics import COSTS, METRICS, PERCENT, Metric, describe, written
+from mipo_exp.evaluation.metrics import METRICS, Metric, describe, in_order
+from mipo_exp.evaluation.statistics import Estimate
+from mipo_exp.reporting import plots
+from mipo_exp.reporting.metrics import (
+    bounds,
+    contrasted,
+    described,
+    direction,
+    estimate,
+    headlines,
+    spanned,
+    templates,
+    written,
+)
+from mipo_exp.store.artefacts import write_atomically
 
 # Longer texts are cut in the page; the tables in the cache have them whole.
 MAX_TEXT_CHARACTERS = 12_000
-# Rates whose chance is 1/K.
-IDENTIFIED = (
-    *(f"mi/{scorer}/{of}_accuracy" for scorer in ("base", "policy") for of in ("context", "prompt")),
-    "mi/prompt/accuracy",
-)
-# The first of these that a run has is a headline.
-JUDGE_CARDS = ("judge/win_rate", "judge/score", "judge/accuracy")
 
 
 @dataclass(frozen=True)
@@ -67,82 +69,59 @@ def write_report(
     Raises:
         OSError: the file cannot be written.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     groups = _groups(summary)
-    page = environment.get_template("report.html.jinja").render(
-        title=" · ".join(str(summary[key]) for key in ("task", "model", "method") if summary.get(key)) or "MIPO run",
-        status=summary.get("status"),
-        error=summary.get("error"),
-        missing=missing_parts(summary),
-        facts=run_facts(summary),
-        command=summary.get("command"),
-        headline=summary.get("headline"),
+    page = templates(autoescape=True).get_template("report.html.jinja")
+    text = page.render(
+        summary=summary,
         contrasted=contrasted(summary),
-        costly=bool(summary.get("costs")),
-        cards=[{"title": title, "cards": found} for title, of in _headlines(summary) if (found := _cards(summary, of))],
+        cards={title: [_card(summary, name) for name in names] for title, names in headlines(summary).items() if names},
         groups=groups,
-        set_facts=_set_facts(summary),
-        transitions=changes.transitions(summary.get("transitions")),
-        answering=changes.answering(summary.get("transitions"), groups),
-        judge_facts=judge_facts(summary),
+        answering=answering(groups),
         figures=_result_figures(summary),
         training=_training_figures(history),
         length_figure=_length_figure(lengths),
-        stages=stages(summary),
-        counts=items(summary.get("counts")),
-        versions=items(summary.get("versions")),
-        paths=items(summary.get("paths")),
-        samples=[_sample(sample) for sample in samples],
+        duration=_duration,
+        samples=samples,
+        pmi=lambda nats: written(describe("mi/base/nats"), nats, signed=True),
+        shown=_cut,
         log_k=_ceiling(summary),
     )
-    draft = path.with_name(f"{path.name}.tmp")
     # Lone surrogates (half an emoji cut by a token limit) cannot be written as UTF-8
-    draft.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(draft, path)
+    write_atomically(path, text.encode(errors="replace"))
 
 
-def _interval(summary: Mapping[str, Any], phase: str, name: str) -> plots.Interval | None:
-    entry = ((summary.get("metrics") or {}).get(phase) or {}).get(name)
-    mean = number((entry or {}).get("mean"))
-    if mean is None:
+def _duration(seconds: Any) -> str:
+    if (seconds := _number(seconds)) is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _number(value: Any) -> float | None:
+    """The value as a finite float, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    low, high = (*((entry or {}).get("ci95") or ()), None, None)[:2]
-    return plots.Interval(mean, number(low), number(high))
-
-
-def _names(summary: Mapping[str, Any]) -> list[str]:
-    """All metric names that the run has, those that are known first and in their order."""
-    metrics = summary.get("metrics") or {}
-    found = dict.fromkeys(name for phase in PHASES for name in (metrics.get(phase) or {}))
-    return [name for name in METRICS if name in found] + sorted(name for name in found if name not in METRICS)
+    return float(value) if math.isfinite(value) else None
 
 
 def _ceiling(summary: Mapping[str, Any], name: str = "mi/base/nats") -> tuple[int, float] | None:
     """K and log K (nats) of a metric."""
-    k = number((summary.get("mi") or {}).get("prompt_k" if name.startswith("mi/prompt/") else "k"))
+    k = _number((summary.get("mi") or {}).get("prompt_k" if name.startswith("mi/prompt/") else "k"))
     return (int(k), math.log(k)) if k is not None and k >= 2 else None
 
 
-def _cell(metric: Metric, value: plots.Interval | None, *, signed: bool = False) -> dict[str, str]:
+def _cell(metric: Metric, value: Estimate | None, *, signed: bool = False) -> dict[str, str]:
     if value is None:
         return {"mean": "–", "interval": ""}
-    interval = ""
-    if value.low is not None and value.high is not None:
-        low, high = (written(metric, bound, signed=signed).removesuffix(PERCENT) for bound in (value.low, value.high))
-        interval = f"[{low}, {high}]"
-    return {"mean": written(metric, value.mean, signed=signed), "interval": interval}
+    return {"mean": written(metric, value.mean, signed=signed), "interval": bounds(metric, value, signed=signed)}
 
 
-def _verdict(metric: Metric, delta: plots.Interval | None, summary: Mapping[str, Any]) -> tuple[str, str]:
+def _verdict(metric: Metric, delta: Estimate | None, summary: Mapping[str, Any]) -> tuple[str, str]:
     """A class and the words for a change: a direction only where its interval excludes zero. Nothing is called better
     in a run whose prompt relevance or fluency fell significantly."""
-    if delta is None or delta.low is None or delta.high is None:
+    if delta is None or not math.isfinite(delta.low + delta.high):
         return "none", ""
     if delta.low <= 0 <= delta.high:
         return "none", "no clear change"
@@ -152,23 +131,20 @@ def _verdict(metric: Metric, delta: plots.Interval | None, summary: Mapping[str,
     return ("good", "better") if for_the_better else ("bad", "worse")
 
 
-def _change(metric: Metric, after: plots.Interval | None, delta: plots.Interval | None) -> plots.Interval | None:
+def _change(metric: Metric, after: Estimate | None, delta: Estimate | None) -> Estimate | None:
     """What the verdict is about: the paired change, or how far a metric against the other side is from neutral."""
     if metric.neutral is None or after is None:
         return delta
-    low, high = (None if bound is None else bound - metric.neutral for bound in (after.low, after.high))
-    return plots.Interval(after.mean - metric.neutral, low, high)
+    neutral = metric.neutral
+    return Estimate(after.mean - neutral, after.low - neutral, after.high - neutral, after.n)
 
 
 def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, Any]]] = {}
-    for name in _names(summary):
-        metric = describe(name, contrasted(summary))
-        before, after, delta = (_interval(summary, phase, name) for phase in PHASES)
-        metrics = summary.get("metrics") or {}
-        entry: Mapping[str, Any] = next(
-            (found for phase in PHASES[::-1] if (found := (metrics.get(phase) or {}).get(name))), {}
-        )
+    metrics = summary.get("metrics") or {}
+    for name in in_order({name: None for phase in PHASES for name in (metrics.get(phase) or {})}):
+        metric = described(summary, name)
+        before, after, delta = (estimate(summary, phase, name) for phase in PHASES)
         groups.setdefault(metric.group, []).append(
             {
                 "metric": metric,
@@ -178,68 +154,45 @@ def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "after": _cell(metric, after),
                 "delta": _cell(metric, delta, signed=True),
                 "verdict": _verdict(metric, _change(metric, after, delta), summary),
-                "direction": direction(metric, (metrics.get("delta") or {}).get(name)),
-                "n": entry.get("n"),
+                "direction": direction(metric, delta),
+                "n": next((of.n for of in (delta, after, before) if of is not None and of.n), None),
             }
         )
     return [{"name": name, "rows": rows} for name, rows in groups.items()]
 
 
-def _set_facts(summary: Mapping[str, Any]) -> str:
-    """Which responses the diversity metrics compare; nothing where the run does not say."""
-    facts = summary.get("diversity") or {}
-    if not facts:
-        return ""
-    fewer = facts["set_size"] < facts["set_size_asked"]
-    asked = f"; {facts['set_size_asked']} were asked for, and every user (question) gives the same number"
-    return (
-        f"Diversity compares a fixed set of {facts['set_size']} responses, of {facts['set_clusters']} users (questions "
-        f"where there are no users){asked if fewer else ''}. Its values compare with those of sets of that size only."
-    )
+def answering(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Generated answers beside the likeliest options, where options were scored: their rows of the table of metrics,
+    and how both changed, 1 for the better and −1 for the worse, where that is known."""
+    rows = {row["metric"].name: row for group in groups for row in group["rows"]}
+    pair = [rows.get(name) for name in ("accuracy", "options/accuracy")]
+    if None in pair:
+        return None
+    known = all(row["verdict"][1] for row in pair if row)
+    names = ("accuracy", "options/accuracy", "options/accuracy_norm")
+    return {
+        "rows": [rows[name] for name in names if name in rows],
+        "changes": tuple(row["direction"] for row in pair if row) if known else None,
+    }
 
 
-def _headlines(summary: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """The names of the headline numbers: what training is for, and what it may cost."""
-    quality = next(
-        (name for name in METRICS if describe(name).group == "Task quality" and _interval(summary, "after", name)), None
-    )
-    judged = next((name for name in JUDGE_CARDS if _interval(summary, "after", name)), None)
-    gains = [*main_information(summary), *(name for name in (quality, judged) if name is not None)]
-    beside = [name for name in COSTS if name not in gains]
-    return [("Gain", gains), ("Cost", [*beside, "response/kl_to_base", "response/tokens"])]
-
-
-def _cards(summary: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Headline numbers, each with a sentence that a reader can quote."""
-    cards = []
-    for name in names:
-        after = _interval(summary, "after", name)
-        if after is None:
-            continue
-        metric = describe(name, contrasted(summary))
-        before, delta = _interval(summary, "before", name), _interval(summary, "delta", name)
-        unit = "" if metric.unit in ("proportion", "score") else f" {metric.unit}"
-        sentence = f"{_span(metric, after)}{unit} after training"
-        if before is not None:
-            sentence = f"{_span(metric, before)}{unit} before, {sentence}"
-        if delta is not None:
-            points = " points" if metric.unit == "proportion" else unit
-            sentence += f"; paired change {_span(metric, delta, signed=True)}{points}"
-        cards.append(
-            {
-                "label": metric.label,
-                "value": written(metric, after.mean),
-                "unit": unit.strip(),
-                "verdict": _verdict(metric, _change(metric, after, delta), summary),
-                "sentence": f"{sentence}.{_against(metric, summary)}",
-            }
-        )
-    return cards
-
-
-def _span(metric: Metric, value: plots.Interval, *, signed: bool = False) -> str:
-    cell = _cell(metric, value, signed=signed)
-    return f"{cell['mean']} {cell['interval']}".strip()
+def _card(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A headline number, with a sentence that a reader can quote."""
+    metric = described(summary, name)
+    before, after, delta = (estimate(summary, phase, name) for phase in PHASES)
+    unit = "" if metric.unit in ("proportion", "score") else f" {metric.unit}"
+    sides = [(before, "before"), (after, "after training")]
+    sentence = ", ".join(f"{spanned(metric, side)}{unit} {words}" for side, words in sides if side is not None)
+    if delta is not None:
+        points = " points" if metric.unit == "proportion" else unit
+        sentence += f"; paired change {spanned(metric, delta, signed=True)}{points}"
+    return {
+        "label": metric.label,
+        "value": written(metric, None if after is None else after.mean),
+        "unit": unit.strip(),
+        "verdict": _verdict(metric, _change(metric, after, delta), summary),
+        "sentence": f"{sentence}.{_against(metric, summary)}",
+    }
 
 
 def _against(metric: Metric, summary: Mapping[str, Any]) -> str:
@@ -252,98 +205,79 @@ def _against(metric: Metric, summary: Mapping[str, Any]) -> str:
     k, log_k = ceiling
     if metric.name in ("mi/base/nats", "mi/prompt/nats"):
         return f" The estimate cannot exceed log {k} = {log_k:.2f} nats."
-    return f" Chance is 1/{k} = {written(metric, 1 / k)}." if metric.name in IDENTIFIED else ""
+    return f" Chance is 1/{k} = {written(metric, 1 / k)}." if metric.chance else ""
 
 
-def _figure(title: str, svg: str, words: str) -> dict[str, Any]:
-    # Markup: our own SVG, in which matplotlib has escaped the texts
-    return {"title": title, "svg": Markup(svg), "words": words}
+def _figure(title: str, image: str, words: str) -> dict[str, Any]:
+    # Markup: our own image, whose texts are inside it
+    return {"title": title, "image": Markup(image), "words": words}
 
 
 def _result_figures(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    ceiling = _ceiling(summary)
+    """The metrics that are in a figure: what is in nats, and shares."""
+    ceiling, of = _ceiling(summary), contrasted(summary)
+    plotted = [
+        (described(summary, name), before, after)
+        for name in in_order([item for item in METRICS if METRICS[item].plot])
+        for before, after in [(estimate(summary, "before", name), estimate(summary, "after", name))]
+        if before is not None or after is not None
+    ]
     figures = []
-    of = contrasted(summary)
-    nats = {
-        "mi/base/nats": f"with the {of}\n(base model)",
-        "mi/policy/nats": f"with the {of}\n(trained model)",
-        "mi/prompt/nats": "with the prompt\n(base model)",
-    }
-    if rows := _rows(summary, nats):
+    if nats := [row for row in plotted if row[0].unit == "nats"]:
         guides = {f"ceiling log {ceiling[0]} = {ceiling[1]:.2f}": ceiling[1]} if ceiling else {}
-        svg = plots.before_after(rows, "mutual information (nats)", guides)
-        both = "context or prompt" if _interval(summary, "after", "mi/prompt/nats") else of
-        figures.append(_figure(f"Mutual information between {both} and response", svg, _in_words(summary, nats)))
-    shares = {
-        f"mi/base/{of}_accuracy": f"{of} identified\n(base model)",
-        f"mi/policy/{of}_accuracy": f"{of} identified\n(trained model)",
-        "mi/prompt/accuracy": "prompt identified\n(base model)",
-        "accuracy": "task accuracy",
-        "accuracy/strict": "task accuracy,\nstrict",
-        "options/accuracy": "likeliest option",
-    }
-    if rows := _rows(summary, shares, chance=1 / ceiling[0] if ceiling else None):
+        svg = plots.before_after(
+            [plots.Row(row[0].plot, *row[1:]) for row in nats], "mutual information (nats)", guides
+        )
+        both = "context or prompt" if any(row[0].name == "mi/prompt/nats" for row in nats) else of
+        figures.append(_figure(f"Mutual information between {both} and response", svg, _in_words(nats)))
+    if shares := [row for row in plotted if row[0].unit == "proportion"]:
+        chance = 1 / ceiling[0] if ceiling else None
+        rows = [plots.Row(row[0].plot, *row[1:], chance if row[0].chance else None) for row in shares]
         label = f"chance 1/{ceiling[0]}" if ceiling else None
         svg = plots.before_after(rows, "share of responses (%)", {}, row_guide_label=label, percent=True)
-        figures.append(_figure("Accuracy and identification", svg, _in_words(summary, shares)))
+        figures.append(_figure("Accuracy and identification", svg, _in_words(shares)))
     return figures
 
 
-def _rows(summary: Mapping[str, Any], labels: Mapping[str, str], chance: float | None = None) -> list[plots.Row]:
-    rows = []
-    for name, label in labels.items():
-        before, after = _interval(summary, "before", name), _interval(summary, "after", name)
-        if before is not None or after is not None:
-            rows.append(plots.Row(label, before, after, chance if name in IDENTIFIED else None))
-    return rows
-
-
-def _in_words(summary: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def _in_words(rows: Sequence[tuple[Metric, Estimate | None, Estimate | None]]) -> str:
     parts = []
-    for name, label in labels.items():
-        metric = describe(name, contrasted(summary))
-        values = [(phase, _interval(summary, phase, name)) for phase in ("before", "after")]
-        spans = [f"{_span(metric, value)} {phase}" for phase, value in values if value is not None]
-        if spans:
-            parts.append(f"{' '.join(label.split())}: {', '.join(spans)}")
+    for metric, *values in rows:
+        sides = zip(values, ("before", "after"), strict=True)
+        spans = [f"{spanned(metric, value)} {phase}" for value, phase in sides if value is not None]
+        parts.append(f"{' '.join(metric.plot.split())}: {', '.join(spans)}")
     text = "; ".join(parts)
     return f"{text[:1].upper()}{text[1:]}. Bars are 95 % intervals."
 
 
 def _training_figures(history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
-    indifferent = ("log 2: no preference (sigmoid loss)", math.log(2))
-    single: list[tuple[str, str, str, tuple[str, float] | None]] = [
-        ("loss", "Loss", "loss", None if any("reward" in row for row in history) else indifferent),
-        ("rewards/margins", "Reward margin", "chosen − rejected (nats × β)", ("no preference", 0.0)),
-        ("rewards/accuracies", "Pairs ordered rightly", "share of pairs", ("chance", 0.5)),
-        ("reward", "Reward", "mean over the sampled responses", None),
-        ("kl", "KL to the base model", "nats a token", None),
-        ("grad_norm", "Gradient norm", "norm before clipping", None),
-    ]
+    rewarded = any("reward" in row for row in history)
+    indifferent = None if rewarded else ("log 2: no preference (sigmoid loss)", math.log(2))
     figures = []
-    for key, title, ylabel, guide in single:
-        if line := _curve(history, key, title.lower(), plots.AFTER):
-            figures.append(_figure(title, plots.curves([line], ylabel, guide), _course([line])))
-    sides = [
-        ("logps", "Log-probability of the responses", "nats, summed over tokens"),
-        ("rewards", "Rewards", "β × log-ratio (nats × β)"),
-    ]
-    for position, (key, title, ylabel) in enumerate(sides):
-        found = [
-            _curve(history, f"{key}/{side}", side, color)
-            for side, color in (("chosen", plots.CHOSEN), ("rejected", plots.REJECTED))
-        ]
+    for title, ylabel, guide, key in (
+        ("Loss", "loss", indifferent, "loss"),
+        ("Reward margin", "chosen − rejected (nats × β)", ("no preference", 0.0), "rewards/margins"),
+        ("Pairs ordered rightly", "share of pairs", ("chance", 0.5), "rewards/accuracies"),
+        ("Log-probability of the responses", "nats, summed over tokens", None, "logps/"),
+        ("Rewards", "β × log-ratio (nats × β)", None, "rewards/"),
+        ("Reward", "mean over the sampled responses", None, "reward"),
+        ("KL to the base model", "nats a token", None, "kl"),
+        ("Gradient norm", "norm before clipping", None, "grad_norm"),
+    ):
+        sides = [("chosen", plots.CHOSEN), ("rejected", plots.REJECTED)]
+        found = [_curve(history, f"{key}{side}", side, color) for side, color in sides]
+        if not key.endswith("/"):
+            found = [_curve(history, key, title.lower(), plots.AFTER)]
         if lines := [line for line in found if line]:
-            figures.insert(3 + position, _figure(title, plots.curves(lines, ylabel), _course(lines)))
+            figures.append(_figure(title, plots.curves(lines, ylabel, guide), _course(lines)))
     return figures
 
 
 def _curve(history: Sequence[Mapping[str, float]], key: str, name: str, color: str) -> plots.Curve | None:
     points = {}
     for row in history:  # a resumed run may log a step twice: the last row counts
-        step = number(row.get("step"))
+        step = _number(row.get("step"))
         if step is not None and key in row:
-            value = number(row[key])
+            value = _number(row[key])
             points[step] = math.nan if value is None else value
     if sum(math.isfinite(value) for value in points.values()) < 2:  # one point is no curve
         return None
@@ -368,19 +302,6 @@ def _length_figure(lengths: Mapping[str, Sequence[int]]) -> dict[str, Any] | Non
         f"{name} {sum(values) / len(values):.1f}" for name, values in (("before", before), ("after", after)) if values
     ]
     return _figure("Response length", plots.lengths(before, after), f"Mean tokens: {', '.join(means)}.")
-
-
-def _sample(sample: Sample) -> dict[str, Any]:
-    nats = METRICS["mi/base/nats"]
-    return {
-        "user": sample.user,
-        "context": None if sample.context is None else _cut(sample.context),
-        "prompt": _cut(sample.prompt),
-        "before": _cut(sample.before),
-        "after": _cut(sample.after),
-        "pmi_before": written(nats, number(sample.pmi_before), signed=True),
-        "pmi_after": written(nats, number(sample.pmi_after), signed=True),
-    }
 
 
 def _cut(text: str) -> str:

@@ -14,28 +14,21 @@ from typing import Any
 
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.config.schema import Config
-from mipo_exp.errors import ConfigError
-from mipo_exp.evaluation.accuracy import Measure
+from mipo_exp.errors import ConfigError, JudgeError, ModelError
+from mipo_exp.evaluation.diversity import set_facts
 from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
-from mipo_exp.evaluation.measure import (
-    PHASES,
-    Comparison,
-    Evaluated,
-    compare,
-    contrasted_in,
-    diversity_facts,
-    measures,
-)
+from mipo_exp.evaluation.measure import PHASES, Comparison, compare, measures
+from mipo_exp.evaluation.metrics import Evaluated, Measure, clusters, contrasted_in
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
-from mipo_exp.judging.run import judge
+from mipo_exp.judging.kinds import Measures
+from mipo_exp.judging.stage import judge_facts, judge_measures, metric_phases
 from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
-from mipo_exp.reporting.costs import costs, headline, main_information
-from mipo_exp.reporting.metrics import COSTS, describe
+from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store.artefacts import git_commit, package_versions, write_atomically
@@ -45,7 +38,6 @@ log = logging.getLogger(__name__)
 
 SUMMARY_SCHEMA = 2
 SAMPLES_SHOWN = 24
-JUDGED = ("judge/score", "judge/accuracy")
 
 
 @dataclass(frozen=True)
@@ -69,20 +61,14 @@ def write_results(
     """
     config, run, output = assembled.config, assembled.run, assembled.output
     examples = run.finished["examples"].artefact.table("eval", Example)
-    before, after = _evaluated(run, "before"), _evaluated(run, "after")
+    before, after = (_evaluated(assembled, examples, phase) for phase in ("before", "after"))
     if "policy" in after.scores:
         # Before training the policy is the base model.
         before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
-    measured = {
-        phase: measures(evaluated, examples, assembled.task.scorer, config.evaluation)
-        for phase, evaluated in (("before", before), ("after", after))
-    }
-    if assembled.judging is not None and assembled.judgements is not None:
-        texts = {name: [row.text for row in of.responses] for name, of in (("before", before), ("after", after))}
-        for phase, judged in judge(run, assembled.judging, assembled.judgements, examples, texts, summary).items():
-            measured[phase].update(judged)
-    shares = {name for of in measured.values() for name in of if describe(name).unit == "proportion"}
-    compared = compare(measured["before"], measured["after"], examples, shares)
+    measured = {phase: measures(of, assembled.task.scorer) for phase, of in (("before", before), ("after", after))}
+    for phase, judged in _judged(assembled, examples, {"before": before.texts, "after": after.texts}, summary).items():
+        measured[phase].update(judged)
+    compared = compare(measured["before"], measured["after"], examples)
     estimates = compared.estimates
     outcomes = {phase: _outcome(run, phase) for phase in ("before", "after")}
     for phase, found in compare_outcomes(outcomes["before"], outcomes["after"]).items():
@@ -93,10 +79,7 @@ def write_results(
     if assembled.task.scorer in READERS:
         summary["transitions"] = _transitions(assembled.task.scorer, examples, before, after)
     samples = _samples(examples, before, after, measured)
-    lengths = {
-        phase: [len(response.token_ids) for response in evaluated.responses]
-        for phase, evaluated in (("before", before), ("after", after))
-    }
+    lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
     write_report(output / "report.html", summary, history, lengths, samples)
     documents = {phase: {} if of is None else document_values(of) for phase, of in outcomes.items()}
     write_values(output / VALUES, examples, compared.values, documents)
@@ -111,14 +94,15 @@ def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -
     """What `summary.json` says of the metrics and of where they come from."""
     config, run, output = assembled.config, assembled.run, assembled.output
     metrics = {phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()}
-    mi = _conditions(run, config.evaluation.k)
+    examples = run.finished["examples"].artefact.table("eval", Example)
+    mi = _conditions(run, examples, config.evaluation.k)
     return {
         "metrics": metrics,
         "mi": mi,
         "costs": costs({"metrics": metrics, "mi": mi}),
         "headline": headline({"metrics": metrics, "mi": mi}),
         "evaluated": compared.evaluated,
-        "diversity": diversity_facts(run.finished["examples"].artefact.table("eval", Example), config.evaluation),
+        "diversity": set_facts(clusters(examples), config.evaluation.self_bleu_size, config.evaluation.seed),
         "reward_judge": None if assembled.rewarding is None else assembled.rewarding.judge.backend.description,
         "counts": _counts(run),
         "stages": {
@@ -136,10 +120,35 @@ def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -
     }
 
 
-def _conditions(run: Run, k: int) -> dict[str, Any]:
+def _judged(
+    assembled: Assembled, examples: Sequence[Example], texts: Mapping[str, Sequence[str]], summary: dict[str, Any]
+) -> Measures:
+    """The judge's metrics by phase; what `summary.json` says of the judge is written into `summary`.
+
+    Where the judge cannot be asked there are no metrics: `summary["missing"]` says why, and the run goes on.
+    """
+    run, judging, stage = assembled.run, assembled.judging, assembled.judgements
+    if judging is None or stage is None:
+        return {}
+    backend = judging.judge.backend
+    try:
+        if backend.runtime is not None and run.store.status(stage) != "cached":
+            run.fetch_model(backend.runtime, "judge_model")
+        artefact = run.fetch("judgements", stage)
+    except (JudgeError, ModelError) as error:
+        log.warning("the judge's metrics are missing: %s; the same command asks for what is missing only", error)
+        summary["judge"] = judge_facts(judging, None)
+        summary["missing"]["judge"] = {"why": str(error), "metrics": sorted(metric_phases(judging.kind_name))}
+        return {}
+    finally:
+        backend.release()
+    summary["judge"] = judge_facts(judging, artefact)
+    return judge_measures(judging, artefact, examples, texts)
+
+
+def _conditions(run: Run, examples: Sequence[Example], k: int) -> dict[str, Any]:
     """How many conditions the mutual information compares, what they differ in, and of the prompt relevance its own K;
     no estimate can exceed its log K."""
-    examples = run.finished["examples"].artefact.table("eval", Example)
     found: dict[str, Any] = {"k": k, "log_k": math.log(k), "contrasted": contrasted_in(examples)}
     scored = run.finished["before_scores_base"].artefact.table("scores", Scores)
     if scored and (prompts := scored[0].prompt_log_probs) is not None:
@@ -198,7 +207,8 @@ def model_name(config: Config) -> str:
     return config.model.name if config.model.path is None else Path(config.model.path).expanduser().resolve().name
 
 
-def _evaluated(run: Run, phase: str) -> Evaluated:
+def _evaluated(assembled: Assembled, examples: Sequence[Example], phase: str) -> Evaluated:
+    run = assembled.run
     responses = run.finished[f"{phase}_responses"].artefact.table("responses", Response)
     scores = {
         name.rpartition("_")[2]: item.artefact.table("scores", Scores)
@@ -206,7 +216,8 @@ def _evaluated(run: Run, phase: str) -> Evaluated:
         if name.startswith(f"{phase}_scores_")
     }
     options = run.finished.get(f"{phase}_option_scores")
-    return Evaluated(responses, scores, None if options is None else options.artefact.table("options", OptionScores))
+    table = None if options is None else options.artefact.table("options", OptionScores)
+    return Evaluated(examples, assembled.config.evaluation, responses, scores, table)
 
 
 def _outcome(run: Run, phase: str) -> HarnessOutcome | None:
@@ -275,9 +286,7 @@ def _say_result(summary: Mapping[str, Any]) -> None:
     """The closing lines: first what the gain costs in words, then the figures of gains and costs."""
     if summary["headline"]:
         log.info("%s", summary["headline"])
-    gains = (*main_information(summary), "accuracy", "options/accuracy", *JUDGED)
-    beside = (*(name for name in COSTS if name not in gains), "response/kl_to_base", "response/tokens")
-    for title, names in (("gain", gains), ("cost", beside)):
+    for title, names in headlines(summary).items():
         for name in names:
             if name in summary["metrics"]["delta"]:
                 log.info("%s: %s: %s", title, name, _said(summary["metrics"], name))

@@ -5,17 +5,26 @@ A row is an arm, with the mean and the standard deviation over its runs. `multir
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mipo_exp.evaluation.error_kinds import KINDS
+from mipo_exp.evaluation.metrics import Metric
 from mipo_exp.evaluation.statistics import FEWEST_SEEDS
-from mipo_exp.reporting.costs import contrasted, cost_metrics, direction, no_cost
-from mipo_exp.reporting.metrics import PERCENT, Metric, describe, written
-from mipo_exp.reporting.multirun import ALPHA, WITHOUT_TEST, Difference, Panel, group, kind_shares, read_run, spread
+from mipo_exp.reporting.metrics import (
+    PERCENT,
+    cost_metrics,
+    described,
+    direction,
+    no_cost,
+    spanned,
+    templates,
+    written,
+)
+from mipo_exp.reporting.multirun import ALPHA, Difference, Panel, group, kind_shares, read_run, spread
 from mipo_exp.store.artefacts import write_atomically
 
 log = logging.getLogger(__name__)
@@ -58,111 +67,82 @@ def write_table(folder: Path, since: float = 0.0, failed: Sequence[Mapping[str, 
     panels = [Panel(arms) for arms in group(runs)]
     content = {"schema": TABLE_SCHEMA, "panels": [panel.as_json() for panel in panels], "missing": missing}
     write_atomically(folder / "table.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    write_atomically(folder / "table.md", "\n".join(_markdown(panels, missing)).encode())
+    write_atomically(folder / "table.md", _markdown(panels, missing).encode())
     log.info("table over %d runs: %s", len(runs), folder / "table.md")
     return folder / "table.md"
 
 
-def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    for panel in panels:
-        facts, k = panel.summary["evaluated"], panel.summary["mi"]["k"]
-        count = f"{facts['examples']} held-out examples in {facts['clusters']} clusters"
-        if facts["questions"]:
-            count += f", crossed with {facts['questions']} questions"
-        yield f"## {panel.summary['task']}, {panel.summary['model']} ({count}, K = {k})"
-        yield ""
-        yield from _costs(panel)
-        yield from _results(panel)
-        if panel.against_first:
-            yield f"Difference from `{panel.arms[0].label}` [95% interval]:"
-            yield ""
-            yield from _against_first(panel)
-        if any(kind_shares(arm, "after") for arm in panel.arms):
-            yield "Kinds of response, % (docs/metrics.md says what each is):"
-            yield ""
-            yield from _kinds(panel)
-    yield (
-        "Runs: different seeds that are in the mean; ± is the standard deviation over them. In brackets: the paired "
-        "difference from `before` (the model before training, with the context in its prompt) and its 95% interval, "
-        "which covers other seeds, other users and, where several users were asked the same, other questions. "
-        f"{CLEAR}: p, from the same variance, below {ALPHA} after Holm's adjustment over all differences of a table. "
-        f"With fewer than {FEWEST_SEEDS} runs what was trained has no star, and with one its interval does not cover "
-        "other seeds; what trains nothing has no seeds to cover. A win rate is against `before` itself: its difference "
-        "is from 50%."
-    )
-    yield ""
-    if missing:
-        yield "Not in the table:"
-        yield ""
-        for job in missing:
-            yield f"- job {job['job']} (`{job['command']}`): {job['error']}"
-        yield ""
+def _markdown(panels: Sequence[Panel], missing: Sequence[Mapping[str, Any]]) -> str:
+    template = templates(autoescape=False).get_template("table.md.jinja")
+    numbers = {"alpha": ALPHA, "fewest_seeds": FEWEST_SEEDS, "star": CLEAR}
+    return template.render(panels=map(_panel, panels), missing=missing, **numbers)
 
 
-def _costs(panel: Panel) -> Iterable[str]:
-    """What stands before any gain: the arms whose prompt relevance or fluency became significantly worse."""
-    names = [name for name in cost_metrics(panel.summary) if name in panel.columns]
-    costly = False
-    for index, arm in enumerate(panel.arms):
-        worse = []
-        for name in names:
-            cell, metric = panel.against_before.get((index, name)), describe(name, contrasted(panel.summary))
-            if cell is not None and direction(metric, cell.estimate.as_json()) < 0:
-                worse.append(f"{_heading(metric)} {_written(metric, cell)}")
-        if worse:
-            costly = True
-            yield f"- **`{arm.label}` has a cost**: {'; '.join(worse)}."
-    tested = [name for name in names if all((index, name) in panel.against_before for index in range(len(panel.arms)))]
-    if not costly and (said := no_cost(tested)):
-        yield said
-    yield ""
+def _panel(panel: Panel) -> dict[str, Any]:
+    """What the page says of a panel: a heading, costs, and tables as rows of cells, the first of them their head."""
+    facts, metrics = panel.summary["evaluated"], [described(panel.summary, name) for name in panel.columns]
+    kinds = [("before", kind_shares(panel.arms[0], "before"))]
+    kinds += [(f"`{arm.label}`", kind_shares(arm, "after")) for arm in panel.arms]
+    costly = [(arm.label, worse) for index, arm in enumerate(panel.arms) if (worse := _costs(panel, index))]
+    tested = [
+        name
+        for name in cost_metrics(panel.summary)
+        if name in panel.columns and all((index, name) in panel.against_before for index in range(len(panel.arms)))
+    ]
+    before = [_number(metric, (panel.before.get(metric.name) or {}).get("mean")) for metric in metrics]
+    headings = [_heading(metric) for metric in metrics]
+    return {
+        **{key: panel.summary[key] for key in ("task", "model")},
+        **facts,
+        "k": panel.summary["mi"]["k"],
+        "first": panel.arms[0].label,
+        "costs": costly,
+        "no_cost": "" if costly else no_cost(tested),
+        "results": [
+            ["", "runs", *headings],
+            ["before", "", *before],
+            *(
+                [f"`{arm.label}`", str(len(arm.runs)), *(_result(panel, index, metric) for metric in metrics)]
+                for index, arm in enumerate(panel.arms)
+            ),
+        ],
+        "against_first": panel.against_first
+        and [
+            ["", *headings],
+            *(
+                [
+                    f"`{arm.label}`",
+                    *(_written(metric, panel.against_first.get((index, metric.name))) for metric in metrics),
+                ]
+                for index, arm in enumerate(panel.arms[1:], start=1)
+            ),
+        ],
+        "kinds": any(shares for _, shares in kinds[1:])
+        and [
+            ["", *(kind.replace("_", " ") for kind in KINDS)],
+            *([label, *(f"{100 * shares[kind]:.1f}" for kind in KINDS)] for label, shares in kinds if shares),
+        ],
+    }
 
 
-def _results(panel: Panel) -> Iterable[str]:
-    metrics = _metrics(panel)
-    yield _row(["", "runs", *(_heading(metric) for metric in metrics)])
-    yield _row(["---"] * (len(metrics) + 2))
-    before = panel.before
-    yield _row(["before", "", *(_number(metric, (before.get(metric.name) or {}).get("mean")) for metric in metrics)])
-    for index, arm in enumerate(panel.arms):
-        cells = []
-        for metric in metrics:
-            values = arm.values(metric.name)
-            text = _number(metric, float(values.mean()))
-            if len(values) > 1 and np.isfinite(values).all():
-                text += f" ± {_number(metric, spread(values))}"
-            difference = panel.against_before.get((index, metric.name))
-            if difference is not None and metric.name not in WITHOUT_TEST:
-                text += f" ({_written(metric, difference)})"
-            cells.append(text)
-        yield _row([f"`{arm.label}`", str(len(arm.runs)), *cells])
-    yield ""
+def _costs(panel: Panel, index: int) -> list[str]:
+    """The metrics of prompt relevance and fluency that became significantly worse in an arm, with their change."""
+    worse = []
+    for name in cost_metrics(panel.summary):
+        cell, metric = panel.against_before.get((index, name)), described(panel.summary, name)
+        if name in panel.columns and cell is not None and direction(metric, cell.estimate) < 0:
+            worse.append(f"{_heading(metric)} {_written(metric, cell)}")
+    return worse
 
 
-def _metrics(panel: Panel) -> list[Metric]:
-    return [describe(name, contrasted(panel.summary)) for name in panel.columns]
-
-
-def _against_first(panel: Panel) -> Iterable[str]:
-    metrics = _metrics(panel)
-    yield _row(["", *(_heading(metric) for metric in metrics)])
-    yield _row(["---"] * (len(metrics) + 1))
-    for index, arm in enumerate(panel.arms[1:], start=1):
-        found = [panel.against_first.get((index, metric.name)) for metric in metrics]
-        cells = [_written(metric, cell) if cell else "–" for metric, cell in zip(metrics, found, strict=True)]
-        yield _row([f"`{arm.label}`", *cells])
-    yield ""
-
-
-def _kinds(panel: Panel) -> Iterable[str]:
-    yield _row(["", *(kind.replace("_", " ") for kind in KINDS)])
-    yield _row(["---"] * (len(KINDS) + 1))
-    rows = [("before", kind_shares(panel.arms[0], "before"))]
-    rows += [(f"`{arm.label}`", kind_shares(arm, "after")) for arm in panel.arms]
-    for label, shares in rows:
-        if shares is not None:
-            yield _row([label, *(f"{100 * shares[kind]:.1f}" for kind in KINDS)])
-    yield ""
+def _result(panel: Panel, index: int, metric: Metric) -> str:
+    """A metric of an arm: the mean over its runs ± their standard deviation, and its difference from before."""
+    values = panel.arms[index].values(metric.name)
+    text = _number(metric, float(values.mean()))
+    if len(values) > 1 and np.isfinite(values).all():
+        text += f" ± {_number(metric, spread(values))}"
+    difference = panel.against_before.get((index, metric.name))
+    return f"{text} ({_written(metric, difference)})" if difference is not None and metric.tested else text
 
 
 def _heading(metric: Metric) -> str:
@@ -174,12 +154,5 @@ def _number(metric: Metric, value: float | None) -> str:
     return written(metric, value).removesuffix(PERCENT)
 
 
-def _written(metric: Metric, cell: Difference) -> str:
-    mean, low, high = (
-        written(metric, value, signed=True) for value in (cell.estimate.mean, cell.estimate.low, cell.estimate.high)
-    )
-    return f"{mean} [{low}, {high}]" + (CLEAR if cell.clear else "")
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _written(metric: Metric, cell: Difference | None) -> str:
+    return "–" if cell is None else spanned(metric, cell.estimate, signed=True) + (CLEAR if cell.clear else "")

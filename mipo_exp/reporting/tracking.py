@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from mipo_exp.config.redaction import without_secrets
@@ -30,28 +30,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLE_COLUMNS = ["user", "context", "prompt", "before", "after", "pmi_before", "pmi_after"]
 REACH_SECONDS = 2.0
 INIT_SECONDS = 30.0
 # An upload that takes longer is left to `wandb sync`: everything is on disk.
 FINISH_SECONDS = 600.0
 
 
-class Tracker(Protocol):
-    """What a run reports to."""
-
-    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """One training row; names as in `train/loss`, `step` the optimizer step."""
-
-    def finish(
-        self, summary: Mapping[str, Any], samples: Sequence["Sample"], adapter: Path | None, report: Path | None
-    ) -> None:
-        """The end of a run that went well: its summary, held-out examples, adapter folder and HTML report."""
-
-    def fail(self, error: str) -> None:
-        """The end of a run that did not."""
-
-
-def start(config: TrackerConfig, output: Path, run_id: str, resolved: Mapping[str, Any], name: str) -> Tracker:
+def start(config: TrackerConfig, output: Path, run_id: str, resolved: Mapping[str, Any], name: str) -> "Tracker":
     """Begin to track a run.
 
     Args:
@@ -64,20 +50,24 @@ def start(config: TrackerConfig, output: Path, run_id: str, resolved: Mapping[st
     Raises:
         StorageError: `metrics.jsonl` cannot be written.
     """
-    jsonl = JsonlTracker(output / METRICS_FILE)
-    if config.name != "wandb":
-        return jsonl
-    run = _guarded("starting the run", lambda: _start_run(config, output, run_id, resolved, name))
-    return jsonl if run is None else Several((jsonl, WandbTracker(run, run_id, config.log_adapter)))
+    tracker = Tracker(output / METRICS_FILE)
+    if config.name == "wandb":
+        run = _guarded("starting the run", lambda: _start_run(config, output, run_id, resolved, name))
+        tracker.view = None if run is None else WandbTracker(run, run_id, config.log_adapter)
+    return tracker
 
 
-class JsonlTracker:
-    """One JSON object a line, on disk as soon as it is logged; what is not finite is written as null.
+class Tracker:
+    """What a run reports to: `metrics.jsonl`, and then a view of it where there is one.
+
+    One JSON object a line, on disk as soon as it is logged; what is not finite is written as null.
 
     Training rows are `{"time", "step", NAME: value}`; the final ones are `{"time", "phase": "before" | "after" |
     "delta", NAME: mean, NAME/ci_low, NAME/ci_high}`, and `{"time", "phase": "missing", "part", "why"}` for each part
     that an incomplete run lacks.
     """
+
+    view: "WandbTracker | None" = None
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -85,26 +75,32 @@ class JsonlTracker:
             self._file = path.open("w", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write one training row."""
+        """Write one training row; names as in `train/loss`, `step` the optimizer step."""
         self._write({"step": step, **metrics})
+        if self.view is not None:
+            self.view.log(metrics, step)
 
     def finish(
         self, summary: Mapping[str, Any], samples: Sequence["Sample"], adapter: Path | None, report: Path | None
     ) -> None:
-        """Write one row a phase."""
+        """The end of a run that went well: one row a phase. The view gets the examples, the adapter and the report."""
         for phase in PHASES:
             if values := flat_metrics(summary, phase):
                 self._write({"phase": phase, **values})
         for part, facts in (summary.get("missing") or {}).items():
             self._write({"phase": "missing", "part": part, "why": facts["why"]})
         self._file.close()
+        if self.view is not None:
+            self.view.finish(summary, samples, adapter, report)
 
     def fail(self, error: str) -> None:
-        """Write the error."""
+        """The end of a run that did not."""
         with contextlib.suppress(StorageError):  # the error may be just this
             self._write({"phase": "failed", "error": error})
         with contextlib.suppress(OSError):
             self._file.close()
+        if self.view is not None:
+            self.view.fail(error)
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._file.closed:
@@ -151,9 +147,11 @@ class WandbTracker:
         """Send the final metrics, the samples, the report and the adapter, and end the run."""
         _guarded("writing the summary", lambda: self._run.summary.update(_summary_values(summary)))
         if samples:
-            _guarded("logging the samples", lambda: self._log_samples(samples))
+            rows = [[getattr(sample, column) for column in SAMPLE_COLUMNS] for sample in samples]
+            _guarded("logging the samples", lambda: self._show("samples", lambda w: w.Table(SAMPLE_COLUMNS, rows)))
         if report is not None and report.exists():
-            _guarded("logging the report", lambda: self._log_report(report))
+            page = report.read_text(encoding="utf-8")
+            _guarded("logging the report", lambda: self._show("report", lambda w: w.Html(page, inject=False)))
         if self._log_adapter and adapter is not None and adapter.is_dir():
             _guarded("logging the adapter", lambda: self._log_adapter_folder(adapter))
         self._end(0 if summary.get("status", "ok") == "ok" else 1)
@@ -168,17 +166,10 @@ class WandbTracker:
         if self._run.offline:
             log.info("W&B run is on disk; upload it with: wandb sync %s", Path(self._run.dir).parent)
 
-    def _log_samples(self, samples: Sequence["Sample"]) -> None:
+    def _show(self, name: str, made: Callable[[Any], Any]) -> None:
         import wandb
 
-        columns: list[str | int] = ["user", "context", "prompt", "before", "after", "pmi_before", "pmi_after"]
-        rows = [[getattr(sample, str(column)) for column in columns] for sample in samples]
-        self._run.log({"samples": wandb.Table(columns=columns, data=rows)})
-
-    def _log_report(self, report: Path) -> None:
-        import wandb
-
-        self._run.log({"report": wandb.Html(report.read_text(encoding="utf-8"), inject=False)})
+        self._run.log({name: made(wandb)})
 
     def _log_adapter_folder(self, adapter: Path) -> None:
         import wandb
@@ -190,30 +181,6 @@ class WandbTracker:
             name = file.relative_to(adapter).as_posix()
             artifact.add_file(str(file), name, policy=policy, skip_cache=True)
         self._run.log_artifact(artifact)
-
-
-class Several:
-    """Trackers that all get everything, in order: the JSONL file first."""
-
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = tuple(trackers)
-
-    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Pass on one training row."""
-        for tracker in self._trackers:
-            tracker.log(metrics, step)
-
-    def finish(
-        self, summary: Mapping[str, Any], samples: Sequence["Sample"], adapter: Path | None, report: Path | None
-    ) -> None:
-        """Pass on the end of a run."""
-        for tracker in self._trackers:
-            tracker.finish(summary, samples, adapter, report)
-
-    def fail(self, error: str) -> None:
-        """Pass on the failure of a run."""
-        for tracker in self._trackers:
-            tracker.fail(error)
 
 
 def flat_metrics(summary: Mapping[str, Any], phase: str) -> dict[str, float | None]:

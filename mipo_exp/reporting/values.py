@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mipo_exp.evaluation.measure import clusters
+from mipo_exp.evaluation.metrics import clusters
 from mipo_exp.evaluation.statistics import Rows, Values
 from mipo_exp.store.artefacts import write_atomically
 from mipo_exp.store.records import Example

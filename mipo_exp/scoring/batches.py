@@ -7,10 +7,11 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from mipo_exp.config.schema import ScoringConfig
-from mipo_exp.models.memory import free_memory, memory_for, out_of_memory
+from mipo_exp.errors import out_of_memory
+from mipo_exp.kernels import prefix_sharing
+from mipo_exp.models.memory import free_memory, memory_for
 from mipo_exp.models.rotation import rotation_limit
 from mipo_exp.scoring.log_probs import Scorable, can_share, token_log_probs
-from mipo_exp.scoring.prefix_tree import MIN_SHARED_TOKENS, common_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,62 +29,35 @@ def pass_tokens(scoring: ScoringConfig, device: str) -> int:
     return min(scoring.batch_tokens, CPU_BATCH_TOKENS) if device == "cpu" else scoring.batch_tokens
 
 
-def plan_batches(items: Sequence[Scorable], batch_tokens: int, share_prefix: bool) -> list[list[int]]:
+def plan_batches(items: Sequence[Scorable], batch_tokens: int, share: bool) -> list[list[int]]:
     """Indices of `items` in batches that compute at most `batch_tokens` tokens, or have one item.
 
     A pure function of its arguments: an interrupted scoring finds the same batches.
 
     Args:
         items: in any order.
-        batch_tokens: with `share_prefix` the tokens of the batch's prefix tree, else those of its rows, padded.
-        share_prefix: puts what begins alike next to each other, else what is of similar length.
+        batch_tokens: with `share` the tokens of the batch's prefix tree, else those of its rows, padded.
+        share: puts what begins alike next to each other, else what is of similar length.
     """
-    if share_prefix:
-        return _plan_trees(items, batch_tokens)
-    order = sorted(range(len(items)), key=lambda i: (_length(items[i]), i))
+    sequences = [item.input_ids for item in items]
+    if share:
+        return prefix_sharing.plan_trees(sequences, batch_tokens)
+    order = sorted(range(len(items)), key=lambda i: (len(sequences[i]), i))
     batches: list[list[int]] = []
     for index in order:
-        if batches and (len(batches[-1]) + 1) * _length(items[index]) <= batch_tokens:
+        if batches and (len(batches[-1]) + 1) * len(sequences[index]) <= batch_tokens:
             batches[-1].append(index)
         else:
             batches.append([index])
     return batches
 
 
-def _plan_trees(items: Sequence[Scorable], batch_tokens: int) -> list[list[int]]:
-    order = sorted(range(len(items)), key=lambda i: (items[i].prompt_ids, items[i].response_ids, i))
-    shared = [0, *(_shared(items[a], items[b]) for a, b in itertools.pairwise(order))]
-    batches: list[list[int]] = []
-    start = 0
-    while start < len(order):
-        used = [_length(items[order[start]])]
-        stop = start + 1
-        while stop < len(order):
-            more = _length(items[order[stop]]) - shared[stop]
-            if used[-1] + more > batch_tokens:
-                break
-            used.append(used[-1] + more)
-            stop += 1
-        if stop < len(order):
-            # What the next batch shares with this one it computes again: cut where that is least, but not so early
-            # that batches become small.
-            enough = [cut for cut in range(start + 1, stop + 1) if 2 * used[cut - start - 1] >= used[-1]]
-            stop = min(enough, key=lambda cut: (shared[cut], -cut))
-        batches.append(order[start:stop])
-        start = stop
-    return batches
-
-
-def _length(item: Scorable) -> int:
-    return len(item.prompt_ids) + len(item.response_ids) - 1
-
-
-def _shared(one: Scorable, other: Scorable) -> int:
-    """How many tokens a prefix tree computes once for both, at least."""
-    count = common_prefix(one.prompt_ids, other.prompt_ids)
-    if count == len(one.prompt_ids) == len(other.prompt_ids):
-        count += common_prefix(one.response_ids[:-1], other.response_ids[:-1])
-    return max(0, count - MIN_SHARED_TOKENS + 1)
+def computed_tokens(items: Sequence[Scorable], share: bool) -> int:
+    """How many tokens a batch computes, padding included."""
+    sequences = [item.input_ids for item in items]
+    if share:
+        return len(prefix_sharing.build_tree(sequences).token_ids)
+    return len(sequences) * max(map(len, sequences))
 
 
 class Scorer:
@@ -91,12 +65,12 @@ class Scorer:
 
     Args:
         model: as `token_log_probs` takes it.
-        scoring: the size of a batch, and whether common prefixes are computed once.
+        scoring: the size of a batch.
+        share: whether what sequences begin with in common is computed once, where the model can.
     """
 
-    def __init__(self, model: "PreTrainedModel", scoring: ScoringConfig) -> None:
-        self.model = model
-        self.share_prefix = scoring.share_prefix
+    def __init__(self, model: "PreTrainedModel", scoring: ScoringConfig, share: bool) -> None:
+        self.model, self.share = model, share
         self.budget = pass_tokens(scoring, model.device.type)
 
     def __call__(self, items: Sequence[Scorable]) -> list[float]:
@@ -114,7 +88,7 @@ class Scorer:
         return [found[i] for i in range(len(items))]
 
     def _score(self, items: Sequence[Scorable]) -> list[float]:
-        share = self.share_prefix and bool(items) and can_share(self.model, items)
+        share = self.share and bool(items) and can_share(self.model, items)
         found: dict[int, float] = {}
         waiting = plan_batches(items, self.budget, share)
         while waiting:
@@ -148,14 +122,10 @@ class Scorer:
         return None
 
 
-def summed_log_probs(model: "PreTrainedModel", items: Sequence[Scorable], scoring: ScoringConfig) -> list[float]:
-    """log p(y | prompt) of every item, summed over its tokens, in their order; equal items are scored once.
-
-    Args:
-        model: as `token_log_probs` takes it.
-        items: any number of them.
-        scoring: the size of a batch, and whether common prefixes are computed once.
-    """
+def summed_log_probs(
+    model: "PreTrainedModel", items: Sequence[Scorable], scoring: ScoringConfig, share: bool
+) -> list[float]:
+    """As `Scorer`; equal items are scored once."""
     different = list(dict.fromkeys(items))
-    found = dict(zip(different, Scorer(model, scoring)(different), strict=True))
+    found = dict(zip(different, Scorer(model, scoring, share)(different), strict=True))
     return [found[item] for item in items]

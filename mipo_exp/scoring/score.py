@@ -2,7 +2,7 @@
 
 import dataclasses
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -14,7 +14,7 @@ from mipo_exp.execution.progress import Progress
 from mipo_exp.execution.shards import Shard, compute_shards
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pairing.negatives import contrast_conditions, contrast_prompts
-from mipo_exp.scoring.batches import Scorer, plan_batches
+from mipo_exp.scoring.batches import Scorer, computed_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.store.artefacts import Workspace
 from mipo_exp.store.records import Condition, Example, Pair, Response, ScoredPair, Scores
@@ -118,43 +118,18 @@ def own_marginal(example: Example) -> Condition:
     return Condition(None, example.prompt if example.context is not None else "")
 
 
-class _Plan:
-    """Which items of a long sequence are scored together: a pure function of the items and the config.
-
-    `only_window` has all items, where one window does.
-    """
-
-    def __init__(self, scoring: ScoringConfig) -> None:
-        self.scoring = scoring
-        self.batches: list[list[int]] = []
-        self.first_equal, self.tokens = array("q"), array("i")
-        self.only_window: list[Scorable] | None = None
-        self._window: list[Scorable] = []
-        self._used = 0
-
-    def add(self, item: Scorable) -> None:
-        """The next item."""
-        self._window.append(item)
-        self._used += len(item.prompt_ids) + len(item.response_ids)
-        if self._used >= WINDOW_TOKENS:
-            self._plan_window()
-
-    def finish(self) -> tuple[list[list[int]], "array[int]", "array[int]"]:
-        """The batches, for each item the place of the first that is equal to it, and the lengths of the responses."""
-        if not self.first_equal:
-            self.only_window = self._window
-        self._plan_window()
-        return self.batches, self.first_equal, self.tokens
-
-    def _plan_window(self) -> None:
-        places: dict[Scorable, int] = {}
-        for number, item in enumerate(self._window, len(self.first_equal)):
-            self.first_equal.append(places.setdefault(item, number))
-            self.tokens.append(len(item.response_ids))
-        numbers = list(places.values())
-        planned = plan_batches(list(places), self.scoring.batch_tokens, self.scoring.share_prefix)
-        self.batches += [[numbers[i] for i in batch] for batch in planned]
-        self._window, self._used = [], 0
+def _windows(items: Iterable[Scorable]) -> Iterator[list[Scorable]]:
+    """The items in runs of `WINDOW_TOKENS`."""
+    window: list[Scorable] = []
+    used = 0
+    for item in items:
+        window.append(item)
+        used += len(item.prompt_ids) + len(item.response_ids)
+        if used >= WINDOW_TOKENS:
+            yield window
+            window, used = [], 0
+    if window:
+        yield window
 
 
 def score_items(
@@ -163,12 +138,25 @@ def score_items(
     """Summed log-probabilities (nats) of all items, in their order; items that are equal and in one window are scored
     once."""
     adapter = work.inputs["scorer"].path / "adapter" if "scorer" in work.inputs else None
-    plan = _Plan(scoring)
-    for item in items:
-        plan.add(item)
-    batches, first_equal, tokens = plan.finish()
-    if plan.only_window is not None:
-        items = plan.only_window
+    share = "prefix_sharing" in runtime.kernels
+    # For each item the index of the first that is equal to it, and the length of its response.
+    first_equal, tokens = array("q"), array("i")
+    batches: list[list[int]] = []
+    window: list[Scorable] = []
+    computed = 0
+    for window in _windows(items):
+        indices: dict[Scorable, int] = {}
+        for number, item in enumerate(window, len(first_equal)):
+            first_equal.append(indices.setdefault(item, number))
+            tokens.append(len(item.response_ids))
+        numbers = list(indices.values())
+        planned = plan_batches(list(indices), scoring.batch_tokens, share)
+        own = list(indices)
+        computed += sum(computed_tokens([own[i] for i in batch], share) for batch in planned)
+        batches += [[numbers[i] for i in batch] for batch in planned]
+    if len(window) == len(items):
+        items = window  # there is one window: nothing is made twice
+    work.count(computed, runtime.device_name)
     opened = partial(opened_scorer, scoring=scoring)
     found = array("d", bytes(8 * len(items)))
 
@@ -190,8 +178,7 @@ def score_items(
 @contextmanager
 def opened_scorer(runtime: Runtime, adapter: Path | None, scoring: ScoringConfig) -> Iterator[Scorer]:
     """The sums of a batch's log-probabilities, from the base model or the policy."""
-
-    yield Scorer(runtime.model(adapter), scoring)
+    yield Scorer(runtime.model(adapter), scoring, "prefix_sharing" in runtime.kernels)
 
 
 def score_shard(

@@ -1,7 +1,11 @@
 """What a finished artefact says of itself, and whether it is still so."""
 
+import contextlib
 import hashlib
+import os
+import platform
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,16 @@ def damage(folder: Path, manifest: Mapping[str, Any], stage: str, key: str) -> s
             return f"the content of {name} has changed"
     unlisted = next((file for file in _files(folder) if str(file.relative_to(folder)) not in files), None)
     return None if unlisted is None else f"{unlisted.relative_to(folder)} is not in its manifest"
+
+
+@cache
+def machine() -> str:
+    """What tells apart machines of different speed, and names none: processor and number of cores."""
+    processor = platform.processor()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{processor or platform.machine()}, {os.cpu_count()} cores"
 
 
 def _files(folder: Path, left_out: tuple[str, ...] = ()) -> list[Path]:

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 
 
+def normalise(text: str) -> str:
+    """The text without differences of case and white space: equal for what counts as the same prompt."""
+    return " ".join(text.casefold().split())
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One (x, c) of a task, with what is needed to check a response to it.

@@ -4,23 +4,24 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.config.methods import MethodConfig
-from mipo_exp.config.schema import LoraConfig, PairsConfig, TrainerConfig
+from mipo_exp.config.schema import LoraConfig, MethodConfig, PairsConfig, TrainerConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.progress import Progress
 from mipo_exp.judging.stage import Judging
+from mipo_exp.kernels.micro_batches import MicroBatches
 from mipo_exp.models.memory import free_memory, memory_for
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import CHECKPOINTS, Workspace, write_atomically
 from mipo_exp.store.disk import follow_umask
 from mipo_exp.store.manifest import file_sha256
 from mipo_exp.training.job import Job, Rollout
-from mipo_exp.training.methods import METHODS
-from mipo_exp.training.micro_batches import MicroBatches, may_split
+from mipo_exp.training.micro_batches import may_split
+from mipo_exp.training.scored_groups import Group
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPLETE = "complete.json"
+MEASURED_ROWS = 1000
 
 
 def train_adapter(
@@ -66,7 +68,7 @@ def train_adapter(
     with _progress_callback(runtime) as callback:
         job = Job(work, runtime, method, lora, trainer, seed, checkpoints, callback, pairs, rollout, judging)
         with memory_for("to begin the training", "shorten the prompts, or use a smaller model or another device"):
-            loop = METHODS[method.name](job)
+            loop = method.build(job)
         model: Any = loop.model
         trainable, total = model.get_nb_trainable_parameters()
         rows = len(loop.train_dataset)
@@ -90,6 +92,7 @@ def train_adapter(
     model.save_pretrained(work.path / "adapter", state_dict=weights, save_embedding_layers=False)
     # PEFT writes a model card without content, which would only look like documentation.
     (work.path / "adapter" / "README.md").unlink(missing_ok=True)
+    work.count(_tokens_seen(loop), runtime.device_name)
     work.write_json("history", [row for row in loop.state.log_history if "loss" in row])
     work.write_json(
         "training",
@@ -97,6 +100,21 @@ def train_adapter(
     )
     del loop, model
     free_memory(runtime.device)
+
+
+def _tokens_seen(loop: "Trainer") -> int:
+    """The tokens of the rows that were trained on, each prompt once; of sampled responses, those that TRL has counted.
+    The lengths of a long list are taken to be those of some of its rows."""
+    if loop.state.num_input_tokens_seen:
+        return loop.state.num_input_tokens_seen
+    rows: Any = loop.train_dataset
+    some = range(0, len(rows), math.ceil(len(rows) / MEASURED_ROWS))
+    lengths = [row.tokens if isinstance(row, Group) else _tokens(row) for row in (rows[i] for i in some)]
+    return round(sum(lengths) / len(lengths) * len(rows) * (loop.state.epoch or 0.0))
+
+
+def _tokens(row: Mapping[str, Any]) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, list))
 
 
 def _less_memory(loop: "Trainer", job: Job) -> str:

@@ -1,23 +1,27 @@
 """Training on groups, one prompt with any number of responses, for the methods whose loss TRL does not have.
 
 Transformers' Trainer with its schedules, checkpoints and logs, around log-probabilities from one sequence a prompt
-(`layout`) and a loss that is a pure function of them (`losses`).
+(`layout`) and a loss that is a pure function of them.
 """
 
 import heapq
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from mipo_exp.config.fields import schema
+from mipo_exp.config.schema import MethodConfig, TrainsOn
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.processes import mean_over_processes
+from mipo_exp.kernels import rounding
+from mipo_exp.kernels.micro_batches import Agree, MicroBatches, Part
+from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.store.records import Example, Response
 from mipo_exp.store.tables import ById, Mapped
 from mipo_exp.training.job import Job, check_trainable, lora_config, training_arguments, wrong_targets
-from mipo_exp.training.layout import can_share, rounding
-from mipo_exp.training.micro_batches import Agree, MicroBatches, Part, settle_budget
-from mipo_exp.training.scored_groups import Count, Group, Scored, joined, score_groups, split_groups
+from mipo_exp.training.micro_batches import settle_budget
+from mipo_exp.training.scored_groups import Count, Group, Scored, as_batch, joined, score_groups, split_groups
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +30,34 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-# From a scored batch to the loss and what is logged beside it.
-Loss = Callable[[Scored], "tuple[torch.Tensor, Mapping[str, float]]"]
+# A loss and what is logged beside it.
+Result = tuple["torch.Tensor", Mapping[str, float]]
+Loss = Callable[[Scored], Result]
+
+
+@schema
+class GroupMethod(MethodConfig):
+    """A method whose loss is a function of the log-probabilities of groups: of the chosen responses alone, unless it
+    has `groups` of its own."""
+
+    trains_on: ClassVar[TrainsOn] = "chosen"
+    reference: ClassVar[bool] = True  # whether the loss needs π_ref
+
+    def groups(self, job: Job) -> Sequence[Group]:
+        """The training data."""
+        return chosen_groups(job)
+
+    def mean_over(self, groups: Sequence[Group]) -> int:
+        """How many there are of what the loss is a mean over."""
+        return len(groups)
+
+    def loss(self, batch: Scored) -> Result:
+        """The loss of a batch."""
+        raise NotImplementedError
+
+    def build(self, job: Job) -> "Trainer":
+        """See `MethodConfig.build`."""
+        return build_trainer(job, self.groups(job), self.loss, reference=self.reference, mean_over=self.mean_over)
 
 
 def chosen_groups(job: Job) -> Sequence[Group]:
@@ -58,7 +88,6 @@ def build_trainer(
     loss: Loss,
     *,
     reference: bool,
-    across_batch: bool = False,
     mean_over: Count = len,
 ) -> "Trainer":
     """A trainer with a new adapter, checked and ready to train.
@@ -69,8 +98,8 @@ def build_trainer(
         loss: the method.
         reference: whether the loss needs π_ref; it is the stored one where the groups have it, else the model with
             its adapter off.
-        across_batch: every response of a batch is scored under every prompt of it.
-        mean_over: what the loss is a mean over, where it is not across the batch.
+        mean_over: what the loss is a mean over, where it is not across the batch: there every response of a batch is
+            scored under every prompt of it.
 
     Raises:
         ConfigError: nothing trainable, or stored references that are not what this model computes.
@@ -80,7 +109,7 @@ def build_trainer(
     from transformers import PrinterCallback, Trainer
     from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
-    runtime = job.runtime
+    runtime, across_batch = job.runtime, job.method.across_batch
     base = runtime.fresh_model()
     disable_dropout_in_model(base)
     add_fused_lm_head(base)
@@ -92,7 +121,7 @@ def build_trainer(
             f"there are {len(groups)}; lower trainer.per_device_train_batch_size or raise task.train_examples"
         )
     try:
-        model: Any = peft.get_peft_model(base, lora_config(job.lora, job.trainer))
+        model: Any = peft.get_peft_model(base, lora_config(job.lora, runtime.kernels))
     except ValueError as error:
         raise wrong_targets(job.lora, error) from error
     check_trainable(model, job.lora)
@@ -101,11 +130,9 @@ def build_trainer(
             f"lora.target_modules={job.lora.target_modules} adapts the output head, which "
             f"method={job.method.name} reads without its adapter; leave it out"
         )
-    if job.trainer.share_prompt:
-        from mipo_exp.kernels.response_head import use_response_head
-
-        use_response_head(base)
-    share = job.trainer.share_prompt and _can_share(base, groups, arguments.per_device_train_batch_size, across_batch)
+    share = "prompt_sharing" in runtime.kernels and _share_prompts(
+        base, groups, arguments.per_device_train_batch_size if across_batch else 1, runtime.kernels
+    )
 
     class LossTrainer(Trainer):
         """Trains with `loss`."""
@@ -114,7 +141,7 @@ def build_trainer(
         weight = 1.0
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            batch = score_groups(model, inputs["groups"], reference, across_batch, share)
+            batch = score_groups(model, inputs["groups"], reference, across_batch)
             self.scored.append(batch.detached())
             value = loss(batch)[0] * self.weight
             return (value, None) if return_outputs else value
@@ -163,14 +190,15 @@ def build_trainer(
         callbacks=[job.callback],
     )
     loop.seen, loop.scored = defaultdict(list), []
-    loop.batch_tokens = settle_budget(job.trainer, job.method, job.lora, runtime.device)
+    if "micro_batches" in runtime.kernels:
+        loop.batch_tokens = settle_budget(job.trainer, job.method, job.lora, runtime.device)
     loop.remove_callback(PrinterCallback)
     if groups[0].ref_log_probs is not None and reference:
-        check_stored_references(model, groups[: arguments.per_device_train_batch_size], share)
+        check_stored_references(model, groups[: arguments.per_device_train_batch_size])
     return loop
 
 
-def check_stored_references(model: Any, groups: Sequence[Group], share: bool) -> None:
+def check_stored_references(model: Any, groups: Sequence[Group]) -> None:
     """Compare stored reference log-probabilities with what this model computes before the first step.
 
     Raises:
@@ -180,7 +208,7 @@ def check_stored_references(model: Any, groups: Sequence[Group], share: bool) ->
 
     model.eval()
     with torch.no_grad():  # one by one: a batch at once may not fit
-        scored = [score_groups(model, [group], reference=True, share=share) for group in groups]
+        scored = [score_groups(model, [group], reference=True) for group in groups]
     model.train()
     gap = max(float(one.log_ratios.abs().max()) for one in scored)
     longest = max(int(one.tokens.max()) for one in scored)
@@ -193,9 +221,9 @@ def check_stored_references(model: Any, groups: Sequence[Group], share: bool) ->
     log.info("reference: the base model's stored log-probabilities; within %.1g nats on %d groups", gap, len(groups))
 
 
-def _can_share(base: Any, groups: Sequence[Group], batch: int, across_batch: bool) -> bool:
-    import torch
-
+def _share_prompts(base: Any, groups: Sequence[Group], rows: int, kernels: Collection[str]) -> bool:
+    """Compute each prompt once, where this architecture allows it; the longest prompts are tried, with the first
+    responses of all `rows` of them, or with all responses of the one."""
     longest_response = 0
 
     def prompt_lengths() -> Iterator[tuple[int, int]]:
@@ -204,12 +232,9 @@ def _can_share(base: Any, groups: Sequence[Group], batch: int, across_batch: boo
             longest_response = max(longest_response, *map(len, group.responses))
             yield len(group.prompt_ids), -number
 
-    most = heapq.nlargest(batch if across_batch else 1, prompt_lengths())
-    longest = most[0][0] + longest_response
+    most = heapq.nlargest(rows, prompt_lengths())
     tried = [groups[-number] for _, number in most]
-    device = next(base.parameters()).device
-    prompts = [torch.tensor(group.prompt_ids, device=device) for group in tried]
-    lists = [[group.responses[0] for group in tried]] * len(tried) if across_batch else [tried[0].responses]
-    responses = [[torch.tensor(ids, device=device) for ids in row] for row in lists]
-    base.eval()
-    return can_share(base, longest, prompts, responses)
+    firsts = [group.responses[0] for group in tried]
+    responses = [tried[0].responses] if rows == 1 else [firsts] * len(tried)
+    batch = as_batch([group.prompt_ids for group in tried], responses, next(base.parameters()).device)
+    return share_prompts(base, batch, most[0][0] + longest_response, kernels)

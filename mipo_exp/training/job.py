@@ -5,16 +5,25 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 
-from mipo_exp.config.methods import MethodConfig, MipoConfig, OnPolicyConfig
-from mipo_exp.config.schema import EngineConfig, LoraConfig, PairsConfig, SamplingConfig, ScoringConfig, TrainerConfig
+from mipo_exp.config.schema import (
+    Config,
+    EngineConfig,
+    LoraConfig,
+    MethodConfig,
+    PairsConfig,
+    SamplingConfig,
+    ScoringConfig,
+    TrainerConfig,
+)
 from mipo_exp.errors import ConfigError
+from mipo_exp.execution.processes import team
 from mipo_exp.judging.stage import Judging
 from mipo_exp.models.loading import read_config
 from mipo_exp.models.rotation import rotation_limit
@@ -43,7 +52,7 @@ REFUSED = (
 # What transformers called an argument before it got its name of today (5.23).
 FORMER_NAMES = {"activation_checkpointing": "gradient_checkpointing"}
 # Keys of the trainer group that are ours, not TRL's.
-OWN_KEYS = ("reference", "share_prompt", "batch_tokens", "extra")
+OWN_KEYS = ("reference", "batch_tokens", "extra")
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def training_arguments(
         ConfigError: `trainer.extra` names a key that these do not have or that another group sets.
     """
     check_extra_names(method, trainer, sampling)
-    library, name = _arguments_class(method)
+    library, name = method.arguments_class
     kind: Any = getattr(importlib.import_module(library), name)  # TRL takes seconds to import: only where it is used
     _check_extra_types(kind, trainer.extra)
     try:
@@ -144,18 +153,10 @@ def check_optimizer(arguments: "TrainingArguments") -> None:
         raise ConfigError(f"the optimizer refuses the trainer group ({error}); correct trainer.extra") from error
 
 
-def _arguments_class(method: MethodConfig) -> tuple[str, str]:
-    """The library and the name of the class that takes the trainer group."""
-    if isinstance(method, MipoConfig):
-        return "trl", "DPOConfig"
-    return ("trl", "GRPOConfig") if isinstance(method, OnPolicyConfig) else ("transformers", "TrainingArguments")
-
-
 def _managed(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
     managed = {
-        **fields_of(trainer, OWN_KEYS if isinstance(method, MipoConfig) else (*OWN_KEYS, "max_length")),
-        **(fields_of(method, ("name",)) if isinstance(method, MipoConfig) else {}),
-        **(_on_policy(method, trainer, sampling) if isinstance(method, OnPolicyConfig) else {}),
+        **fields_of(trainer, OWN_KEYS if method.takes_max_length else (*OWN_KEYS, "max_length")),
+        **method.arguments(trainer, sampling),
         "report_to": "none",
         "disable_tqdm": True,
         "log_level_replica": "error",
@@ -170,19 +171,17 @@ def _managed(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingCon
     return {name if name in known else FORMER_NAMES.get(name, name): value for name, value in managed.items()}
 
 
-def _on_policy(method: OnPolicyConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
-    """What GRPOConfig takes beyond the trainer group. TRL counts responses in a batch; here it is prompts."""
-    if sampling is None:
-        raise ValueError(f"method={method.name} samples while it trains and was given no sampling group")
-    return {
-        **{item.name: getattr(method, item.name) for item in dataclasses.fields(OnPolicyConfig) if item.name != "name"},
-        "per_device_train_batch_size": trainer.per_device_train_batch_size * method.num_generations,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_completion_length": sampling.max_new_tokens,
-        "disable_dropout": True,
-    }
+def check_extra(config: Config) -> None:
+    """Raise `ConfigError` for a wrong `trainer.extra`. Only then is TRL asked, which takes seconds to import."""
+    if not config.trainer.extra:
+        return
+    if team().size > 1:  # to make the arguments is to wait for the other processes
+        check_extra_names(config.method, config.trainer, config.sampling)
+    else:
+        arguments = training_arguments(
+            config.method, config.trainer, config.seed, Path("unused"), "cpu", "float32", config.sampling
+        )
+        check_optimizer(arguments)
 
 
 def check_extra_names(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> None:
@@ -200,7 +199,7 @@ def check_extra_names(method: MethodConfig, trainer: TrainerConfig, sampling: Sa
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            library, name = _arguments_class(method)
+            library, name = method.arguments_class
             source = f"TRL's {name}" if library == "trl" else f"transformers' {name}"
             raise ConfigError(f"trainer.extra.{key} is not an argument of {source}{hint}")
 
@@ -208,7 +207,7 @@ def check_extra_names(method: MethodConfig, trainer: TrainerConfig, sampling: Sa
 def argument_names(method: MethodConfig) -> set[str]:
     """The fields of the class that `training_arguments` makes, read from its source instead of by its import."""
     sources = [("transformers", "training_args.py")]
-    library, name = _arguments_class(method)
+    library, name = method.arguments_class
     if library == "trl":
         file = f"{name.removesuffix('Config').lower()}_config.py"
         sources += [("trl", "trainer/base_config.py"), ("trl", f"trainer/{file}")]
@@ -231,15 +230,15 @@ def fields_of(config: Any, without: Sequence[str]) -> dict[str, Any]:
     return {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in without}
 
 
-def lora_config(lora: LoraConfig, trainer: TrainerConfig) -> "peft.LoraConfig":
-    """The lora group as PEFT's config; where prompts are shared, with our layer in place of PEFT's."""
+def lora_config(lora: LoraConfig, kernels: Collection[str]) -> "peft.LoraConfig":
+    """The lora group as PEFT's config, with `lora_product`'s layer in place of PEFT's where that is among `kernels`."""
     import peft
 
     config = peft.LoraConfig(task_type="CAUSAL_LM", **fields_of(lora, ()))
-    if trainer.share_prompt:
-        from mipo_exp.kernels.lora_linear import use_lora_linear
+    if "lora_product" in kernels:
+        from mipo_exp.kernels.lora_product import use_lora_product
 
-        use_lora_linear(config)
+        use_lora_product(config)
     return config
 
 
@@ -275,7 +274,7 @@ def restore_lora_dropout(model: "nn.Module", lora: LoraConfig) -> None:
             module.p = lora.lora_dropout
 
 
-def check_targets(lora: LoraConfig, trainer: TrainerConfig, runtime: Runtime) -> None:
+def check_targets(lora: LoraConfig, runtime: Runtime) -> None:
     """Raise `ConfigError` for `lora.target_modules` that fit no layer of the model, which is built without weights."""
     import peft
     import torch
@@ -286,9 +285,22 @@ def check_targets(lora: LoraConfig, trainer: TrainerConfig, runtime: Runtime) ->
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
         try:
-            peft.get_peft_model(model, lora_config(lora, trainer))
+            peft.get_peft_model(model, lora_config(lora, ()))
         except ValueError as error:
             raise wrong_targets(lora, error) from error
+
+
+def check_layers(config: Config, runtime: Runtime, status: str) -> None:
+    """Raise `ConfigError` for `lora.target_modules` that the model does not have, where its folder is here.
+
+    Args:
+        config: the experiment.
+        runtime: of its model; `all-linear` fits every one, and takes no import.
+        status: of the adapter's stage.
+    """
+    named = config.lora.target_modules != "all-linear" and config.method.trains_on is not None
+    if named and status != "cached" and runtime.folder is not None:
+        check_targets(config.lora, runtime)
 
 
 def wrong_targets(lora: LoraConfig, error: ValueError) -> Exception:

@@ -1,19 +1,25 @@
 """On-policy training through TRL's GRPOTrainer: the policy answers the training prompts, and a reward says how well.
 
-A method is a reward: `build_on_policy` does the rest. Prompts come as the token ids that this package renders, answers
+A method is a reward, in a subclass of `OnPolicy`. Prompts come as the token ids that this package renders, answers
 from its own sampling engine, and the reference is the model with its adapter off. Each round of sampling has a seed of
 its own and no checkpoint lies within one, so an interrupted training goes on with the responses it would have had.
 """
 
+import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from mipo_exp.config.fields import Between, schema
+from mipo_exp.config.schema import Config, MethodConfig, SamplingConfig, TrainerConfig
+from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.responses import check_lengths
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
+from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.models.memory import memory_for
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
@@ -27,8 +33,7 @@ from mipo_exp.training.job import (
     training_arguments,
     wrong_targets,
 )
-from mipo_exp.training.layout import can_share
-from mipo_exp.training.shared_prompt import arrange_groups, share_prompts
+from mipo_exp.training.scored_groups import as_batch
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -43,6 +48,89 @@ BaseScores = Callable[[Sequence[Scorable]], list[float]]
 # KL (nats a token) between policy and reference before the first step that counts as rounding, by precision.
 FIRST_KL = {"float32": 1e-4, "float64": 1e-4}
 FIRST_KL_16_BITS = 0.05
+
+
+@schema
+class OnPolicy(MethodConfig):
+    """The keys, arguments of TRL's GRPOConfig under its own names, and the trainer of a method that is a reward."""
+
+    trains_on = "examples"
+    arguments_class = ("trl", "GRPOConfig")
+    num_generations: Annotated[int, Between(2, 1024)]
+    beta: Annotated[float, Between(1e-6, 100, or_zero=True)]
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"]
+    epsilon: Annotated[float, Between(1e-6, 100)]  # GSPO has 3e-4; CISPO switches a side off by a large one
+    epsilon_high: Annotated[float, Between(1e-6, 100)] | None
+    importance_sampling_level: Literal["token", "sequence"]
+    num_iterations: Annotated[int, Between(1, 1000)]
+    scale_rewards: Literal["group", "batch", "none"]
+    mask_truncated_completions: bool
+
+    @property
+    def splits(self) -> bool:
+        """See `MethodConfig.splits`: batches are handled by TRL."""
+        return False
+
+    @property
+    def passes(self) -> tuple[int, bool, int]:
+        """See `MethodConfig.passes`."""
+        return self.num_iterations, bool(self.beta), 0
+
+    def shape(self, config: Config) -> tuple[int, int]:
+        """See `MethodConfig.shape`."""
+        return 1, self.num_generations
+
+    def check(self, config: Config) -> None:
+        """See `MethodConfig.check`."""
+        super().check(config)
+        if config.sampling.temperature == 0:
+            raise ConfigError(
+                f"sampling.temperature=0 gives the same response to a prompt every time, and method={self.name} "
+                "compares different ones; set it to 1"
+            )
+        if config.trainer.save_steps % self.num_iterations:
+            raise ConfigError(
+                f"trainer.save_steps={config.trainer.save_steps} is not a multiple of method.num_iterations="
+                f"{self.num_iterations}: a checkpoint within a round of sampling has lost its responses"
+            )
+        level = {"luspo": "sequence", "vespo": "token"}.get(self.loss_type, self.importance_sampling_level)
+        if level != self.importance_sampling_level:
+            raise ConfigError(
+                f"method.loss_type={self.loss_type} needs method.importance_sampling_level={level}, not "
+                f"{self.importance_sampling_level}"
+            )
+
+    def check_examples(self, config: Config, task: Task, examples: Sequence[Example]) -> None:
+        """See `MethodConfig.check_examples`."""
+        batch, steps = config.trainer.per_device_train_batch_size, config.trainer.gradient_accumulation_steps
+        if len(examples) < batch * steps:
+            raise ConfigError(
+                f"trainer.per_device_train_batch_size={batch} × trainer.gradient_accumulation_steps={steps} prompts "
+                f"make a step of method={self.name}, and there are {len(examples)} training examples; lower one of "
+                "them, or raise task.train_examples"
+            )
+
+    def arguments(self, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
+        """See `MethodConfig.arguments`. TRL counts responses in a batch; here it is prompts."""
+        if sampling is None:
+            raise ValueError(f"method={self.name} samples while it trains and was given no sampling group")
+        return {
+            **{item.name: getattr(self, item.name) for item in dataclasses.fields(OnPolicy) if item.name != "name"},
+            "per_device_train_batch_size": trainer.per_device_train_batch_size * self.num_generations,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_completion_length": sampling.max_new_tokens,
+            "disable_dropout": True,
+        }
+
+    def make_reward(self, job: Job, base: BaseScores) -> Reward:
+        """The reward, given a way to score responses under the base model."""
+        raise NotImplementedError
+
+    def build(self, job: Job) -> "GRPOTrainer":
+        """See `MethodConfig.build`."""
+        return build_on_policy(job, partial(self.make_reward, job))
 
 
 def training_examples(job: Job) -> list[Example]:
@@ -74,7 +162,8 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     def base_scores(items: Sequence[Scorable]) -> list[float]:
         policy = loop.accelerator.unwrap_model(loop.model)
         with _evaluating(policy), policy.disable_adapter():
-            return summed_log_probs(policy.get_base_model(), items, rollout.scoring)
+            share = "prefix_sharing" in runtime.kernels
+            return summed_log_probs(policy.get_base_model(), items, rollout.scoring, share)
 
     reward = make_reward(base_scores)
 
@@ -98,31 +187,31 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
             ),
             train_dataset=Dataset.from_dict({"prompt": prompts, "row": list(range(len(prompts)))}),
             processing_class=runtime.renderer.tokenizer,
-            peft_config=lora_config(job.lora, job.trainer),
+            peft_config=lora_config(job.lora, runtime.kernels),
             callbacks=[job.callback],
         )
     except ValueError as error:
         raise wrong_targets(job.lora, error) from error
     check_trainable(loop.model, job.lora)
     restore_lora_dropout(loop.model, job.lora)
-    if job.trainer.share_prompt:
-        _share_prompts(loop, prompts, rollout.sampling.max_new_tokens)
+    if "prompt_sharing" in runtime.kernels:
+        _share_prompts(loop, prompts, rollout.sampling.max_new_tokens, runtime.kernels)
     loop.remove_callback(PrinterCallback)
     return loop
 
 
-def _share_prompts(loop: "GRPOTrainer", prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+def _share_prompts(
+    loop: "GRPOTrainer", prompts: Sequence[Sequence[int]], new_tokens: int, kernels: Collection[str]
+) -> None:
     """Compute each prompt once for all responses to it, where this architecture allows it; the longest one is tried,
     with pieces of itself as responses."""
-    import torch
-
-    longest = torch.tensor(max(prompts, key=len), device=loop.args.device)
-    pieces = [longest.repeat(1 + new_tokens // len(longest))[:new_tokens], longest[: (len(longest) + 1) // 2]]
+    prompt = max(prompts, key=len)
+    longest = list(prompt)
+    pieces = [(longest * (1 + new_tokens // len(longest)))[:new_tokens], longest[: (len(longest) + 1) // 2]]
     base = loop.accelerator.unwrap_model(loop.model).get_base_model()
-    with _evaluating(loop.model):
-        possible = can_share(base, len(longest) + new_tokens, [longest], [pieces])
-    if possible:
-        share_prompts(base, arrange_groups)
+    batch = as_batch([longest], [pieces], loop.args.device)
+    # TRL's output head divides logits by the temperature and may learn from their entropy; ours does neither.
+    share_prompts(base, batch, len(longest) + new_tokens, set(kernels) - {"response_head"})
 
 
 def _trainer_class(job: Job, rollout: Rollout) -> Any:
@@ -171,6 +260,7 @@ def _trainer_class(job: Job, rollout: Rollout) -> Any:
                         runtime.renderer.stop_ids,
                         runtime.renderer.pad_id,
                         batch_seed(job.seed, purpose, number),
+                        kernels=runtime.kernels,
                     )
                     found.update((i, item.token_ids) for i, item in zip(batch, sampled, strict=True))
             return [found[i] for i in range(len(prompt_ids))], None

@@ -1,13 +1,13 @@
 """What the losses of groups are computed from: log-probabilities of a batch, whole or in parts."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.training.layout import lay_out, run_layout, sums_apart
-from mipo_exp.training.micro_batches import Agree, Part, split
+from mipo_exp.kernels import IGNORED
+from mipo_exp.kernels.micro_batches import Agree, Part, split
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,11 @@ class Group:
     prompt_ids: list[int]
     responses: list[list[int]]
     ref_log_probs: list[float] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and all responses."""
+        return len(self.prompt_ids) + sum(map(len, self.responses))
 
 
 # What a loss is a mean over: how many of them some groups have.
@@ -109,59 +114,65 @@ def split_groups(
     return [Part({"groups": part}, mean_over(part) / total) for part in parts]
 
 
-def score_groups(
-    model: Any, groups: Sequence[Group], reference: bool, across_batch: bool = False, share: bool = True
-) -> Scored:
+def score_groups(model: Any, groups: Sequence[Group], reference: bool, across_batch: bool = False) -> Scored:
     """The log-probabilities of a batch.
 
     Args:
-        model: the PEFT model, or a wrapper around it whose call is its forward.
+        model: the PEFT model, or a wrapper around it whose call is its forward, with TRL's fused output head.
         groups: the batch.
         reference: whether those of π_ref are wanted too.
         across_batch: score every group's first response under every prompt; responses to equal prompts are no
             contrasts to each other.
-        share: compute each prompt once.
     """
     import torch
 
     device = next(model.parameters()).device
-    prompts = [torch.tensor(group.prompt_ids, device=device) for group in groups]
+    prompts = [group.prompt_ids for group in groups]
     if across_batch:
-        lists = [[group.responses[0] for group in groups]] * len(groups)
+        responses = [[group.responses[0] for group in groups]] * len(groups)
     else:
         most = max(len(group.responses) for group in groups)
-        lists = [group.responses + [[]] * (most - len(group.responses)) for group in groups]
-    responses = [[torch.tensor(ids, dtype=torch.long, device=device) for ids in row] for row in lists]
-    tokens = torch.tensor([[len(ids) for ids in row] for row in lists], device=device)
+        responses = [group.responses + [[]] * (most - len(group.responses)) for group in groups]
+    tokens = torch.tensor([[len(ids) for ids in row] for row in responses], device=device)
     contrasts = tokens > 0
     if across_batch:
         equal = torch.tensor([[a.prompt_ids == b.prompt_ids for b in groups] for a in groups], device=device)
         contrasts = ~equal | torch.eye(len(groups), dtype=torch.bool, device=device)
-    log_probs = _log_probs(model, prompts, responses, share)
+    batch = as_batch(prompts, responses, device)
+    log_probs = _log_probs(model, batch).view(tokens.shape)
     ref_log_probs = None
     if reference and groups[0].ref_log_probs is not None and not across_batch:
         stored = [(group.ref_log_probs or []) + [0.0] * (tokens.shape[1] - len(group.responses)) for group in groups]
         ref_log_probs = torch.tensor(stored, dtype=log_probs.dtype, device=device)
     elif reference:
-        with torch.no_grad(), _unwrapped(model).disable_adapter():
-            ref_log_probs = _log_probs(model, prompts, responses, share)
+        peft = model.module if hasattr(model, "module") else model  # inside a wrapper for several processes
+        with torch.no_grad(), peft.disable_adapter():
+            ref_log_probs = _log_probs(model, batch).view(tokens.shape)
     return Scored(log_probs, ref_log_probs, tokens, contrasts)
 
 
-def _log_probs(
-    model: Any, prompts: "Sequence[torch.Tensor]", responses: "Sequence[Sequence[torch.Tensor]]", share: bool
-) -> "torch.Tensor":
-    """Summed log-probabilities in float32, shape (n, m)."""
+def as_batch(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]], device: "torch.device | str"
+) -> "dict[str, torch.Tensor]":
+    """`input_ids`, `attention_mask` and `labels` as TRL has them: a row for each response behind its prompt, prompt by
+    prompt, padded on the right."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    count, places = len(prompts), len(responses[0])
-    if not share:
-        return sums_apart(_unwrapped(model).get_base_model(), model, prompts, responses).view(places, count).T
-    layout = lay_out(prompts, responses)
-    tokens = run_layout(_unwrapped(model).get_base_model(), model, layout).log_probs[0].float()
-    zeros = tokens.new_zeros(places * count)
-    return zeros.index_add(0, layout.places * count + layout.rows, tokens).view(places, count).T
+    pairs = [(list(prompt), list(ids)) for prompt, row in zip(prompts, responses, strict=True) for ids in row]
+    rows = {
+        "input_ids": (0, [prompt + ids for prompt, ids in pairs]),
+        "attention_mask": (0, [[1] * len(prompt + ids) for prompt, ids in pairs]),
+        "labels": (IGNORED, [[IGNORED] * len(prompt) + ids for prompt, ids in pairs]),
+    }
+    return {
+        name: pad_sequence([torch.tensor(row) for row in of], batch_first=True, padding_value=filler).to(device)
+        for name, (filler, of) in rows.items()
+    }
 
 
-def _unwrapped(model: Any) -> Any:
-    """The PEFT model inside a wrapper for several processes, or the model itself."""
-    return model.module if hasattr(model, "module") else model
+def _log_probs(model: Any, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    """Of each response, summed over its tokens, float32."""
+    scored = batch["labels"][:, 1:] != IGNORED
+    tokens: torch.Tensor = model(**batch, fused_lm_head=True).log_probs
+    return (tokens.float() * scored).sum(1)

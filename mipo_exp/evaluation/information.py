@@ -1,0 +1,174 @@
+"""Metrics of the log-probabilities: mutual information with contexts and prompts, fluency, distance from the base."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from mipo_exp.evaluation.metrics import (
+    FLUENCY,
+    INFORMATION,
+    POLICY_INFORMATION,
+    RELEVANCE,
+    RESPONSES,
+    Evaluated,
+    Measure,
+    Metric,
+    average,
+    measuring,
+    metric,
+    ratio,
+    register,
+)
+from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
+from mipo_exp.store.records import Scores
+
+_OWN = "log p(y | {given}) − log p(y | {left}), the marginal being the {of} left out"
+
+
+def _register_information(scorer: str, words: str, group: str, main: bool) -> None:
+    """The metrics under one model; those under the base model are what MIPO maximizes."""
+    headline: Literal["gain"] | None = "gain" if main else None
+    register(
+        Metric(
+            *(f"mi/{scorer}/nats", "Mutual information with the {of}", group, "nats", 1),
+            "Mean of log p(y | true {of}) − log of the mean of p(y | {of}) over K {of}s, the true one and K − 1 of "
+            f"other examples, under the {words} and summed over the response's tokens. A lower bound that cannot "
+            "exceed log K.",
+            column=main,
+            headline=headline,
+            plot=f"with the {{of}}\n({words})",
+        ),
+        Metric(
+            *(f"mi/{scorer}/nats_per_token", "The same per token", group, "nats per token", 1),
+            "The nats of all responses divided by their tokens, so that longer responses do not score higher by their "
+            "length alone.",
+        ),
+        *(
+            Metric(
+                *(f"mi/{scorer}/{of}_accuracy", f"{of.capitalize()} identified", group, "proportion", 1),
+                f"Share of responses for which the {words} gives the true {of} the highest likelihood of all K; a tie "
+                f"of m {of}s counts 1/m. Chance is 1/K.",
+                column=main,
+                headline=headline,
+                chance=True,
+                plot=f"{of} identified\n({words})",
+            )
+            for of in ("context", "prompt")
+        ),
+        Metric(
+            *(f"mi/{scorer}/own_marginal_nats", "Own-marginal information", group, "nats", 1),
+            f"Mean of {_OWN}. Not bounded by log K; grows with length.",
+        ),
+        Metric(
+            f"mi/{scorer}/own_marginal_nats_per_token",
+            *("Own-marginal information per token", group, "nats per token", 1),
+            f"The sum over all responses of ({_OWN}), divided by their tokens.",
+        ),
+    )
+
+
+_register_information("base", "base model", INFORMATION, main=True)
+_register_information("policy", "trained model", POLICY_INFORMATION, main=False)
+
+
+@measuring
+def mutual_information(of: Evaluated) -> dict[str, Measure]:
+    """The metrics of `_register_information` under each scoring model."""
+    found: dict[str, Measure] = {}
+    for name, scores in of.scores.items():
+        log_probs, tokens = _log_probs(scores), _tokens(scores)
+        infonce = infonce_pmi(log_probs)
+        marginal = own_marginal_pmi(log_probs, np.array([row.marginal_log_prob for row in scores]))
+        found |= {
+            f"mi/{name}/nats": average(infonce),
+            f"mi/{name}/nats_per_token": ratio(infonce, tokens),
+            f"mi/{name}/own_marginal_nats": average(marginal),
+            f"mi/{name}/own_marginal_nats_per_token": ratio(marginal, tokens),
+            f"mi/{name}/{of.contrasted}_accuracy": average(identified(log_probs)),
+        }
+    return found
+
+
+register(
+    Metric(
+        *("mi/prompt/nats", "Mutual information with the prompt", RELEVANCE, "nats", 1),
+        "Whether the response still answers its prompt: mean of log p(y | context, true prompt) − log of the mean "
+        "of p(y | context, prompt) over K prompts with the same context, the true one and K − 1 of other examples. A "
+        "lower bound that cannot exceed log K. A rise of the information about the context is a gain only where this "
+        "does not fall.",
+        column=True,
+        cost="prompt relevance",
+        plot="with the prompt\n(base model)",
+    ),
+    Metric(
+        *("mi/prompt/accuracy", "Prompt identified", RELEVANCE, "proportion", 1),
+        "Share of responses for which the base model gives the true prompt the highest likelihood of all K; a tie of m "
+        "prompts counts 1/m. Chance is 1/K.",
+        column=True,
+        cost="prompt relevance",
+        chance=True,
+        plot="prompt identified\n(base model)",
+    ),
+)
+
+
+@measuring
+def prompt_relevance(of: Evaluated) -> Mapping[str, Measure]:
+    """The information about the prompt where the context is given, I(Y; X | C), by the estimator that `mi/base/nats`
+    has for I(Y; C | X)."""
+    rows = [row.prompt_log_probs for row in of.scores.get("base", ()) if row.prompt_log_probs is not None]
+    if not rows:
+        return {}
+    log_probs = np.array(rows, dtype=np.float64)
+    return {"mi/prompt/nats": average(infonce_pmi(log_probs)), "mi/prompt/accuracy": average(identified(log_probs))}
+
+
+@metric(
+    *("fluency/nats_per_token", "Negative log-likelihood per token", FLUENCY, "nats per token", -1),
+    column=True,
+    cost="fluency",
+)
+def fluency(of: Evaluated) -> Measure | None:
+    """−log p(y | context, prompt) of all responses divided by their tokens: one that the base model finds unlikely
+    reads less like its own. The logarithm of its perplexity."""
+    base = of.scores.get("base")
+    return None if base is None else ratio([-row.log_probs[0] for row in base], _tokens(base))
+
+
+@metric("fluency/marginal_nats_per_token", "Negative log-likelihood per token, own marginal", FLUENCY, "nats per token")
+def marginal_fluency(of: Evaluated) -> Measure | None:
+    """The same with the context left out (the prompt, where there is no context). It rises with the information that
+    the response carries about what is left out."""
+    base = of.scores.get("base")
+    return None if base is None else ratio([-row.marginal_log_prob for row in base], _tokens(base))
+
+
+@metric(
+    *("response/kl_to_base", "KL divergence from the base model", RESPONSES, "nats"),
+    column=True,
+    tested=False,
+    headline="cost",
+)
+def kl_to_base(of: Evaluated) -> Measure | None:
+    """Mean of log p(y | context, prompt) under the trained model − the same under the base model, over the trained
+    model's own responses: how far training has moved it. 0 before; an estimate from few responses can be negative."""
+    return average(_ratios(of)) if "policy" in of.scores else None
+
+
+@metric("response/kl_to_base_per_token", "KL divergence per token", RESPONSES, "nats per token")
+def kl_to_base_per_token(of: Evaluated) -> Measure | None:
+    """The same nats of all responses divided by their tokens."""
+    return ratio(_ratios(of), _tokens(of.scores["policy"])) if "policy" in of.scores else None
+
+
+def _ratios(of: Evaluated) -> np.ndarray:
+    return log_ratio(_log_probs(of.scores["policy"])[:, 0], _log_probs(of.scores["base"])[:, 0])
+
+
+def _log_probs(scores: Sequence[Scores]) -> np.ndarray:
+    return np.array([row.log_probs for row in scores], dtype=np.float64)
+
+
+def _tokens(scores: Sequence[Scores]) -> np.ndarray:
+    return np.array([row.tokens for row in scores], dtype=np.float64)

@@ -1,0 +1,83 @@
+"""Variants from outside the package: by `plugins=` and by entry points, and what is said where one is wrong."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import ROOT, environment, run
+
+PACKAGE = Path(__file__).parent / "plugin_package"
+CONF = f"--config-dir={PACKAGE / 'conf'}"
+EXAMPLE = "plugins=[mipo_example.variants]"
+
+
+def on_path(*folders: Path) -> str:
+    return ":".join([*map(str, folders), str(ROOT), environment()["PYTHONPATH"]])
+
+
+def test_an_experiment_runs_with_a_task_a_strategy_and_a_method_of_a_plugin(tmp_path: Path) -> None:
+    variants = ("task=spelling", "negatives=next_prompt", "method=margin", "task.eval_examples=5", "evaluation.k=2")
+    quick = ("+debug=quick", "task.train_examples=5", "objective=delta/mi/base/nats", "hydra.run.dir=out")
+    done = run(CONF, EXAMPLE, *quick, *variants, cwd=tmp_path, PYTHONPATH=on_path(PACKAGE))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["task"], summary["negatives"], summary["method"]) == ("spelling", "next_prompt", "margin")
+    assert summary["status"] == "ok"
+
+
+def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    """As pip leaves it, but for the place of the code."""
+    info = tmp_path / "mipo_example-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.4\nName: mipo-example\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[mipo_exp]\nexample = mipo_example.variants\n")
+    path = on_path(tmp_path, PACKAGE)
+    wrong = run(CONF, "method=margin", "method.margin=0", cwd=tmp_path, PYTHONPATH=path)
+    assert wrong.returncode == 2
+    assert "method.margin=0.0 is out of range; it must be greater than 0" in wrong.stderr
+    (info / "entry_points.txt").write_text("[mipo_exp]\nexample = mipo_example.nothing\n")
+    broken = run("+debug=quick", cwd=tmp_path, PYTHONPATH=path)
+    assert broken.returncode == 2
+    assert "the entry point example of mipo-example cannot be imported (ModuleNotFoundError" in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "pattern"),
+    [
+        (None, [], r"plugins=\[mine\] cannot be imported \(ModuleNotFoundError: .*'mine'\); install .* PYTHONPATH"),
+        (None, ["negatives=mine"], r"plugins=\[mine\] cannot be imported"),
+        ("1 / 0", [], r"plugins=\[mine\] cannot be imported \(ZeroDivisionError"),
+        (
+            "@STRATEGIES.register('no_context')\ndef mine(examples, draw): ...",
+            [],
+            r"plugins=\[mine\]: negatives=no_context is registered twice, by mipo_exp\.pairing\.negatives\.no_context "
+            r"and by mine\.mine; give one of them another name",
+        ),
+        (
+            "@STRATEGIES.register('mine')\ndef mine(examples, draw): ...",
+            ["negatives=mine"],
+            r"negatives=mine is registered, and no negatives/mine\.yaml is found; .* --config-dir=DIR",
+        ),
+    ],
+    ids=["not there", "not there, chosen", "broken", "twice", "no YAML"],
+)
+def test_a_wrong_plugin_is_named_with_the_way_out(
+    content: str | None, arguments: list[str], pattern: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "mine.py").write_text(f"from mipo_exp.config.schema import STRATEGIES\n{content}\n")
+    done = run("+debug=quick", "plugins=[mine]", *arguments, cwd=tmp_path, PYTHONPATH=on_path(tmp_path))
+    assert done.returncode == 2, done.stderr
+    assert re.search(pattern, done.stderr.strip().splitlines()[-1]), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_module_may_be_imported_twice() -> None:
+    """As a notebook does; only another variant of a taken name is refused."""
+    from mipo_exp.config.schema import STRATEGIES
+    from mipo_exp.pairing.negatives import no_context
+
+    STRATEGIES.register("no_context", needs_context=True)(no_context)
+    assert STRATEGIES["no_context"].needs_context
