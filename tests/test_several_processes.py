@@ -232,7 +232,7 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on(when: str, tmp_p
     again = launch(*work, "trainer.per_device_train_batch_size=2", cwd=tmp_path)
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said
-    assert ("going on with the training" in said) == when.startswith("adapter")
+    assert ("resuming the training" in said) == when.startswith("adapter")
     undisturbed = together(
         *(*work, "trainer.per_device_train_batch_size=2", "hydra.run.dir=run", f"paths.cache={tmp_path / 'other'}"),
         folders=two,

@@ -35,7 +35,7 @@ KEY_LENGTH = 20
 PAUSE_SECONDS = 0.05  # between two looks for what another process writes
 SHARDS, SHARDS_A_FOLDER = "shards", 1000
 CHECKPOINTS = "checkpoints"
-# What a build goes on from when it was interrupted; removed when the artefact is complete.
+# What an interrupted build resumes from; removed when the artefact is complete.
 SCRATCH = (SHARDS, CHECKPOINTS)
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "tokenizers", "numpy")
 VersionPolicy = Literal["key", "warn", "ignore"]

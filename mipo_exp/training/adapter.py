@@ -1,4 +1,4 @@
-"""The training stage: an adapter by one of the methods, with checkpoints that an interrupted training goes on from."""
+"""The training stage: an adapter by one of the methods, with checkpoints from which an interrupted training resumes."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ def train_adapter(
 ) -> None:
     """Train the adapter and write `adapter/` (PEFT's format), `history.json` (the log rows) and `training.json`.
 
-    An interrupted training goes on from its last complete checkpoint and ends with the same weights. `processes` come
+    An interrupted training resumes from its last complete checkpoint and ends with the same weights. `processes` come
     here together, each with batches of its own, whose gradients are averaged; process 0 writes.
 
     Raises:
@@ -155,7 +155,7 @@ def _latest_complete(folder: Path) -> Path | None:
         else:
             shutil.rmtree(path)
     if best is not None:
-        log.info("going on with the training from %s", best.name)
+        log.info("resuming the training from %s", best.name)
     return best
 
 
