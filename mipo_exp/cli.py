@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -102,7 +103,8 @@ def _main() -> None:
         _exit("interrupted; rerun the same command to resume", EXIT_INTERRUPTED)
     except Exception as error:
         if not _is_known(error):
-            if isinstance(error, OSError):  # outside a job: Hydra making the folder of the run
+            # Outside a job: Hydra making the run's folder. Its error for an option that does not exist is one as well.
+            if isinstance(error, OSError) and not isinstance(error, HydraException):
                 _exit_unwritable(error)
             # A UserError is that of a job of a multirun that may not start.
             message = str(error) if isinstance(error, UserError) else explain(error, sys.argv[1:])
