@@ -103,11 +103,10 @@ def _main() -> None:
         _exit("interrupted; rerun the same command to resume", EXIT_INTERRUPTED)
     except Exception as error:
         if not _is_known(error):
-            # Outside a job: Hydra making the run's folder. Its error for an option that does not exist is one as well.
-            if isinstance(error, OSError) and not isinstance(error, HydraException):
-                _exit_unwritable(error)
             # A UserError is that of a job of a multirun that may not start.
             message = str(error) if isinstance(error, UserError) else explain(error, sys.argv[1:])
+            if message is None and isinstance(error, OSError):  # outside a job: Hydra making the folder of the run
+                _exit_unwritable(error)
             if message is None:
                 raise
             _exit(message, EXIT_BAD_INPUT)

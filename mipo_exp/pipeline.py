@@ -149,7 +149,7 @@ def declare(
     evaluates on other tasks, where there are any; `rewarding` is for methods that learn from a judge's scores; `settle`
     may put other versions of libraries into a stage (`Store.settled`)."""
 
-    shared = ("adapter", *(SHARDED if config.workers.name == "none" else ()))
+    shared = ("adapter", *(() if config.workers.remote else SHARDED))
 
     def stage(name: str, build: Callable[..., None], inputs: Mapping[str, Stage], **slices: Any) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""

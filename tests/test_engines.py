@@ -15,7 +15,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import LlamaConfig, Qwen2Config
 
-from mipo_exp.config.schema import SamplingConfig
+from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation import openvino_engine, responses
 from mipo_exp.generation.engine import check_engine, request_seed

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mipo_exp.config.schema import HarnessConfig
+from mipo_exp.config.groups import HarnessConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation import harness as module
 from mipo_exp.evaluation.harness import check_tasks, language_model, locate_harness, results

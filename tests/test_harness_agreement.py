@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mipo_exp.config.schema import SamplingConfig
+from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.answers import flexible_number
 from mipo_exp.evaluation.measure import PHASES

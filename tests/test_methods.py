@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mipo_exp.config.schema import METHODS, Config, SamplingConfig
+from mipo_exp.config.groups import SamplingConfig
+from mipo_exp.config.schema import METHODS, Config
 from mipo_exp.errors import ConfigError
 from mipo_exp.experiment import assemble
 from mipo_exp.generation.engine import Contrast

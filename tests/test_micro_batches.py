@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_exp.config.schema import METHODS, SPEED_ONLY, Config
+from mipo_exp.config.groups import SPEED_ONLY
+from mipo_exp.config.schema import METHODS, Config
 from mipo_exp.kernels.micro_batches import split
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import declare, declare_examples

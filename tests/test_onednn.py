@@ -11,7 +11,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralCon
 from transformers import Qwen2ForCausalLM as Qwen2
 from transformers.cache_utils import DynamicLayer
 
-from mipo_exp.config.schema import SamplingConfig
+from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.generation.transformers_engine import sample_batch
 from mipo_exp.kernels import onednn
 from mipo_exp.kernels.generation_cache import RoomyLayer, roomy_cache

@@ -168,7 +168,7 @@ def test_greedy_repetitions_of_a_pair_are_dropped_and_counted(experiment: Experi
 
 
 def test_pairs_that_cannot_teach_are_dropped_with_the_reason() -> None:
-    from mipo_exp.config.schema import PairsConfig
+    from mipo_exp.config.groups import PairsConfig
     from mipo_exp.pairing.pairs import why_dropped
 
     good, cut = Response("a", [1, 2, 3, 9], "fine", True), Response("b", [4, 5], "cut", False)

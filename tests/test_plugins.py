@@ -17,14 +17,15 @@ def on_path(*folders: Path) -> str:
     return ":".join([*map(str, folders), str(ROOT), environment()["PYTHONPATH"]])
 
 
-def test_an_experiment_runs_with_a_task_a_strategy_and_a_method_of_a_plugin(tmp_path: Path) -> None:
+def test_an_experiment_runs_with_a_task_a_strategy_a_method_and_a_metric_of_a_plugin(tmp_path: Path) -> None:
     variants = ("task=spelling", "negatives=next_prompt", "method=margin", "task.eval_examples=5", "evaluation.k=2")
-    quick = ("+debug=quick", "task.train_examples=5", "objective=delta/mi/base/nats", "hydra.run.dir=out")
+    quick = ("+debug=quick", "task.train_examples=5", "objective=after/response/words", "hydra.run.dir=out")
     done = run(CONF, EXAMPLE, *quick, *variants, cwd=tmp_path, PYTHONPATH=on_path(PACKAGE))
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["task"], summary["negatives"], summary["method"]) == ("spelling", "next_prompt", "margin")
     assert summary["status"] == "ok"
+    assert summary["metrics"]["after"]["response/words"]["n"] == 5
 
 
 def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:

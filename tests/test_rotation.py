@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from mipo_exp.config.schema import ScoringConfig
+from mipo_exp.config.groups import ScoringConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.kernels.prompt_sharing import lay_out
 from mipo_exp.models.rotation import rotation_limit

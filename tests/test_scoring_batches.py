@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mipo_exp.config.schema import ScoringConfig
+from mipo_exp.config.groups import ScoringConfig
 from mipo_exp.errors import ModelError
 from mipo_exp.kernels.prefix_sharing import MIN_SHARED_TOKENS, build_tree, common_prefix
 from mipo_exp.models.runtime import Runtime

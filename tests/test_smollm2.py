@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mipo_exp.config.schema import SamplingConfig
+from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.generation.transformers_engine import batch_seed, sample_batch
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs

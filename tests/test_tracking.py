@@ -11,8 +11,8 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
+from mipo_exp.config.groups import TrackerConfig
 from mipo_exp.config.redaction import without_secrets
-from mipo_exp.config.schema import TrackerConfig
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.report import Sample
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mipo_exp.config.schema import ModelConfig
+from mipo_exp.config.groups import ModelConfig
 from mipo_exp.errors import ModelError
 from mipo_exp.models.loading import ModelSource, load_model, load_tokenizer, locate
 from mipo_exp.models.runtime import Runtime

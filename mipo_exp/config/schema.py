@@ -1,46 +1,45 @@
-"""The typed schema of every config group, and the base classes and registries of the variants that groups choose from.
+"""The typed schema of the whole config, and the base classes and registries of the variants that groups choose from.
 
 A variant is a subclass, in the file that owns it, with the keys that it adds, its checks, and what others need to know
 of it: nobody else asks which one it is.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
 from mipo_exp.config.fields import (
     KERNELS,
-    MAX_SEQUENCE_TOKENS,
-    MAX_STEPS,
     BatchRows,
     BatchTokens,
     Between,
-    Conditions,
     Count,
-    LearningRate,
     ResponseTokens,
     Seed,
-    Steps,
-    Temperature,
     not_an_option,
     one_of,
     schema,
+)
+from mipo_exp.config.groups import (
+    EvaluationConfig,
+    HarnessConfig,
+    LoraConfig,
+    ModelConfig,
+    PairsConfig,
+    PathsConfig,
+    SamplingConfig,
+    ScoringConfig,
+    TrackerConfig,
+    TrainerConfig,
 )
 from mipo_exp.config.registry import Registry
 from mipo_exp.errors import ConfigError
 from mipo_exp.store.artefacts import VersionPolicy
 
-# Those of transformers that need no package and no argument of their own.
-SCHEDULES = (
-    *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
-)
-# Keys of the trainer group that change the memory and speed of a training, and its result by rounding at most.
-SPEED_ONLY = ("batch_tokens",)
 MIXTURE = "mixture"  # the strategy that draws from others with `negatives.weights`
 
 
@@ -54,28 +53,6 @@ class Strategy:
 
 
 STRATEGIES: Registry[Strategy] = Registry("negatives", Strategy)  # @STRATEGIES.register("NAME", needs_context=True)
-
-
-@schema
-class DtypeConfig:
-    cpu: Literal["float32", "bfloat16", "float64"]
-    cuda: Literal["float32", "bfloat16", "float16"]
-
-
-@schema
-class ModelConfig:
-    name: str
-    hub_id: str | None
-    revision: str
-    package: str | None
-    path: str | None
-    random: dict[str, Any] | None
-    dtype: DtypeConfig
-    attention: Literal["sdpa", "eager", "flash_attention_2"]
-    chat_template: str | None
-    lora_targets: Any
-    learning_rate: LearningRate
-    trust_remote_code: bool
 
 
 @schema
@@ -115,144 +92,6 @@ class NegativesConfig:
                 f"negatives.embedding_model={self.embedding_model} is given and {', '.join(names)} looks for nothing "
                 f"near; use negatives={near}, or set it to null"
             )
-
-
-@schema
-class SamplingConfig:
-    temperature: Temperature
-    top_p: Annotated[float, Between(0.001, 1)]  # below, the likeliest token alone is left: temperature 0 says that
-    top_k: Annotated[int, Between(0, 10**6)]  # more than any vocabulary has
-    max_new_tokens: ResponseTokens
-
-
-@schema
-class ScoringConfig:
-    batch_tokens: BatchTokens
-
-
-@schema
-class PairsConfig:
-    keep_cut_off: bool
-    min_pmi_margin: Annotated[float, Between(-1000, 1000)] | None  # nats
-    max_length_ratio: Annotated[float, Between(1, 1000)] | None
-
-
-def _layers(targets: Any) -> Any:
-    """`lora.target_modules`; a layer's name is a list of one, since PEFT takes text for a pattern of whole paths."""
-    named = isinstance(targets, list) and bool(targets) and all(isinstance(name, str) for name in targets)
-    if not named and not (isinstance(targets, str) and targets):
-        raise ConfigError(
-            f"lora.target_modules={targets!r} is neither all-linear (or a pattern) nor a list of layer names"
-        )
-    if named or targets == "all-linear":
-        return targets
-    try:
-        re.compile(targets)
-    except re.error as error:
-        raise ConfigError(
-            f"lora.target_modules={targets!r} is not a regular expression ({error}); use all-linear, a list of "
-            "layer names, or a valid expression"
-        ) from error
-    return [targets] if re.fullmatch(r"[\w.]+", targets) else targets
-
-
-@schema
-class LoraConfig:
-    r: Annotated[int, Between(1, 4096)]  # the width of a 7B model: there it is full rank
-    lora_alpha: Annotated[int, Between(1, 2**14)]
-    lora_dropout: Annotated[float, Between(1e-6, 0.95, or_zero=True)]
-    target_modules: Annotated[Any, BeforeValidator(_layers)]
-    use_rslora: bool
-    use_dora: bool
-
-
-@schema
-class BatchTokensConfig:
-    cpu: BatchTokens | None
-    cuda: BatchTokens | None
-
-
-@schema
-class TrainerConfig:
-    learning_rate: LearningRate
-    num_train_epochs: Annotated[float, Between(1e-4, 1000)]
-    max_steps: Annotated[int, Between(-1, MAX_STEPS)]
-    per_device_train_batch_size: BatchRows
-    gradient_accumulation_steps: BatchRows
-    lr_scheduler_type: Annotated[str, one_of(SCHEDULES)]
-    warmup_steps: Annotated[float, Between(1e-4, MAX_STEPS, or_zero=True)]
-    weight_decay: Annotated[float, Between(1e-8, 10, or_zero=True)]
-    max_grad_norm: Annotated[float, Between(1e-6, 1e6, or_zero=True)]
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop"]
-    max_length: Annotated[int, Between(2, MAX_SEQUENCE_TOKENS)] | None
-    activation_checkpointing: bool
-    logging_steps: Steps
-    save_steps: Steps
-    reference: Literal["scored", "live"]
-    batch_tokens: BatchTokensConfig
-    extra: dict[str, Any]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a training's result depends on."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in SPEED_ONLY}
-
-    @model_validator(mode="after")
-    def _check(self) -> "TrainerConfig":
-        if self.max_steps == 0:
-            raise ConfigError(
-                "trainer.max_steps=0 trains nothing; use -1 for whole epochs, or a positive number of steps"
-            )
-        if self.save_steps % self.logging_steps:
-            raise ConfigError(
-                f"trainer.save_steps={self.save_steps} is not a multiple of trainer.logging_steps="
-                f"{self.logging_steps}; a training that resumes from a checkpoint would log other averages"
-            )
-        return self
-
-
-@schema
-class EvaluationConfig:
-    k: Conditions
-    seed: Seed
-    policy_scoring: bool
-    prompt_scoring: bool
-    overlap_words: Annotated[int, Between(2, 1000)]
-    self_bleu_size: Annotated[int, Between(3, 2000)]  # its square is compared
-    option_scoring: Literal["chat", "harness", "none"]
-    sampling: SamplingConfig
-
-
-@schema
-class HarnessConfig:
-    """lm-evaluation-harness; without `tasks` it is not run, and need not be installed."""
-
-    tasks: list[str]
-    include_path: str | None
-    num_fewshot: Annotated[int, Between(0, 1000)] | None
-    limit: Count | None
-    apply_chat_template: bool
-    gen_kwargs: dict[str, Any]
-    batch_size: BatchRows
-    seed: Seed
-
-
-@schema
-class TrackerConfig:
-    name: Literal["none", "wandb"]
-    project: str | None
-    entity: str | None
-    mode: Literal["auto", "online", "offline"] | None
-    group: str | None
-    tags: list[str]
-    log_adapter: bool
-
-
-@schema
-class PathsConfig:
-    cache: str
-    data: str | None
-    output: str
 
 
 @schema

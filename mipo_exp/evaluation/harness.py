@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from mipo_exp.config.schema import HarnessConfig
+from mipo_exp.config.groups import HarnessConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.models.hub import refusal, unreachable
 from mipo_exp.models.runtime import Runtime

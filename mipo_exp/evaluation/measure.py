@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mipo_exp.config.schema import EvaluationConfig
+from mipo_exp.config.groups import EvaluationConfig
 from mipo_exp.evaluation import context_words, diversity, information, options, responses
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.metrics import COMPUTED, Evaluated, Measure, clusters, describe

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from mipo_exp.config.schema import EvaluationConfig
+from mipo_exp.config.groups import EvaluationConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.store.records import Example, OptionScores, Response, Scores
 

@@ -4,7 +4,7 @@ context."""
 import re
 from collections.abc import Callable, Sequence
 
-from mipo_exp.config.schema import EvaluationConfig
+from mipo_exp.config.groups import EvaluationConfig
 from mipo_exp.evaluation.metrics import FLUENCY, RESPONSES, Evaluated, metric
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from mipo_exp.config.fields import Between, schema
-from mipo_exp.config.schema import WORKERS, ModelConfig, WorkersConfig
+from mipo_exp.config.groups import ModelConfig
+from mipo_exp.config.schema import WORKERS, WorkersConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mipo_exp.config.schema import Config, SamplingConfig
+from mipo_exp.config.groups import SamplingConfig
+from mipo_exp.config.schema import Config
 from mipo_exp.errors import ConfigError
 from mipo_exp.store.artefacts import digest
 

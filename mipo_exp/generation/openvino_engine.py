@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mipo_exp.config.fields import schema
-from mipo_exp.config.schema import ENGINES, Config, EngineConfig, SamplingConfig
+from mipo_exp.config.groups import SamplingConfig
+from mipo_exp.config.schema import ENGINES, Config, EngineConfig
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation import openvino_model
 from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of

@@ -8,7 +8,8 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from mipo_exp.config.schema import Decoding, EngineConfig, NegativesConfig, SamplingConfig
+from mipo_exp.config.groups import SamplingConfig
+from mipo_exp.config.schema import Decoding, EngineConfig, NegativesConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.progress import Progress
 from mipo_exp.execution.shards import Shard, compute_shards

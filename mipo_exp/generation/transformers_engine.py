@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mipo_exp.config.fields import schema
-from mipo_exp.config.schema import ENGINES, EngineConfig, SamplingConfig
+from mipo_exp.config.groups import SamplingConfig
+from mipo_exp.config.schema import ENGINES, EngineConfig
 from mipo_exp.generation.engine import Contrast, Sampled, cut, longest_first
 from mipo_exp.models.memory import memory_for
 from mipo_exp.store.artefacts import digest

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mipo_exp.config.fields import Between, schema
-from mipo_exp.config.schema import ENGINES, Config, EngineConfig, SamplingConfig
+from mipo_exp.config.groups import SamplingConfig
+from mipo_exp.config.schema import ENGINES, Config, EngineConfig
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
 from mipo_exp.models.loading import load_folder

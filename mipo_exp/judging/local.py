@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp.config.fields import ResponseTokens, Temperature, schema
-from mipo_exp.config.schema import JUDGES, EngineConfig, ModelConfig, SamplingConfig
+from mipo_exp.config.groups import ModelConfig, SamplingConfig
+from mipo_exp.config.schema import JUDGES, EngineConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import JudgeError, ModelError
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mipo_exp.config.schema import ModelConfig
+from mipo_exp.config.groups import ModelConfig
 from mipo_exp.errors import ModelError
 from mipo_exp.models.loading import ModelSource, load_folder, quiet_libraries, template_override
 

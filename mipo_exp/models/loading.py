@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mipo_exp.config.schema import ModelConfig
+from mipo_exp.config.groups import ModelConfig
 from mipo_exp.errors import ModelError, StorageError, gib
 from mipo_exp.models.hub import Repository
 from mipo_exp.models.weights import COPY, check_files, check_finite, check_loaded, check_sizes, read_json

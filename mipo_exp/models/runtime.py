@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mipo_exp.config.fields import kernel_parts
-from mipo_exp.config.schema import ModelConfig
+from mipo_exp.config.groups import ModelConfig
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.models import conversion
 from mipo_exp.models.loading import ModelSource, load_model, load_tokenizer, read_config

@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 
-from mipo_exp.config.schema import PairsConfig
+from mipo_exp.config.groups import PairsConfig
 from mipo_exp.errors import DataError
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import Workspace

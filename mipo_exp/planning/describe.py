@@ -101,7 +101,7 @@ def make_plan(assembled: Assembled) -> Plan:
         notes.append("tokens and memory: known once the data and the size of the model are")
     if shape is not None:
         about[-1] += f", {shape.total / 1e9:.2f}B parameters, {gib(shape.total * shape.itemsize)}"
-        disk += 2 * BYTES["float32"] * shape.total if config.engine.name == "openvino" else 0  # in its own form
+        disk += 2 * BYTES["float32"] * shape.total if config.engine.convert is not None else 0  # in its own form
     if shape is not None and examples is not None and any(need.total > free for need in memory.values()):
         notes.append(find_limits(config, examples, shape, runtime.device, free, missing, encode))
     if any(stage.name == "harness" for stage in stages.values()):

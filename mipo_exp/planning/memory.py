@@ -57,7 +57,7 @@ def _need(config: Config, work: Work, shape: Shape, device: str) -> Need:
     living = (LIVING_WIDTHS * shape.width + LIVING_INNERS * shape.inner) * shape.itemsize
     logits = SCORING_LOGITS * work.widest_heads * shape.vocabulary * 4
     if work.sampled:
-        if config.engine.name == "openvino":
+        if config.engine.convert is not None:
             fixed += 4 * shape.total  # its float32 weights stand beside those that score
         return Need(fixed, work.widest * (CACHE_COPIES * shape.kv_bytes + living) + logits)
     return Need(fixed, work.widest * living + min(logits, SCORING_LOGITS * MAX_LOGITS_BYTES[on]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.config.schema import ModelConfig
+from mipo_exp.config.groups import ModelConfig
 from mipo_exp.models.loading import ModelSource
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from mipo_exp.config.fields import kernel_parts
-from mipo_exp.config.schema import Config, EngineConfig, SamplingConfig
+from mipo_exp.config.groups import SamplingConfig
+from mipo_exp.config.schema import Config, EngineConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
 from mipo_exp.pairing.negatives import sample_negatives

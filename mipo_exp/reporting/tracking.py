@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from mipo_exp.config.groups import TrackerConfig
 from mipo_exp.config.redaction import without_secrets
-from mipo_exp.config.schema import TrackerConfig
 from mipo_exp.errors import StorageError
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.models.hub import reachable

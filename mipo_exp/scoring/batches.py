@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from mipo_exp.config.schema import ScoringConfig
+from mipo_exp.config.groups import ScoringConfig
 from mipo_exp.errors import out_of_memory
 from mipo_exp.kernels import prefix_sharing
 from mipo_exp.models.memory import free_memory, memory_for

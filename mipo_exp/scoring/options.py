@@ -8,7 +8,7 @@ keeps to the form that was asked for. What is scored follows lm-evaluation-harne
 import json
 from collections.abc import Sequence
 
-from mipo_exp.config.schema import ScoringConfig
+from mipo_exp.config.groups import ScoringConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.options import letters
 from mipo_exp.errors import DataError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from mipo_exp.config.schema import ScoringConfig
+from mipo_exp.config.groups import ScoringConfig
 from mipo_exp.errors import DataError
 from mipo_exp.execution.progress import Progress
 from mipo_exp.execution.shards import Shard, compute_shards

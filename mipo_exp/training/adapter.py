@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.config.schema import LoraConfig, MethodConfig, PairsConfig, TrainerConfig
+from mipo_exp.config.groups import LoraConfig, PairsConfig, TrainerConfig
+from mipo_exp.config.schema import MethodConfig
 from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.progress import Progress

@@ -14,12 +14,11 @@ from mipo_exp.config.fields import schema
 from mipo_exp.config.schema import MethodConfig, TrainsOn
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.processes import mean_over_processes
-from mipo_exp.kernels import rounding
 from mipo_exp.kernels.micro_batches import Agree, MicroBatches, Part
 from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.store.records import Example, Response
 from mipo_exp.store.tables import ById, Mapped
-from mipo_exp.training.job import Job, check_trainable, lora_config, training_arguments, wrong_targets
+from mipo_exp.training.job import Job, adapting, check_gap, check_trainable, lora_config, training_arguments
 from mipo_exp.training.micro_batches import settle_budget
 from mipo_exp.training.scored_groups import Count, Group, Scored, as_batch, joined, score_groups, split_groups
 
@@ -120,10 +119,8 @@ def build_trainer(
             f"method={job.method.name} contrasts the {arguments.per_device_train_batch_size} responses of a batch, and "
             f"there are {len(groups)}; lower trainer.per_device_train_batch_size or raise task.train_examples"
         )
-    try:
+    with adapting(job.lora):
         model: Any = peft.get_peft_model(base, lora_config(job.lora, runtime.kernels))
-    except ValueError as error:
-        raise wrong_targets(job.lora, error) from error
     check_trainable(model, job.lora)
     if isinstance(base.get_output_embeddings(), peft.tuners.tuners_utils.BaseTunerLayer):
         raise ConfigError(
@@ -212,12 +209,7 @@ def check_stored_references(model: Any, groups: Sequence[Group]) -> None:
     model.train()
     gap = max(float(one.log_ratios.abs().max()) for one in scored)
     longest = max(int(one.tokens.max()) for one in scored)
-    if not gap <= rounding(next(model.parameters()).dtype, longest):
-        raise ConfigError(
-            f"before the first step a response's log-probability under the policy differs by {gap:.3g} nats from its "
-            "reference instead of 0: what was scored is not what this model computes; use trainer.reference=live, and "
-            "report it"
-        )
+    check_gap(gap, model, longest)
     log.info("reference: the base model's stored log-probabilities; within %.1g nats on %d groups", gap, len(groups))
 
 

@@ -5,26 +5,21 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mipo_exp.config.schema import (
-    Config,
-    EngineConfig,
-    LoraConfig,
-    MethodConfig,
-    PairsConfig,
-    SamplingConfig,
-    ScoringConfig,
-    TrainerConfig,
-)
+from mipo_exp.config.groups import LoraConfig, PairsConfig, SamplingConfig, ScoringConfig, TrainerConfig
+from mipo_exp.config.schema import Config, EngineConfig, MethodConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.execution.processes import team
 from mipo_exp.judging.stage import Judging
+from mipo_exp.kernels import rounding
 from mipo_exp.models.loading import read_config
 from mipo_exp.models.rotation import rotation_limit
 from mipo_exp.models.runtime import Runtime
@@ -51,6 +46,7 @@ REFUSED = (
 )
 # What transformers called an argument before it got its name of today (5.23).
 FORMER_NAMES = {"activation_checkpointing": "gradient_checkpointing"}
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 # Keys of the trainer group that are ours, not TRL's.
 OWN_KEYS = ("reference", "batch_tokens", "extra")
 
@@ -123,20 +119,13 @@ def training_arguments(
 
 def _check_extra_types(kind: type, extra: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for a value that is not of its argument's type: the class takes any, and fails later."""
-    from huggingface_hub.dataclasses import type_validator
-
     types = get_type_hints(kind) if extra else {}
     for key, value in extra.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
         try:
-            type_validator(key, value, types[key] | int if whole and _takes_float(types[key]) else types[key])
-        except TypeError as error:
-            said = " ".join(str(error).split())
+            TypeAdapter[Any](types[key], config=STRICT).validate_python(value)
+        except ValidationError as error:
+            said = "; ".join(one["msg"] for one in error.errors())
             raise ConfigError(f"trainer.extra.{key}={value!r} has the wrong type: {said}") from error
-
-
-def _takes_float(kind: Any) -> bool:
-    return kind is float or float in get_args(kind)
 
 
 def check_optimizer(arguments: "TrainingArguments") -> None:
@@ -259,6 +248,17 @@ def check_rotation(job: Job, pairs: Table[ScoredPair]) -> None:
         )
 
 
+def check_gap(gap: float, model: "nn.Module", longest: int) -> None:
+    """Raise `ConfigError` where before the first step log-probabilities under the policy and its reference lie `gap`
+    nats apart, and that is more than rounding of a response of `longest` tokens."""
+    if not gap <= rounding(next(model.parameters()).dtype, longest):
+        raise ConfigError(
+            f"before the first step a response's log-probability under the policy differs by {gap:.3g} nats from its "
+            "reference instead of 0: what was scored is not what this model computes; use trainer.reference=live, and "
+            "report it"
+        )
+
+
 def check_trainable(model: Any, lora: LoraConfig) -> None:
     """Raise `ConfigError` where a PEFT model has nothing to train."""
     if not model.get_nb_trainable_parameters()[0]:
@@ -274,40 +274,38 @@ def restore_lora_dropout(model: "nn.Module", lora: LoraConfig) -> None:
             module.p = lora.lora_dropout
 
 
-def check_targets(lora: LoraConfig, runtime: Runtime) -> None:
-    """Raise `ConfigError` for `lora.target_modules` that fit no layer of the model, which is built without weights."""
-    import peft
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    remote = runtime.config.trust_remote_code
-    config = read_config(runtime.model_folder, runtime.config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
-        try:
-            peft.get_peft_model(model, lora_config(lora, ()))
-        except ValueError as error:
-            raise wrong_targets(lora, error) from error
-
-
 def check_layers(config: Config, runtime: Runtime, status: str) -> None:
-    """Raise `ConfigError` for `lora.target_modules` that the model does not have, where its folder is here.
+    """Raise `ConfigError` for `lora.target_modules` that fit no layer of the model, where its folder is here. It is
+    built without weights.
 
     Args:
         config: the experiment.
         runtime: of its model; `all-linear` fits every one, and takes no import.
         status: of the adapter's stage.
     """
-    named = config.lora.target_modules != "all-linear" and config.method.trains_on is not None
-    if named and status != "cached" and runtime.folder is not None:
-        check_targets(config.lora, runtime)
+    untouched = config.lora.target_modules == "all-linear" or config.method.trains_on is None
+    if untouched or status == "cached" or runtime.folder is None:
+        return
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    remote = runtime.config.trust_remote_code
+    model_config = read_config(runtime.model_folder, runtime.config)
+    with torch.device("meta"), adapting(config.lora):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=remote)
+        peft.get_peft_model(model, lora_config(config.lora, ()))
 
 
-def wrong_targets(lora: LoraConfig, error: ValueError) -> Exception:
-    """PEFT's refusal of `lora.target_modules` as a `ConfigError`; any other error as it is."""
-    if "target modules" not in str(error).lower() and "target_modules" not in str(error):
-        return error
-    return ConfigError(
-        f"lora.target_modules={lora.target_modules} does not fit this model ({error}); use all-linear or names of its "
-        "linear layers"
-    )
+@contextmanager
+def adapting(lora: LoraConfig) -> Iterator[None]:
+    """PEFT's refusal of `lora.target_modules` as a `ConfigError`."""
+    try:
+        yield
+    except ValueError as error:
+        if "target modules" not in str(error).lower() and "target_modules" not in str(error):
+            raise
+        raise ConfigError(
+            f"lora.target_modules={lora.target_modules} does not fit this model ({error}); use all-linear or names of "
+            "its linear layers"
+        ) from error

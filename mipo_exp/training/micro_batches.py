@@ -2,7 +2,8 @@
 
 import logging
 
-from mipo_exp.config.schema import LoraConfig, MethodConfig, TrainerConfig
+from mipo_exp.config.groups import LoraConfig, TrainerConfig
+from mipo_exp.config.schema import MethodConfig
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mipo_exp.config.fields import Between, schema
-from mipo_exp.config.schema import Config, MethodConfig, SamplingConfig, TrainerConfig
+from mipo_exp.config.groups import SamplingConfig, TrainerConfig
+from mipo_exp.config.schema import Config, MethodConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.responses import check_lengths
@@ -27,11 +28,11 @@ from mipo_exp.store.records import Example
 from mipo_exp.training.job import (
     Job,
     Rollout,
+    adapting,
     check_trainable,
     lora_config,
     restore_lora_dropout,
     training_arguments,
-    wrong_targets,
 )
 from mipo_exp.training.scored_groups import as_batch
 
@@ -178,7 +179,7 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     model = runtime.fresh_model()
     # What ends a response, for TRL's counts of those that were truncated.
     model.generation_config.eos_token_id = list(runtime.renderer.stop_ids)
-    try:
+    with adapting(job.lora):
         loop = _trainer_class(job, rollout)(
             model=model,
             reward_funcs=rewards,
@@ -190,8 +191,6 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
             peft_config=lora_config(job.lora, runtime.kernels),
             callbacks=[job.callback],
         )
-    except ValueError as error:
-        raise wrong_targets(job.lora, error) from error
     check_trainable(loop.model, job.lora)
     restore_lora_dropout(loop.model, job.lora)
     if "prompt_sharing" in runtime.kernels:

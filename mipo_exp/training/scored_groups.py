@@ -34,11 +34,6 @@ class Group:
 Count = Callable[[Sequence[Group]], int]
 
 
-def response_tokens(groups: Sequence[Group]) -> int:
-    """The tokens of all responses."""
-    return sum(len(ids) for group in groups for ids in group.responses)
-
-
 @dataclass(frozen=True)
 class Scored:
     """A batch as a loss sees it: n prompts and m responses to each, all of shape (n, m).

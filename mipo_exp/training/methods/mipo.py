@@ -14,22 +14,23 @@ import numpy as np
 from pydantic import model_validator
 
 from mipo_exp.config.fields import Between, Tie, one_of, schema
-from mipo_exp.config.schema import METHODS, Config, MethodConfig, SamplingConfig, TrainerConfig
+from mipo_exp.config.groups import SamplingConfig, TrainerConfig
+from mipo_exp.config.schema import METHODS, Config, MethodConfig
 from mipo_exp.errors import ConfigError
-from mipo_exp.kernels import rounding
 from mipo_exp.kernels.micro_batches import Agree, MicroBatches, Part, merge_pair_metrics, pair_counts, split_pairs
 from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.store.records import ScoredPair
 from mipo_exp.store.tables import Table
 from mipo_exp.training.job import (
     Job,
+    adapting,
+    check_gap,
     check_rotation,
     check_trainable,
     fields_of,
     lora_config,
     restore_lora_dropout,
     training_arguments,
-    wrong_targets,
 )
 from mipo_exp.training.micro_batches import settle_budget
 from mipo_exp.training.scored_groups import as_batch
@@ -167,7 +168,7 @@ def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTraine
                 merge_pair_metrics(self._metrics["train"], counts)
 
     runtime, reference = job.runtime, job.trainer.reference
-    try:
+    with adapting(job.lora):
         dpo = PairTrainer(
             model=runtime.fresh_model(),
             args=training_arguments(method, job.trainer, job.seed, job.output, runtime.device, runtime.dtype),
@@ -176,8 +177,6 @@ def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTraine
             peft_config=lora_config(job.lora, runtime.kernels),
             callbacks=[job.callback],
         )
-    except ValueError as error:
-        raise wrong_targets(job.lora, error) from error
     restore_lora_dropout(dpo.model, job.lora)
     dpo.remove_callback(PrinterCallback)
     # TRL reads the reference's log-probabilities from the batch where this is set. Asking for it through its config
@@ -279,14 +278,8 @@ def check_first_loss(dpo: "DPOTrainer", method: Mipo, reference: str) -> None:
     model.train()
     rows = [dpo.train_dataset[i] for i in range(count)]
     longest = max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids"))
-    allowed = rounding(next(model.parameters()).dtype, longest)
     gap, loss, expected = max(gaps), sum(losses) / count, first_loss(method)
-    if not gap <= allowed:
-        raise ConfigError(
-            f"before the first step a pair's log-probability under the policy differs by {gap:.3g} nats from its "
-            f"reference instead of 0: what was scored is not what this model computes; use trainer.reference=live, and "
-            "report it"
-        )
+    check_gap(gap, model, longest)
     router = dpo.router_aux_loss_coef * sum(balance) / count if balance else 0.0
     # The router's part may be in 16 bits; TRL computes the rest in float32.
     change = largest_change(method, 2 * gap) + 1e-2 * router

@@ -1,4 +1,4 @@
-"""A strategy, a task and a method from outside mipo_exp."""
+"""A strategy, a task, a method and a metric from outside mipo_exp."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 from mipo_exp.config.fields import Between, schema
 from mipo_exp.config.schema import METHODS, STRATEGIES, TASKS, TaskConfig
 from mipo_exp.data.base import Examples, Task, reference
+from mipo_exp.evaluation.metrics import Evaluated, metric
 from mipo_exp.pairing.negatives import Draw
 from mipo_exp.store.records import Example, Negative
 from mipo_exp.training.groups import GroupMethod, Result
@@ -65,3 +66,9 @@ class Margin(GroupMethod):
     def loss(self, batch: Scored) -> Result:
         gaps = self.margin - (batch.log_ratios[:, :1] - batch.log_ratios[:, 1:])
         return gaps.relu()[batch.contrasts[:, 1:]].mean(), {"gap": float(gaps.detach().mean())}
+
+
+@metric("response/words", "Words", "Responses", column=True)
+def words(of: Evaluated) -> list[float]:
+    """Words of a response."""
+    return [float(len(text.split())) for text in of.texts]
