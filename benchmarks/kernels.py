@@ -23,11 +23,11 @@ from typing import Any
 from benchmarks.ours import Sizes, overrides, write_examples
 from mipo_exp.config.fields import KERNELS
 
-MAIN = ("task.train_examples=48", "task.eval_examples=32", "trainer.max_steps=12", "tracker=none")
-# About as long as the main job in this size; GSM8K's prompts are short, LaMP's have some 550 tokens.
+MAIN = ("task.train_examples=32", "task.eval_examples=24", "trainer.max_steps=8", "tracker=none")
+# GSM8K's prompts are short, LaMP's have some 550 tokens.
 SIZES = {
-    "gsm8k": Sizes(pairs=24, new_tokens=48, steps=6, batch=4, k=4, seed=0),
-    "lamp": Sizes(pairs=8, new_tokens=32, steps=4, batch=2, k=8, seed=0),
+    "gsm8k": Sizes(pairs=16, new_tokens=48, steps=4, batch=4, k=4, seed=0),
+    "lamp": Sizes(pairs=8, new_tokens=32, steps=3, batch=2, k=8, seed=0),
 }
 WORKLOADS = ("main", *SIZES)
 ALL, NONE = "all", "plain"

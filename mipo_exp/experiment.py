@@ -93,7 +93,9 @@ def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
     if config.paths.data is not None and config.task.path is None and config.task.hub_id is not None:
         log.info("paths.data=%s has no folder %s: %s", config.paths.data, config.task.name, config.task.hub_id)
     task = make_task(config.task, root)
-    judging = here(lambda: prepare_judging(config, task, root, device, fetch), None, ModelError)
+    judging = None
+    if team().main:
+        judging = here(lambda: prepare_judging(config, task, root, device, fetch), None, ModelError)
     rewarding = here(lambda: prepare_rewards(config, judging, task, root, device, fetch), None, ModelError)
     _warn_of_one_judge(judging, rewarding)
     data = here(lambda: task.prepare(fetch), None)
@@ -111,7 +113,8 @@ def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
         runtime.folder = store.path(model) / "model"
     if examples is None:
         examples = declare_and_fetch(runtime)
-    stages = declare(config, runtime, examples, encoder, harness, rewarding)
+    settle = partial(store.settled, versions=config.versions)
+    stages = declare(config, runtime, examples, encoder, harness, rewarding, settle)
     if team().main:
         check_harness(harness, [store.status(stage) for stage in stages.values() if stage.name == "harness"], fetch)
     check_layers(config, runtime, store.status(stages["adapter"]) if "adapter" in stages else "cached")

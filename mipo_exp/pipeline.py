@@ -30,7 +30,7 @@ from mipo_exp.pairing.pairs import build_pairs
 from mipo_exp.pairing.similarity import Encoder
 from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
-from mipo_exp.store.artefacts import Stage, Store, Workspace
+from mipo_exp.store.artefacts import Stage, Store, Workspace, package_versions
 from mipo_exp.store.records import Example
 from mipo_exp.training.adapter import train_adapter
 from mipo_exp.training.job import Rollout
@@ -59,6 +59,14 @@ VERSIONS = {
     "option_scores": 4,
     "harness": 1,
     "judgements": 1,
+}
+
+# The libraries whose versions are in the key of a stage; an engine's own and PEFT are added where they take part.
+COMPUTING = ("torch", "transformers", "tokenizers")
+LIBRARIES = {
+    "pairs": ("transformers", "tokenizers"),
+    "adapter": (*COMPUTING, "peft", "trl"),
+    "harness": (*COMPUTING, "lm_eval"),
 }
 
 
@@ -135,22 +143,31 @@ def declare(
     encoder: Encoder | None = None,
     harness: Harness | None = None,
     rewarding: Judging | None = None,
+    settle: Callable[[Stage], Stage] = lambda stage: stage,
 ) -> dict[str, Stage]:
     """All stages after the examples, in an order in which they can be built. `encoder` finds near negatives; `harness`
-    evaluates on other tasks, where there are any; `rewarding` is for methods that learn from a judge's scores."""
+    evaluates on other tasks, where there are any; `rewarding` is for methods that learn from a judge's scores; `settle`
+    may put other versions of libraries into a stage (`Store.settled`)."""
 
     shared = ("adapter", *(SHARDED if config.workers.name == "none" else ()))
 
     def stage(name: str, build: Callable[..., None], inputs: Mapping[str, Stage], **slices: Any) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""
         plain = {key: _plain(value) for key, value in slices.items()}
-        return Stage(
-            name,
-            VERSIONS[name],
-            {"runtime": runtime.identity, **plain},
-            inputs,
-            lambda work: build(work, runtime, **slices),
-            shared=name in shared,
+        used = {*LIBRARIES.get(name, COMPUTING), *(("peft",) if {"adapter", "scorer"} & set(inputs) else ())}
+        own = slices.get("engine", engine if name == "engine_model" else None)
+        if own is not None and own.needs is not None:
+            used.add(own.needs[1])
+        return settle(
+            Stage(
+                name,
+                VERSIONS[name],
+                {"runtime": runtime.identity, **plain},
+                inputs,
+                lambda work: build(work, runtime, **slices),
+                shared=name in shared,
+                libraries=package_versions(tuple(sorted(used))),
+            )
         )
 
     sampling, engine, scoring, seed = config.sampling, config.engine.settled(), config.scoring, config.seed

@@ -23,12 +23,11 @@ def test_an_experiment_gives_its_results_as_an_object(shared_cache: Path, tmp_pa
     found = mipo_exp.run([*QUICK, f"paths.cache={shared_cache}"])
     assert found.status == "ok"
     assert found.folder.parts[0] == "outputs"
-    assert found.delta["mi/base/nats"]["mean"] == pytest.approx(
-        found.after["mi/base/nats"]["mean"] - found.before["mi/base/nats"]["mean"]
-    )
+    before, after, delta = (found.metrics[phase]["mi/base/nats"]["mean"] for phase in ("before", "after", "delta"))
+    assert delta == pytest.approx(after - before)
     assert found.adapter is not None
     assert (found.adapter / "adapter_config.json").is_file()
-    assert found.report is not None
+    assert found.report.is_file()
     assert "mipo_exp.run(['+debug=quick'" in found.summary["command"]
     assert (found.folder / ".hydra" / "config.yaml").is_file()
     assert mipo_exp.load(found.folder) == found

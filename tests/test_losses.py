@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from mipo_exp.training.losses import infonce_loss, sami_loss, sft_loss, softmax_dpo_loss
+from mipo_exp.training.methods.infonce import infonce_loss
+from mipo_exp.training.methods.sami import sami_loss
+from mipo_exp.training.methods.sft import sft_loss
+from mipo_exp.training.methods.softmax_dpo import softmax_dpo_loss
 
 SIZES = [1, 2, 3, 8]
 

@@ -48,7 +48,7 @@ def test_sampling_names_the_limit_of_a_batch(
         experiment(cache=tmp_path / "cache")
 
 
-STEP = "mipo_exp.training.micro_batches.MicroBatches.training_step"
+STEP = "mipo_exp.kernels.micro_batches.MicroBatches.training_step"
 PROBE = "mipo_exp.kernels.prompt_sharing._run"  # where it is tried whether prompts can be shared
 
 

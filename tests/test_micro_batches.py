@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_exp.config.schema import METHODS, Config
+from mipo_exp.config.schema import METHODS, SPEED_ONLY, Config
 from mipo_exp.kernels.micro_batches import split
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.pipeline import SPEED_ONLY, declare, declare_examples
+from mipo_exp.pipeline import declare, declare_examples
 from mipo_exp.store.artefacts import Store
 from mipo_exp.store.records import ScoredPair
 from mipo_exp.training.methods.mipo import LOSS_TYPES, WHOLE_BATCH_LOSSES, _share_prompts, make_trainer

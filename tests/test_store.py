@@ -2,10 +2,12 @@
 
 import errno
 import json
+import logging
 import os
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,43 @@ def test_a_finished_stage_is_not_built_again_and_its_rows_come_back(tmp_path: Pa
     assert (cached_first, cached_again, len(calls)) == (False, True, 1)
     assert again.table("responses", Response) == first.table("responses", Response) == ROWS
     assert again.manifest["rows"] == {"responses": 3}
+
+
+def with_libraries(**libraries: str) -> Stage:
+    return replace(stage_of(write_rows), libraries=libraries)
+
+
+def test_another_library_makes_another_artefact_unless_the_user_keeps_the_old_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, old, new = Store(tmp_path), with_libraries(trl="1.15.0"), with_libraries(trl="1.16.0")
+    kept = store.fetch(old, {})[0].path
+    assert store.settled(new, "key") == new
+    assert store.status(new) == "missing"
+    with caplog.at_level(logging.WARNING):
+        assert store.settled(new, "ignore") == old
+        assert not caplog.records
+        used = store.settled(new, "warn")
+    assert store.fetch(used, {})[0].path == kept
+    assert "trl 1.15.0 (here 1.16.0)" in caplog.text
+    # What is computed from it has its key, and is not taken for a result of the new version.
+    after = Stage("scores", 1, {}, {"responses": used}, write_rows, libraries=new.libraries)
+    assert after.key != Stage("scores", 1, {}, {"responses": new}, write_rows, libraries=new.libraries).key
+    store.fetch(new, {})
+    assert store.settled(new, "warn") == new, "what the installed versions made goes first"
+
+
+def test_a_cache_from_before_the_versions_were_in_the_keys_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "responses" / "0123").mkdir(parents=True)
+    (tmp_path / "responses" / "0123" / "manifest.json").write_text('{"stage": "responses", "key": "0123"}')
+    store = Store(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        for seed in (1, 2):
+            store.fetch(stage_of(write_rows, {"seed": seed}), {})
+    (told,) = (text for record in caplog.records if "made anew" in (text := record.getMessage()))
+    assert told.startswith(f"{tmp_path} has artefacts of an earlier version of mipo_exp")
 
 
 @pytest.mark.parametrize("harm", ["truncate", "alter", "delete", "no manifest", "bad manifest"])

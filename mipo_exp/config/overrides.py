@@ -1,12 +1,8 @@
 """Overrides on the command line that Hydra does not refuse by itself in words."""
 
-import contextlib
+import re
 from collections.abc import Collection, Sequence
 from importlib.metadata import entry_points
-from typing import Any
-
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 
 from mipo_exp.config.registry import GROUP, load_variants
 from mipo_exp.errors import ConfigError
@@ -50,11 +46,8 @@ def without_file(group: str, name: str, arguments: Sequence[str]) -> str | None:
     """
     from mipo_exp.config.schema import REGISTRIES
 
-    plugins: Any = None
-    for argument in arguments:
-        with contextlib.suppress(HydraException):
-            if _name(argument) == "plugins":
-                plugins = OverridesParser.create().parse_override(argument).value()
+    named = [argument.partition("=")[2] for argument in arguments if _name(argument) == "plugins"]
+    plugins = re.findall(r"[\w.]+", " ".join(named))
     if not plugins and not entry_points(group=GROUP):
         return None
     try:

@@ -40,20 +40,8 @@ _HARMLESS = {"cache", "sort", "primary", "foreign", "partition", "public", "grou
     *("pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "audio", "video", "special", "end", "start", "stop"),
     *("per", "answer", "max", "min", "num", "page", "next", "first", "last"),
 }
-_REFERENCES = {
-    "env",
-    "file",
-    "path",
-    "name",
-    "names",
-    "variable",
-    "id",
-    "ids",
-    "url",
-    "type",
-    "count",
-    "length",
-    "size",
+_REFERENCES = {"env", "file", "path", "name", "names", "variable", "id", "ids"} | {
+    *("url", "type", "count", "length", "size"),
 }
 _VALUE = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v\d+_\w{20,}|gh[a-z]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"

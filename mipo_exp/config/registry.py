@@ -25,18 +25,19 @@ Variant = TypeVar("Variant")
 
 
 class Registry(Mapping[str, T]):
-    """What `group=NAME` means, by NAME."""
+    """What `group=NAME` means, by NAME.
 
-    def __init__(self, group: str) -> None:
-        self.group = group
+    Args:
+        group: of the config.
+        make: what is kept of a variant, where it is not the variant itself.
+    """
+
+    def __init__(self, group: str, make: Callable[..., T] = lambda variant: variant) -> None:
+        self.group, self._make = group, make
         self._found: dict[str, tuple[T, str]] = {}
 
     def register(self, name: str, **facts: Any) -> Callable[[Variant], Variant]:
-        """A decorator for the variant of that name.
-
-        Args:
-            name: as the config says it.
-            facts: what a group whose variants are functions knows of them (`entry`).
+        """A decorator for the variant of that name; `make` is given `facts` too.
 
         Raises:
             ConfigError: the name is taken.
@@ -49,15 +50,10 @@ class Registry(Mapping[str, T]):
                     f"{self.group}={name} is registered twice, by {self._found[name][1]} and by {where}; give one of "
                     "them another name"
                 )
-            self._found[name] = self.entry(variant, **facts), where
+            self._found[name] = self._make(variant, **facts), where
             return variant
 
         return add
-
-    def entry(self, variant: Any, **facts: Any) -> T:
-        """What is kept of a variant."""
-        found: T = variant
-        return found
 
     def find(self, name: str, key: str) -> T:
         """The variant that `key` asks for.

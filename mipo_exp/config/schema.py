@@ -8,7 +8,6 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -34,6 +33,7 @@ from mipo_exp.config.fields import (
 )
 from mipo_exp.config.registry import Registry
 from mipo_exp.errors import ConfigError
+from mipo_exp.store.artefacts import VersionPolicy
 
 # Those of transformers that need no package and no argument of their own.
 SCHEDULES = (
@@ -49,19 +49,11 @@ class Strategy:
     """How negative conditions are drawn: `sample` is given examples and a `pairing.negatives.Draw`."""
 
     sample: Callable[..., list[Any]]
-    needs_context: bool  # keeps the prompt and changes the user context
-    compares: bool  # asks which texts are near
+    needs_context: bool = False  # keeps the prompt and changes the user context
+    compares: bool = False  # asks which texts are near
 
 
-class Strategies(Registry[Strategy]):
-    """Strategies are functions: `@STRATEGIES.register("NAME", needs_context=True)`."""
-
-    def entry(self, variant: Any, needs_context: bool = False, compares: bool = False) -> Strategy:  # type: ignore[override]
-        """See `Registry.entry`."""
-        return Strategy(variant, needs_context, compares)
-
-
-STRATEGIES = Strategies("negatives")
+STRATEGIES: Registry[Strategy] = Registry("negatives", Strategy)  # @STRATEGIES.register("NAME", needs_context=True)
 
 
 @schema
@@ -207,11 +199,6 @@ class TrainerConfig:
 
     @model_validator(mode="after")
     def _check(self) -> "TrainerConfig":
-        if self.max_length is not None and self.reference == "scored":
-            raise ConfigError(
-                "trainer.max_length cuts the sequences, and the stored reference log-probabilities are of whole ones; "
-                "set trainer.max_length=null or trainer.reference=live"
-            )
         if self.max_steps == 0:
             raise ConfigError(
                 "trainer.max_steps=0 trains nothing; use -1 for whole epochs, or a positive number of steps"
@@ -329,9 +316,7 @@ class EngineConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What a sampling stage's result depends on, of an engine that is settled."""
-        if self.needs is None:
-            return dataclasses.asdict(self)
-        return {"name": self.name, "version": version(self.needs[1])}
+        return dataclasses.asdict(self) if self.needs is None else {"name": self.name}
 
     def check(self, config: "Config", on_gpu: bool) -> None:
         """Raise `ConfigError` for what it cannot do on this device or in this experiment. Imports nothing heavy."""
@@ -415,29 +400,23 @@ class MethodConfig:
         return not self.across_batch
 
     @property
-    def iterations(self) -> int:
-        """Optimizer steps on each round of responses that it samples while it trains."""
-        return 1
+    def passes(self) -> tuple[int, bool, int]:
+        """What is done with each response that it samples while it trains: how many optimizer steps, whether the base
+        model computes it once more as the reference, and under how many conditions it scores it."""
+        return 1, False, 0
 
-    @property
-    def base_passes(self) -> tuple[bool, int]:
-        """What the base model computes while it trains: whether it goes over each row once more, as the reference, and
-        under how many conditions it scores each response."""
-        return False, 0
-
-    def rows(self, config: "Config") -> int:
-        """Rows of training data for each example."""
-        return 1
-
-    def responses(self, config: "Config") -> int:
-        """Responses that share a row's prompt."""
-        return config.trainer.per_device_train_batch_size if self.across_batch else 1
+    def shape(self, config: "Config") -> tuple[int, int]:
+        """Rows of training data for each example, and the responses that share a row's prompt."""
+        return 1, config.trainer.per_device_train_batch_size if self.across_batch else 1
 
     def check(self, config: "Config") -> None:
         """Raise `ConfigError` for what it cannot do with the rest of the config."""
         trainer = config.trainer
         if trainer.max_length is not None and not self.takes_max_length:
-            raise ConfigError(f"trainer.max_length is read by method=mipo only; set it to null with method={self.name}")
+            readers = " or ".join(name for name, method in METHODS.items() if method.takes_max_length)
+            raise ConfigError(
+                f"trainer.max_length is read by method={readers} only; set it to null with method={self.name}"
+            )
         if self.across_batch and trainer.per_device_train_batch_size < 2:
             raise ConfigError(
                 f"method={self.name} contrasts the responses of a batch; set trainer.per_device_train_batch_size to 2 "
@@ -471,6 +450,7 @@ class Config:
     device: str
     plan: bool
     kernels: list[Annotated[str, one_of(("auto", "plain", *KERNELS))]]
+    versions: VersionPolicy
     objective: str
     plugins: list[str]
     paths: PathsConfig

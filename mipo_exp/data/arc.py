@@ -24,8 +24,6 @@ RELEASE = "ARC-V1-Feb2018-2"
 
 @schema
 class ArcConfig(TaskConfig):
-    """Its own keys; conf/task/arc.yaml explains them."""
-
     subset: Literal["easy", "challenge"]
 
 

@@ -45,8 +45,6 @@ class Choice:
 
 @schema
 class CommunityAlignmentConfig(HistoryConfig):
-    """Its own keys; conf/task/community_alignment.yaml explains them."""
-
     history: Annotated[int, Between(1, 1000)]
     min_history: Annotated[int, Between(1, 1000)]
     others: Annotated[int, Between(0, 3)]

@@ -74,8 +74,6 @@ OmegaConf.register_new_resolver(
 
 @schema
 class ColumnsConfig:
-    """What the columns of the data are called."""
-
     prompt: str
     context: str | None
     user: str | None
@@ -85,8 +83,6 @@ class ColumnsConfig:
 
 @schema
 class CustomConfig(TaskConfig):
-    """Its own keys; conf/task/custom.yaml explains them."""
-
     columns: ColumnsConfig
     eval_share: Share
 

@@ -66,8 +66,6 @@ OmegaConf.register_new_resolver("lamp_direction", lambda number: SCORERS.get(num
 
 @schema
 class LampConfig(TaskConfig):
-    """Its own keys; conf/task/lamp.yaml explains them."""
-
     number: Annotated[int, Between(1, 7)]
     split: Literal["user", "time"]
     retrieval: Literal["bm25", "recency", "random"]

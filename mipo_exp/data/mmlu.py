@@ -67,8 +67,6 @@ MMLU_SUBJECTS = (
 
 @schema
 class MmluConfig(TaskConfig):
-    """Its own keys; conf/task/mmlu.yaml explains them."""
-
     subject: Annotated[str, one_of(("all", *MMLU_SUBJECTS))]
 
 

@@ -25,8 +25,6 @@ SCORES = tuple("12345")
 
 @schema
 class MultiBenchConfig(TaskConfig):
-    """Its own keys; conf/task/multi_bench.yaml explains them."""
-
     eval_share: Share
 
 

@@ -26,8 +26,6 @@ RESOURCE = "personas.json"
 
 @schema
 class PersonasConfig(TaskConfig):
-    """Its own keys; conf/task/personas.yaml explains them."""
-
     eval_users: Annotated[int, Between(2, MAX_EXAMPLES)]
     eval_requests: Count
 

@@ -65,24 +65,18 @@ class Row:
 
 @schema
 class AskedConfig:
-    """What a way of answering asks for."""
-
     instruction: str | None
     max_new_tokens: ResponseTokens
 
 
 @schema
 class AnswersConfig:
-    """The ways of answering."""
-
     generation: AskedConfig
     mcq: AskedConfig
 
 
 @schema
 class PrefevalConfig(TaskConfig):
-    """Its own keys; conf/task/prefeval.yaml explains them."""
-
     form: Literal["explicit", "implicit_choice", "implicit_persona"]
     answering: Literal["generation", "mcq"]
     answers: AnswersConfig  # what each way of answering asks for

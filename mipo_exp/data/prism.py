@@ -72,8 +72,6 @@ TYPES = ("unguided", "values guided", "controversy guided")
 
 @schema
 class PrismConfig(HistoryConfig):
-    """Its own keys; conf/task/prism.yaml explains them."""
-
     profile: list[Annotated[str, one_of(PARTS)]]
     conversation_types: list[Annotated[str, one_of(TYPES)]]
 

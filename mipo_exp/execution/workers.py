@@ -37,8 +37,6 @@ RESTARTS = 3  # of a worker that died; more often it is the shard that kills it
 @WORKERS.register("ray")
 @schema
 class RayWorkersConfig(WorkersConfig):
-    """Its own keys; conf/workers/ray.yaml explains them."""
-
     remote: ClassVar[bool] = True
     address: str
     count: Annotated[int, Between(1, 10_000)] | None
@@ -90,32 +88,26 @@ class RayWorkers:
             return
         import ray
         from ray.exceptions import RayActorError, RayTaskError
+        from ray.util import ActorPool
 
-        workers = self._started(shards.runtime)
+        pool = ActorPool([worker for _ in range(AHEAD) for worker in self._started(shards.runtime)])
         job = ray.put((shards.opened, None if shards.adapter is None else _content(shards.adapter)))
-        free = [worker for _ in range(AHEAD) for worker in workers]
-        queue, pending = iter(missing), dict[Any, tuple[int, Any]]()
-        while True:
-            while free and (following := next(queue, None)) is not None:
-                worker = free.pop()
-                pending[worker.compute.remote(str(work.path), [job], shards.shard(following))] = (following, worker)
-            if not pending:
-                return
-            done = ray.wait(list(pending), num_returns=1)[0][0]
-            number, worker = pending.pop(done)
-            free.append(worker)
-            try:
-                rows = ray.get(done)
-            except RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise type(error.cause)(f"a worker of workers=ray: {error.cause}") from error
-                raise
-            except RayActorError as error:
-                raise ConfigError(
-                    f"a worker of workers=ray died {RESTARTS + 1} times ({' '.join(str(error).split())}); give each "
-                    "more memory (fewer workers.count on a machine), or use workers=none"
-                ) from error
-            yield shards.make(work, number, partial(list, rows))
+
+        def send(worker: Any, number: int) -> Any:
+            return worker.compute.remote(str(work.path), [job], number, shards.shard(number))
+
+        try:
+            for number, rows in pool.map_unordered(send, missing):
+                yield shards.make(work, number, partial(list, rows))
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise type(error.cause)(f"a worker of workers=ray: {error.cause}") from error
+            raise
+        except RayActorError as error:
+            raise ConfigError(
+                f"a worker of workers=ray died {RESTARTS + 1} times ({' '.join(str(error).split())}); give each "
+                "more memory (fewer workers.count on a machine), or use workers=none"
+            ) from error
 
     def release(self) -> None:
         """End the workers: what they hold is needed for the training."""
@@ -202,8 +194,9 @@ class Worker:
         self._open = ExitStack()
         self._tool: Any = None
 
-    def compute(self, name: str, job: list[Any], shard: Shard[Any, Row]) -> Sequence[Row]:
-        """The rows of a shard; `job` refers to what is the same for all shards of this name, which is fetched once."""
+    def compute(self, name: str, job: list[Any], number: int, shard: Shard[Any, Row]) -> tuple[int, Sequence[Row]]:
+        """The number and the rows of a shard; `job` refers to what is the same for all shards of this name, which is
+        fetched once."""
         if self._runtime is None:
             self._runtime = self._load()
         if name != self._name:
@@ -213,7 +206,7 @@ class Worker:
             opened, adapter = ray.get(job[0])
             folder = None if adapter is None else self._write(adapter)
             self._tool, self._name = self._open.enter_context(opened(self._runtime, folder)), name
-        return shard(self._runtime, self._tool)
+        return number, shard(self._runtime, self._tool)
 
     def _load(self) -> Runtime:
         import socket

@@ -28,8 +28,6 @@ STEP_TOKENS = 4096  # prompts are read in pieces of at most so many tokens toget
 @ENGINES.register("openvino")
 @schema
 class OpenvinoConfig(EngineConfig):
-    """Its own keys; conf/engine/openvino.yaml explains them."""
-
     needs = ("openvino_genai", "openvino-genai")
     stays_open = True
     convert = staticmethod(openvino_model.convert)

@@ -28,8 +28,6 @@ LOG_TAIL = 2000  # characters of the worker's log that an error shows
 @ENGINES.register("vllm")
 @schema
 class VllmConfig(EngineConfig):
-    """Its own key; conf/engine/vllm.yaml explains it."""
-
     needs = ("vllm", "vllm")
     takes_gpu = True
     install_note = (

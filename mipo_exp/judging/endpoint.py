@@ -35,8 +35,6 @@ SHOWN_CHARACTERS = 200
 @JUDGES.register("endpoint")
 @schema
 class EndpointJudgeConfig(AskedJudgeConfig):
-    """Its own keys; conf/judge/endpoint.yaml explains them."""
-
     base_url: str
     model: str
     identity: str | None

@@ -350,15 +350,7 @@ class AskedJudgeConfig(JudgeConfig):
     def backend(
         self, engine: EngineConfig, kernels: Sequence[str], task: Task, cache: Path, device: str, download: bool
     ) -> Backend:
-        """Who is asked, checked as far as it can be before.
-
-        Args:
-            engine: the limits of a batch, for a judge in this process.
-            kernels: as the config has it, for a judge in this process.
-            task: of the run.
-            cache: the cache's folder.
-            device: that the run computes on.
-            download: whether a model may be fetched.
+        """Who is asked, checked as far as it can be before; a judge in this process keeps the engine's limits.
 
         Raises:
             UserError: a key, a variable of the environment, a package or a model is missing or wrong.

@@ -21,8 +21,6 @@ from mipo_exp.store.artefacts import digest
 @JUDGES.register("local")
 @schema
 class LocalJudgeConfig(AskedJudgeConfig):
-    """Its own keys; conf/judge/local.yaml explains them."""
-
     max_tokens: ResponseTokens
     temperature: Temperature
     model: ModelConfig

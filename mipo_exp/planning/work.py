@@ -182,11 +182,11 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
     """All training passes, and what a method samples and scores between them."""
     method, trainer, new = config.method, config.trainer, config.sampling.max_new_tokens
     mean = sum(map(len, prompts)) / max(len(prompts), 1)
-    rows, iterations = examples * method.rows(config), method.iterations
+    rows, responses = examples * method.shape(config)[0], method.shape(config)[1]
+    iterations, reference, conditions = method.passes
     batch, seen = trainer.per_device_train_batch_size, rows * trainer.num_train_epochs
     if trainer.max_steps > 0:
         seen = trainer.max_steps * batch * trainer.gradient_accumulation_steps / iterations
-    responses = method.responses(config)
     own = 1 if method.across_batch else responses
 
     def row(prompt: float) -> float:
@@ -208,7 +208,6 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
     if method.trains_on != "examples":
         return trained
     sampled = seen * responses * new
-    reference, conditions = method.base_passes
     scored = seen * row(mean) * reference + conditions * (sampled + mean * seen)
     whole = math.ceil(seen * responses * mean + sampled)
     return replace(trained, sampled=math.ceil(sampled), scored=math.ceil(scored), rows=whole)

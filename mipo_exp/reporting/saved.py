@@ -15,55 +15,22 @@ class Results:
 
     Attributes:
         folder: the run's.
-        summary: everything that its `summary.json` says (docs/stages.md).
+        run_id: equal for equal experiments; None for one that failed before its stages were known.
+        status: `ok`, `incomplete` (`summary["missing"]` says why) or `failed` (`summary["error"]` does).
+        metrics: for `before`, `after` and `delta` (the paired differences) by name: `mean`, `ci95` (its 95% interval)
+            and `n`.
+        adapter: its folder, in PEFT's format; None where nothing was trained.
+        report: the page with tables, plots and responses.
+        summary: everything that `summary.json` says (docs/stages.md).
     """
 
     folder: Path
+    run_id: str | None
+    status: str
+    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(repr=False)
+    adapter: Path | None
+    report: Path
     summary: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def run_id(self) -> str | None:
-        """Equal for equal experiments; None for one that failed before its stages were known."""
-        run_id: str | None = self.summary["run_id"]
-        return run_id
-
-    @property
-    def status(self) -> str:
-        """`ok`, `incomplete` (`summary["missing"]` says why) or `failed` (`summary["error"]`)."""
-        return str(self.summary["status"])
-
-    @property
-    def before(self) -> Mapping[str, Mapping[str, Any]]:
-        """The base model's metrics by name: `mean`, `ci95` (its 95% interval) and `n`."""
-        return self._metrics("before")
-
-    @property
-    def after(self) -> Mapping[str, Mapping[str, Any]]:
-        """Those of the trained model."""
-        return self._metrics("after")
-
-    @property
-    def delta(self) -> Mapping[str, Mapping[str, Any]]:
-        """The paired differences, after − before."""
-        return self._metrics("delta")
-
-    @property
-    def adapter(self) -> Path | None:
-        """The folder of the adapter in PEFT's format; None where nothing was trained."""
-        return self._here("adapter")
-
-    @property
-    def report(self) -> Path | None:
-        """The page with tables, plots and responses."""
-        return self._here("report.html")
-
-    def _metrics(self, phase: str) -> Mapping[str, Mapping[str, Any]]:
-        found: Mapping[str, Mapping[str, Any]] = self.summary["metrics"].get(phase, {})
-        return found
-
-    def _here(self, name: str) -> Path | None:
-        path = self.folder / name
-        return path if path.exists() else None
 
 
 def load(folder: Path) -> Results:
@@ -72,7 +39,8 @@ def load(folder: Path) -> Results:
     Raises:
         DataError: there is no run in it, or it has not ended.
     """
-    path = folder.expanduser() / "summary.json"
+    folder = folder.expanduser()
+    path = folder / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -81,4 +49,6 @@ def load(folder: Path) -> Results:
         ) from error
     if not isinstance(summary, dict) or not {"run_id", "status", "metrics"} <= summary.keys():
         raise DataError(f"{path} is not the summary of a run; give the folder of one, outputs/DATE/TIME")
-    return Results(folder, summary)
+    adapter, report = folder / "adapter", folder / "report.html"
+    facts = summary["run_id"], summary["status"], summary["metrics"]
+    return Results(folder, *facts, adapter if adapter.exists() else None, report, summary)

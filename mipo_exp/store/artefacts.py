@@ -1,9 +1,10 @@
 """Content-addressed artefacts: `<cache>/<stage>/<key>/`, each with a manifest.
 
 A key is the hash of everything that the artefact depends on: the stage's name and version, its slice of the config,
-the keys of its inputs and the fingerprints of the model and the data. An artefact is built in `<key>.partial/`,
-checked and then renamed into place; whatever a killed build had finished (shards, checkpoints) is still there and is
-taken up by the next one. A lock makes two jobs that need the same artefact build it once.
+the keys of its inputs, the fingerprints of the model and the data, and the versions of the libraries that compute it.
+An artefact is built in `<key>.partial/`, checked and then renamed into place; whatever a killed build had finished
+(shards, checkpoints) is still there, and the next one resumes from it. A lock makes two jobs that need the same
+artefact build it once.
 """
 
 import contextlib
@@ -15,11 +16,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -37,6 +38,7 @@ CHECKPOINTS = "checkpoints"
 # What a build goes on from when it was interrupted; removed when the artefact is complete.
 SCRATCH = (SHARDS, CHECKPOINTS)
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "tokenizers", "numpy")
+VersionPolicy = Literal["key", "warn", "ignore"]
 
 Row = TypeVar("Row")
 
@@ -112,12 +114,12 @@ def git_commit() -> str | None:
 
 
 @cache
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that numbers can depend on."""
+def package_versions(names: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
+    """The versions of the packages that are installed, without what names a build (`+cpu`)."""
     found = {}
-    for name in RECORDED_PACKAGES:
+    for name in names:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+            found[name] = version(name).partition("+")[0]
     return found
 
 
@@ -129,7 +131,8 @@ class Stage:
     """One step of the pipeline: what it is called, everything that it may depend on, and how it is built.
 
     `build` receives the config slice, the input artefacts and a workspace, and nothing else of the experiment, so it
-    cannot depend on anything that is not in the key. `shared` is a stage that all processes of a run build together.
+    cannot depend on anything that is not in the key. `shared` is a stage that all processes of a run build together;
+    `libraries` are the versions of those that compute it.
     """
 
     name: str
@@ -138,10 +141,16 @@ class Stage:
     inputs: Mapping[str, "Stage"]
     build: Build = field(compare=False)
     shared: bool = field(default=False, compare=False)
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:
         """The content address."""
+        return digest([self.base, self.libraries])
+
+    @cached_property
+    def base(self) -> str:
+        """What the key is made of beside the versions of libraries."""
         inputs = {role: stage.key for role, stage in self.inputs.items()}
         return digest({"stage": self.name, "version": self.version, "config": self.config, "inputs": inputs})
 
@@ -244,6 +253,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._told = False
         make_writable(root, "paths.cache", "set paths.cache=DIR or $MIPO_CACHE to a folder that can")
 
     def path(self, stage: Stage) -> Path:
@@ -255,6 +265,24 @@ class Store:
         if (self.path(stage) / MANIFEST).exists():
             return "cached"
         return "partial" if self._partial(stage).exists() else "missing"
+
+    def settled(self, stage: Stage, versions: VersionPolicy) -> Stage:
+        """The stage with the versions of libraries that the newest cached artefact was made with, unless there is one
+        of the versions that are installed, or `versions` is `key`. The stages that use it have its key in theirs."""
+        if versions == "key" or self.status(stage) == "cached":
+            return stage
+        manifests = (self.root / stage.name).glob(f"*/{MANIFEST}")
+        for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
+            with contextlib.suppress(OSError, ValueError):
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+                if manifest.get("base") == stage.base:
+                    other = replace(stage, libraries=manifest["libraries"])
+                    if versions == "warn":
+                        changed = other.libraries.items() - stage.libraries.items()
+                        old = ", ".join(f"{name} {of} (here {stage.libraries[name]})" for name, of in sorted(changed))
+                        log.warning("%s was computed with %s; it is used (versions=warn)", stage.name, old)
+                    return other
+        return stage
 
     def find(self, stage: Stage) -> Artefact | None:
         """The finished artefact, checked against its manifest; None where there is none or it is damaged.
@@ -340,6 +368,7 @@ class Store:
         else:
             path.unlink(missing_ok=True)
         resumes = partial.is_dir()
+        self._tell_of_older_keys(stage)
         partial.mkdir(exist_ok=True)
         started = time.perf_counter()
         workspace = Workspace(partial, inputs)
@@ -348,6 +377,8 @@ class Store:
             "stage": stage.name,
             "version": stage.version,
             "key": stage.key,
+            "base": stage.base,
+            "libraries": stage.libraries,
             "config": stage.config,
             "inputs": {role: item.manifest["key"] for role, item in inputs.items()},
             "packages": package_versions(),
@@ -364,6 +395,18 @@ class Store:
             shutil.rmtree(partial / name, ignore_errors=True)
         partial.replace(path)
         return Artefact(path, manifest)
+
+    def _tell_of_older_keys(self, stage: Stage) -> None:
+        """Say once what lies here and is not used any more: versions before 0.1 had no libraries in their keys."""
+        some = None if self._told else next((self.root / stage.name).glob(f"*/{MANIFEST}"), None)
+        with contextlib.suppress(OSError, ValueError):
+            if some is not None and "base" not in json.loads(some.read_text(encoding="utf-8")):
+                self._told = True
+                log.warning(
+                    "%s has artefacts of an earlier version of mipo_exp, which are made anew; remove the folder to "
+                    "free its space",
+                    self.root,
+                )
 
     def _partial(self, stage: Stage) -> Path:
         path = self.path(stage)

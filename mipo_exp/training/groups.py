@@ -1,15 +1,17 @@
 """Training on groups, one prompt with any number of responses, for the methods whose loss TRL does not have.
 
 Transformers' Trainer with its schedules, checkpoints and logs, around log-probabilities from one sequence a prompt
-(`layout`) and a loss that is a pure function of them (`losses`).
+(`layout`) and a loss that is a pure function of them.
 """
 
 import heapq
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from mipo_exp.config.fields import schema
+from mipo_exp.config.schema import MethodConfig, TrainsOn
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.processes import mean_over_processes
 from mipo_exp.kernels import rounding
@@ -28,8 +30,34 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-# From a scored batch to the loss and what is logged beside it.
-Loss = Callable[[Scored], "tuple[torch.Tensor, Mapping[str, float]]"]
+# A loss and what is logged beside it.
+Result = tuple["torch.Tensor", Mapping[str, float]]
+Loss = Callable[[Scored], Result]
+
+
+@schema
+class GroupMethod(MethodConfig):
+    """A method whose loss is a function of the log-probabilities of groups: of the chosen responses alone, unless it
+    has `groups` of its own."""
+
+    trains_on: ClassVar[TrainsOn] = "chosen"
+    reference: ClassVar[bool] = True  # whether the loss needs π_ref
+
+    def groups(self, job: Job) -> Sequence[Group]:
+        """The training data."""
+        return chosen_groups(job)
+
+    def mean_over(self, groups: Sequence[Group]) -> int:
+        """How many there are of what the loss is a mean over."""
+        return len(groups)
+
+    def loss(self, batch: Scored) -> Result:
+        """The loss of a batch."""
+        raise NotImplementedError
+
+    def build(self, job: Job) -> "Trainer":
+        """See `MethodConfig.build`."""
+        return build_trainer(job, self.groups(job), self.loss, reference=self.reference, mean_over=self.mean_over)
 
 
 def chosen_groups(job: Job) -> Sequence[Group]:

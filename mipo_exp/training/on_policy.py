@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mipo_exp.config.fields import Between, schema
-from mipo_exp.config.schema import Config, MethodConfig, SamplingConfig, TrainerConfig, TrainsOn
+from mipo_exp.config.schema import Config, MethodConfig, SamplingConfig, TrainerConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.responses import check_lengths
@@ -54,8 +54,8 @@ FIRST_KL_16_BITS = 0.05
 class OnPolicy(MethodConfig):
     """The keys, arguments of TRL's GRPOConfig under its own names, and the trainer of a method that is a reward."""
 
-    trains_on: ClassVar[TrainsOn] = "examples"
-    arguments_class: ClassVar[tuple[str, str]] = ("trl", "GRPOConfig")
+    trains_on = "examples"
+    arguments_class = ("trl", "GRPOConfig")
     num_generations: Annotated[int, Between(2, 1024)]
     beta: Annotated[float, Between(1e-6, 100, or_zero=True)]
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"]
@@ -72,18 +72,13 @@ class OnPolicy(MethodConfig):
         return False
 
     @property
-    def iterations(self) -> int:
-        """See `MethodConfig.iterations`."""
-        return self.num_iterations
+    def passes(self) -> tuple[int, bool, int]:
+        """See `MethodConfig.passes`."""
+        return self.num_iterations, bool(self.beta), 0
 
-    @property
-    def base_passes(self) -> tuple[bool, int]:
-        """See `MethodConfig.base_passes`."""
-        return bool(self.beta), 0
-
-    def responses(self, config: Config) -> int:
-        """See `MethodConfig.responses`."""
-        return self.num_generations
+    def shape(self, config: Config) -> tuple[int, int]:
+        """See `MethodConfig.shape`."""
+        return 1, self.num_generations
 
     def check(self, config: Config) -> None:
         """See `MethodConfig.check`."""
@@ -210,8 +205,8 @@ def _share_prompts(
 ) -> None:
     """Compute each prompt once for all responses to it, where this architecture allows it; the longest one is tried,
     with pieces of itself as responses."""
-    most: Sequence[int] = max(prompts, key=len)
-    longest = list(most)
+    prompt = max(prompts, key=len)
+    longest = list(prompt)
     pieces = [(longest * (1 + new_tokens // len(longest)))[:new_tokens], longest[: (len(longest) + 1) // 2]]
     base = loop.accelerator.unwrap_model(loop.model).get_base_model()
     batch = as_batch([longest], [pieces], loop.args.device)

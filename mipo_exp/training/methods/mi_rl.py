@@ -39,9 +39,9 @@ class MiRl(OnPolicy):
         return {**super().identity, **identified}
 
     @property
-    def base_passes(self) -> tuple[bool, int]:
-        """See `MethodConfig.base_passes`."""
-        return bool(self.beta), 2 if self.estimator == "own_marginal" else self.k
+    def passes(self) -> tuple[int, bool, int]:
+        """See `MethodConfig.passes`."""
+        return self.num_iterations, bool(self.beta), 2 if self.estimator == "own_marginal" else self.k
 
     def check(self, config: Config) -> None:
         """See `MethodConfig.check`."""

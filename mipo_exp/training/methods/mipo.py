@@ -8,7 +8,7 @@ step: with the adapter at its start the policy is the reference, so every margin
 import logging
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import model_validator
@@ -58,8 +58,8 @@ WHOLE_BATCH_LOSSES = ("aot", "aot_unpaired", "sft")
 class Mipo(MethodConfig):
     """The keys are arguments of TRL's DPOConfig under its own names."""
 
-    arguments_class: ClassVar[tuple[str, str]] = ("trl", "DPOConfig")
-    takes_max_length: ClassVar[bool] = True
+    arguments_class = ("trl", "DPOConfig")
+    takes_max_length = True
     beta: Tie
     loss_type: list[Annotated[str, one_of(LOSS_TYPES)]]
     loss_weights: list[Annotated[float, Between(-1e6, 1e6)]] | None
@@ -107,17 +107,18 @@ class Mipo(MethodConfig):
         """See `MethodConfig.splits`."""
         return not set(self.loss_type) & set(WHOLE_BATCH_LOSSES)
 
-    def rows(self, config: Config) -> int:
-        """See `MethodConfig.rows`: pairs."""
-        return config.negatives.k
-
-    def responses(self, config: Config) -> int:
-        """See `MethodConfig.responses`."""
-        return 2
+    def shape(self, config: Config) -> tuple[int, int]:
+        """See `MethodConfig.shape`: pairs."""
+        return config.negatives.k, 2
 
     def check(self, config: Config) -> None:
         """See `MethodConfig.check`."""
         super().check(config)
+        if config.trainer.max_length is not None and config.trainer.reference == "scored":
+            raise ConfigError(
+                "trainer.max_length truncates the sequences, and the stored reference log-probabilities are of whole "
+                "ones; set trainer.max_length=null or trainer.reference=live"
+            )
         if self.ld_alpha is not None and config.trainer.reference == "scored":
             raise ConfigError(
                 "method.ld_alpha reweights tokens, which stored reference sums cannot do; set trainer.reference=live"

@@ -1,9 +1,7 @@
 """The base model with the context in its prompt, as `before` of every method, or without it: no training."""
 
-from typing import ClassVar
-
 from mipo_exp.config.fields import schema
-from mipo_exp.config.schema import METHODS, Decoding, MethodConfig, TrainsOn
+from mipo_exp.config.schema import METHODS, Decoding, MethodConfig
 
 
 @METHODS.register("base")
@@ -12,7 +10,7 @@ from mipo_exp.config.schema import METHODS, Decoding, MethodConfig, TrainsOn
 class Prompted(MethodConfig):
     """`context` says whether the user context is in the prompt."""
 
-    trains_on: ClassVar[TrainsOn] = None
+    trains_on = None
     context: bool
 
     @property

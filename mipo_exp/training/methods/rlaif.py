@@ -1,7 +1,6 @@
 """RLAIF: reinforcement learning whose reward is a judge's score of a response, from 1 to 5."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from mipo_exp.config.fields import schema
 from mipo_exp.config.schema import METHODS, Config
@@ -18,7 +17,7 @@ from mipo_exp.training.on_policy import BaseScores, OnPolicy, Reward
 class Rlaif(OnPolicy):
     """The reward is the score by the judge's default rubric; a response whose score cannot be read has no influence."""
 
-    asks_judge: ClassVar[bool] = True
+    asks_judge = True
 
     def check(self, config: Config) -> None:
         """See `MethodConfig.check`."""

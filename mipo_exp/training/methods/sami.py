@@ -1,32 +1,39 @@
 """SAMI over a batch: the responses are told apart by condition and the conditions by response."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from mipo_exp.config.fields import schema
-from mipo_exp.config.schema import METHODS, MethodConfig, TrainsOn
-from mipo_exp.training.groups import build_trainer, chosen_groups
-from mipo_exp.training.job import Job
-from mipo_exp.training.losses import sami_loss
+from mipo_exp.config.schema import METHODS
+from mipo_exp.training.groups import GroupMethod, Result
 from mipo_exp.training.scored_groups import Scored, told_apart
 
 if TYPE_CHECKING:
     import torch
-    from transformers import Trainer
 
 
 @METHODS.register("sami")
 @schema
-class Sami(MethodConfig):
+class Sami(GroupMethod):
     """An n × n matrix of mean token log-probabilities for each batch of n conditions."""
 
-    trains_on: ClassVar[TrainsOn] = "chosen"
-    across_batch: ClassVar[bool] = True
+    across_batch = True
+    reference = False
 
-    def build(self, job: Job) -> "Trainer":
-        """See `MethodConfig.build`."""
+    def loss(self, batch: Scored) -> Result:
+        """See `GroupMethod.loss`."""
+        means = batch.log_probs / batch.tokens
+        return sami_loss(means, batch.contrasts), {"contrast/accuracies": told_apart(means, batch.contrasts)}
 
-        def loss(batch: Scored) -> "tuple[torch.Tensor, dict[str, float]]":
-            means = batch.log_probs / batch.tokens
-            return sami_loss(means, batch.contrasts), {"contrast/accuracies": told_apart(means, batch.contrasts)}
 
-        return build_trainer(job, chosen_groups(job), loss, reference=False)
+def sami_loss(mean_log_probs: "torch.Tensor", contrasts: "torch.Tensor") -> "torch.Tensor":
+    """Half the cross-entropy over responses plus half that over conditions, the mean over the diagonal: SAMI
+    (arXiv 2404.14313, eq. 4), on means over tokens, since sums of many tokens saturate the softmax.
+
+    Args:
+        mean_log_probs: (1/T_j) log π_θ(y_j|c_i,x_i), shape (n, n).
+        contrasts: (n, n), symmetric, whether i and j are contrasts for each other; the diagonal is true.
+    """
+    scores = mean_log_probs.masked_fill(~contrasts, float("-inf"))
+    rows = scores.logsumexp(dim=1) - scores.diagonal()
+    columns = scores.logsumexp(dim=0) - scores.diagonal()
+    return (rows + columns).mean() / 2

@@ -1,30 +1,38 @@
 """Supervised fine-tuning on the chosen responses: what MIPO's pairs add is measured against it."""
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mipo_exp.config.fields import schema
-from mipo_exp.config.schema import METHODS, MethodConfig, TrainsOn
-from mipo_exp.training.groups import build_trainer, chosen_groups
-from mipo_exp.training.job import Job
-from mipo_exp.training.losses import sft_loss
-from mipo_exp.training.scored_groups import Scored, response_tokens
+from mipo_exp.config.schema import METHODS
+from mipo_exp.training.groups import GroupMethod, Result
+from mipo_exp.training.scored_groups import Group, Scored
 
 if TYPE_CHECKING:
     import torch
-    from transformers import Trainer
 
 
 @METHODS.register("sft")
 @schema
-class Sft(MethodConfig):
+class Sft(GroupMethod):
     """One group for each chosen response."""
 
-    trains_on: ClassVar[TrainsOn] = "chosen"
+    reference = False
 
-    def build(self, job: Job) -> "Trainer":
-        """See `MethodConfig.build`."""
+    def mean_over(self, groups: Sequence[Group]) -> int:
+        """See `GroupMethod.mean_over`."""
+        return sum(len(ids) for group in groups for ids in group.responses)
 
-        def loss(batch: Scored) -> "tuple[torch.Tensor, dict[str, float]]":
-            return sft_loss(batch.log_probs[:, 0], batch.tokens[:, 0]), {}
+    def loss(self, batch: Scored) -> Result:
+        """See `GroupMethod.loss`."""
+        return sft_loss(batch.log_probs[:, 0], batch.tokens[:, 0]), {}
 
-        return build_trainer(job, chosen_groups(job), loss, reference=False, mean_over=response_tokens)
+
+def sft_loss(log_probs: "torch.Tensor", tokens: "torch.Tensor") -> "torch.Tensor":
+    """Minus the mean log-probability of a response token, over all tokens of the batch.
+
+    Args:
+        log_probs: log π_θ(y|c,x), summed over tokens, shape (n,).
+        tokens: the number of tokens of each response, shape (n,).
+    """
+    return -log_probs.sum() / tokens.sum()

@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mipo_exp.config.fields import Tie, schema
-from mipo_exp.config.schema import METHODS, Config, MethodConfig
+from mipo_exp.config.schema import METHODS, Config
 from mipo_exp.store.records import ScoredPair
 from mipo_exp.store.tables import Mapped
-from mipo_exp.training.groups import build_trainer
+from mipo_exp.training.groups import GroupMethod, Result
 from mipo_exp.training.job import Job, check_rotation
-from mipo_exp.training.losses import softmax_dpo_loss
 from mipo_exp.training.scored_groups import Group, Scored
 
 if TYPE_CHECKING:
     import torch
-    from transformers import Trainer
 
 
 log = logging.getLogger(__name__)
@@ -23,14 +21,15 @@ log = logging.getLogger(__name__)
 
 @METHODS.register("softmax_dpo")
 @schema
-class SoftmaxDpo(MethodConfig):
+class SoftmaxDpo(GroupMethod):
     """One group for each example: its chosen response and all of its rejected ones."""
 
+    trains_on = "pairs"
     beta: Tie
 
-    def responses(self, config: Config) -> int:
-        """See `MethodConfig.responses`."""
-        return 1 + config.negatives.k
+    def shape(self, config: Config) -> tuple[int, int]:
+        """See `MethodConfig.shape`."""
+        return 1, 1 + config.negatives.k
 
     def check_examples(self, config: Config, task: Any, examples: Sequence[Any]) -> None:
         """See `MethodConfig.check_examples`: say it where one negative makes this another method's loss."""
@@ -40,22 +39,36 @@ class SoftmaxDpo(MethodConfig):
                 "contrast with several negatives at once"
             )
 
-    def build(self, job: Job) -> "Trainer":
-        """See `MethodConfig.build`."""
-
-        def loss(batch: Scored) -> "tuple[torch.Tensor, dict[str, float]]":
-            value = softmax_dpo_loss(batch.log_ratios, batch.contrasts, self.beta)
-            ratios = batch.log_ratios.detach()
-            best = ratios.masked_fill(~batch.contrasts, float("-inf")).argmax(dim=1)
-            rejected = ratios[:, 1:][batch.contrasts[:, 1:]]
-            return value, {
-                "rewards/chosen": self.beta * float(ratios[:, 0].mean()),
-                "rewards/rejected": self.beta * float(rejected.mean()),
-                "rewards/accuracies": float((best == 0).float().mean()),
-            }
-
+    def groups(self, job: Job) -> Sequence[Group]:
+        """See `GroupMethod.groups`."""
         check_rotation(job, job.work.inputs["scored_pairs"].table("pairs", ScoredPair))
-        return build_trainer(job, pair_groups(job), loss, reference=True)
+        return pair_groups(job)
+
+    def loss(self, batch: Scored) -> Result:
+        """See `GroupMethod.loss`."""
+        value = softmax_dpo_loss(batch.log_ratios, batch.contrasts, self.beta)
+        ratios = batch.log_ratios.detach()
+        best = ratios.masked_fill(~batch.contrasts, float("-inf")).argmax(dim=1)
+        rejected = ratios[:, 1:][batch.contrasts[:, 1:]]
+        return value, {
+            "rewards/chosen": self.beta * float(ratios[:, 0].mean()),
+            "rewards/rejected": self.beta * float(rejected.mean()),
+            "rewards/accuracies": float((best == 0).float().mean()),
+        }
+
+
+def softmax_dpo_loss(log_ratios: "torch.Tensor", present: "torch.Tensor", beta: float) -> "torch.Tensor":
+    """−log softmax(β r)_0, the mean over groups: DPO with several rejected responses (S-DPO, arXiv 2406.09215, eq. 10).
+
+    With one rejected response it is DPO's −log σ(β (r_0 − r_1)).
+
+    Args:
+        log_ratios: r_j = log π_θ(y_j|c,x) − log π_ref(y_j|c,x), shape (n, 1 + k), the chosen response first.
+        present: (n, 1 + k), false where a group has fewer responses.
+        beta: greater than 0.
+    """
+    scores = (beta * log_ratios).masked_fill(~present, float("-inf"))
+    return (scores.logsumexp(dim=1) - scores[:, 0]).mean()
 
 
 def pair_groups(job: Job) -> Sequence[Group]:

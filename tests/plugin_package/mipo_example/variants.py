@@ -1,21 +1,17 @@
 """A strategy, a task and a method from outside mipo_exp."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from mipo_exp.config.fields import Between, schema
-from mipo_exp.config.schema import METHODS, STRATEGIES, TASKS, MethodConfig, TaskConfig
+from mipo_exp.config.schema import METHODS, STRATEGIES, TASKS, TaskConfig
 from mipo_exp.data.base import Examples, Task, reference
 from mipo_exp.pairing.negatives import Draw
 from mipo_exp.store.records import Example, Negative
-from mipo_exp.training.groups import build_trainer
+from mipo_exp.training.groups import GroupMethod, Result
 from mipo_exp.training.job import Job
 from mipo_exp.training.methods.softmax_dpo import pair_groups
-from mipo_exp.training.scored_groups import Scored
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import Trainer
+from mipo_exp.training.scored_groups import Group, Scored
 
 
 @STRATEGIES.register("next_prompt")
@@ -57,17 +53,15 @@ class Spelling(Task):
 
 @METHODS.register("margin")
 @schema
-class Margin(MethodConfig):
+class Margin(GroupMethod):
     """The chosen response's log-ratio above those of the rejected ones by a margin, in nats."""
 
+    trains_on = "pairs"
     margin: Annotated[float, Between(0.01, 100)]
 
-    def responses(self, config: object) -> int:
-        return 2
+    def groups(self, job: Job) -> Sequence[Group]:
+        return pair_groups(job)
 
-    def build(self, job: Job) -> "Trainer":
-        def loss(batch: Scored) -> "tuple[torch.Tensor, dict[str, float]]":
-            gaps = self.margin - (batch.log_ratios[:, :1] - batch.log_ratios[:, 1:])
-            return gaps.relu()[batch.contrasts[:, 1:]].mean(), {"gap": float(gaps.detach().mean())}
-
-        return build_trainer(job, pair_groups(job), loss, reference=True)
+    def loss(self, batch: Scored) -> Result:
+        gaps = self.margin - (batch.log_ratios[:, :1] - batch.log_ratios[:, 1:])
+        return gaps.relu()[batch.contrasts[:, 1:]].mean(), {"gap": float(gaps.detach().mean())}
