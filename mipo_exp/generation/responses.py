@@ -167,7 +167,7 @@ def opened_engine(
     try:
         scratch.mkdir(exist_ok=True)
         own = tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True)
-    except FileNotFoundError:  # another machine, or the leader has just finished the stage
+    except FileNotFoundError:  # a machine that does not share the cache
         own = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     with own as name, closing(config.open(runtime, adapter, folder, Path(name) / "model")) as engine:
         yield engine

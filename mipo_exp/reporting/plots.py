@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -69,16 +70,7 @@ def before_after(
             axes.plot([row.guide * scale] * 2, [index - 0.42, index + 0.42], color=GUIDE, linestyle=(0, (4, 2)), lw=1.2)
     for name, guide in guides.items():
         axes.axvline(guide * scale, color=GUIDE, linestyle=(0, (4, 2)), lw=1.2)
-        axes.annotate(
-            name,
-            (guide * scale, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            color=GUIDE,
-        )
+        _label(axes, name, (guide * scale, 1.0), 3, GUIDE, xycoords=("data", "axes fraction"))
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.set_xlabel(xlabel)
@@ -142,17 +134,19 @@ def _interval(axes: Axes, value: Estimate, row: int, side: int, color: str, perc
         axes.plot([value.low * scale, value.high * scale], [y, y], "-|", color=color, lw=1.6, ms=7)
     axes.plot([mean], [y], "o", color=color, ms=6)
     text = f"{mean:.1f} %" if percent else f"{mean:.2f}"
-    align = "top" if side > 0 else "bottom"
-    axes.annotate(
-        text,
-        (mean, y),
-        xytext=(0, -5 * side),
-        textcoords="offset points",
-        ha="center",
-        va=align,
-        fontsize=8,
-        color=color,
-    )
+    _label(axes, text, (mean, y), -5 * side, color, va="top" if side > 0 else "bottom")
+
+
+def _label(axes: Axes, text: str, at: tuple[float, float], lift: float, color: str, **place: Any) -> None:
+    """A text so many points above a place."""
+    style: dict[str, Any] = {
+        "xytext": (0, lift),
+        "textcoords": "offset points",
+        "ha": "center",
+        "fontsize": 8,
+        "color": color,
+    }
+    axes.annotate(text, at, **style, **place)
 
 
 def _figure(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-SAMPLE_COLUMNS = ["user", "context", "prompt", "before", "after", "pmi_before", "pmi_after"]
 REACH_SECONDS = 2.0
 INIT_SECONDS = 30.0
 # An upload that takes longer is left to `wandb sync`: everything is on disk.
@@ -147,8 +146,8 @@ class WandbTracker:
         """Send the final metrics, the samples, the report and the adapter, and end the run."""
         _guarded("writing the summary", lambda: self._run.summary.update(_summary_values(summary)))
         if samples:
-            rows = [[getattr(sample, column) for column in SAMPLE_COLUMNS] for sample in samples]
-            _guarded("logging the samples", lambda: self._show("samples", lambda w: w.Table(SAMPLE_COLUMNS, rows)))
+            columns, rows = list(vars(samples[0])), [list(vars(sample).values()) for sample in samples]
+            _guarded("logging the samples", lambda: self._show("samples", lambda w: w.Table(columns, rows)))
         if report is not None and report.exists():
             page = report.read_text(encoding="utf-8")
             _guarded("logging the report", lambda: self._show("report", lambda w: w.Html(page, inject=False)))
