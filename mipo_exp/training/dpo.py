@@ -86,7 +86,7 @@ def make_trainer(job: Job, method: MipoConfig, pairs: Table[ScoredPair]) -> "DPO
             args=training_arguments(method, job.trainer, job.seed, job.output, runtime.device, runtime.dtype),
             train_dataset=_dataset(pairs, reference),
             processing_class=runtime.renderer.tokenizer,
-            peft_config=lora_config(job.lora, runtime.kernels),
+            peft_config=lora_config(job.lora),
             callbacks=[job.callback],
         )
     except ValueError as error:

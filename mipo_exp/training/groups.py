@@ -94,7 +94,7 @@ def build_trainer(
             f"there are {len(groups)}; lower trainer.per_device_train_batch_size or raise task.train_examples"
         )
     try:
-        model: Any = peft.get_peft_model(base, lora_config(job.lora, runtime.kernels))
+        model: Any = peft.get_peft_model(base, lora_config(job.lora))
     except ValueError as error:
         raise wrong_targets(job.lora, error) from error
     check_trainable(model, job.lora)

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -231,16 +231,11 @@ def fields_of(config: Any, without: Sequence[str]) -> dict[str, Any]:
     return {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in without}
 
 
-def lora_config(lora: LoraConfig, kernels: Collection[str]) -> "peft.LoraConfig":
-    """The lora group as PEFT's config, with `lora_product`'s layer in place of PEFT's where that is among `kernels`."""
+def lora_config(lora: LoraConfig) -> "peft.LoraConfig":
+    """The lora group as PEFT's config."""
     import peft
 
-    config = peft.LoraConfig(task_type="CAUSAL_LM", **fields_of(lora, ()))
-    if "lora_product" in kernels:
-        from mipo_exp.kernels.lora_product import use_lora_product
-
-        use_lora_product(config)
-    return config
+    return peft.LoraConfig(task_type="CAUSAL_LM", **fields_of(lora, ()))
 
 
 def check_rotation(job: Job, pairs: Table[ScoredPair]) -> None:
@@ -286,7 +281,7 @@ def check_targets(lora: LoraConfig, runtime: Runtime) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
         try:
-            peft.get_peft_model(model, lora_config(lora, ()))
+            peft.get_peft_model(model, lora_config(lora))
         except ValueError as error:
             raise wrong_targets(lora, error) from error
 
