@@ -344,7 +344,7 @@ def test_sharing_prompts_gives_trls_loss_metrics_and_gradients(n: int, kind: str
         kernels = runtime.kernels if share else runtime.kernels - {"prompt_sharing"}
         one = job(with_kernels(runtime, *kernels), config, tmp_path / str(share), examples(8))
         loop = build_on_policy(one, of_texts(lambda text: float(len(text))))
-        assert ("headed" in loop.model.get_base_model().forward.__code__.co_freevars) == share
+        assert ("plain" in loop.model.get_base_model().forward.__code__.co_freevars) == share
         torch.manual_seed(1)
         for name, weight in loop.model.named_parameters():
             if "lora_B" in name:

@@ -15,7 +15,6 @@ from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.generation.transformers_engine import sample_batch
 from mipo_exp.kernels import onednn
 from mipo_exp.kernels.generation_cache import RoomyLayer, roomy_cache
-from mipo_exp.kernels.lora_product import use_lora_product
 from mipo_exp.kernels.onednn import OnednnLinear, lay_out, linear, use_onednn
 from mipo_exp.models.runtime import Runtime
 
@@ -96,10 +95,7 @@ def test_a_model_computes_the_same_as_it_is_and_packed(name: str, tied: bool, fe
 
 @needs_onednn
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("ours", [True, False], ids=["our LoRA layer", "PEFT's"])
-def test_gradients_of_an_adapter_are_the_same(
-    name: str, ours: bool, few_rows: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_of_an_adapter_are_the_same(name: str, few_rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for fast in (False, True):
         model = make(name)
@@ -107,8 +103,6 @@ def test_gradients_of_an_adapter_are_the_same(
             use_onednn(model, packed=False)
         monkeypatch.setattr(onednn, "MIN_ROWS", 1 if fast else 10**9)
         config = peft.LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=TARGETS)
-        if ours:
-            use_lora_product(config)
         adapted = peft.get_peft_model(model, config)
         torch.manual_seed(1)
         for parameter in adapted.parameters():

@@ -57,10 +57,7 @@ class Between(GroupedMetadata):
 
 
 # The parts of `mipo_exp/kernels/`.
-KERNELS = (
-    *("prefix_sharing", "prompt_sharing", "micro_batches", "onednn", "lora_product", "causal_blocks"),
-    *("response_head", "generation_cache"),
-)
+KERNELS = ("prefix_sharing", "prompt_sharing", "micro_batches", "onednn", "causal_blocks", "generation_cache")
 
 
 def kernel_parts(kernels: Sequence[str]) -> frozenset[str]:

@@ -109,15 +109,10 @@ def _may_share(model: "PreTrainedModel", longest: int) -> bool:
 
 def _install(model: "PreTrainedModel", parts: Collection[str]) -> None:
     plain = model.forward
-    if "response_head" in parts:
-        from mipo_exp.kernels.response_head import use_response_head
-
-        use_response_head(model)
     if "causal_blocks" in parts:
         from mipo_exp.kernels.causal_blocks import use_causal_blocks
 
         use_causal_blocks(model)
-    headed = model.forward
 
     @functools.wraps(plain)
     def forward(self: "PreTrainedModel", *args: Any, **kwargs: Any) -> Any:
@@ -125,7 +120,7 @@ def _install(model: "PreTrainedModel", parts: Collection[str]) -> None:
         if arranged is None:
             return plain(*args, **kwargs)
         layout, order = arranged
-        return _put_back(_run(self, headed, layout), kwargs["labels"], order)
+        return _put_back(_run(self, plain, layout), kwargs["labels"], order)
 
     model.forward = types.MethodType(forward, model)
 

@@ -189,10 +189,6 @@ class Runtime:
         from peft import PeftConfig, PeftModel
 
         config = PeftConfig.from_pretrained(str(folder))
-        if "lora_product" in self.kernels:
-            from mipo_exp.kernels.lora_product import use_lora_product
-
-            use_lora_product(config)
         if getattr(config, "use_dora", False):  # reads the weights
             self._use_onednn(self._model, packed=False)
         return PeftModel.from_pretrained(self._model, str(folder), config=config).eval()

@@ -16,8 +16,7 @@ LIBRARIES_BYTES = {"cpu": 0.65 * 2**30, "cuda": 0.6 * 2**30}
 KEPT_WIDTHS, KEPT_INNERS, KEPT_KV = 12.0, 5.0, 4.0
 # Copies of the logits, in float32, while their log-softmax is taken, and with its gradient.
 SCORING_LOGITS, TRAINING_LOGITS = 2.0, 3.0
-# Logits that TRL's fused output head has at once, tokens × vocabulary (trl/kernels/chunked_logprob.py, 1.16);
-# at most, as `response_head` has fewer.
+# Logits that TRL's fused output head has at once, tokens × vocabulary (trl/kernels/chunked_logprob.py, 1.16).
 TRL_HEAD_TILE = 4096 * 32768
 # Hidden states that live at once while a layer is computed without gradients.
 LIVING_WIDTHS, LIVING_INNERS = 8.0, 3.0

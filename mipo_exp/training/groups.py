@@ -120,7 +120,7 @@ def build_trainer(
             f"there are {len(groups)}; lower trainer.per_device_train_batch_size or raise task.train_examples"
         )
     with adapting(job.lora):
-        model: Any = peft.get_peft_model(base, lora_config(job.lora, runtime.kernels))
+        model: Any = peft.get_peft_model(base, lora_config(job.lora))
     check_trainable(model, job.lora)
     if isinstance(base.get_output_embeddings(), peft.tuners.tuners_utils.BaseTunerLayer):
         raise ConfigError(

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,16 +219,11 @@ def fields_of(config: Any, without: Sequence[str]) -> dict[str, Any]:
     return {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in without}
 
 
-def lora_config(lora: LoraConfig, kernels: Collection[str]) -> "peft.LoraConfig":
-    """The lora group as PEFT's config, with `lora_product`'s layer in place of PEFT's where that is among `kernels`."""
+def lora_config(lora: LoraConfig) -> "peft.LoraConfig":
+    """The lora group as PEFT's config."""
     import peft
 
-    config = peft.LoraConfig(task_type="CAUSAL_LM", **fields_of(lora, ()))
-    if "lora_product" in kernels:
-        from mipo_exp.kernels.lora_product import use_lora_product
-
-        use_lora_product(config)
-    return config
+    return peft.LoraConfig(task_type="CAUSAL_LM", **fields_of(lora, ()))
 
 
 def check_rotation(job: Job, pairs: Table[ScoredPair]) -> None:
@@ -294,7 +289,7 @@ def check_layers(config: Config, runtime: Runtime, status: str) -> None:
     model_config = read_config(runtime.model_folder, runtime.config)
     with torch.device("meta"), adapting(config.lora):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=remote)
-        peft.get_peft_model(model, lora_config(config.lora, ()))
+        peft.get_peft_model(model, lora_config(config.lora))
 
 
 @contextmanager

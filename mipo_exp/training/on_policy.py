@@ -188,7 +188,7 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
             ),
             train_dataset=Dataset.from_dict({"prompt": prompts, "row": list(range(len(prompts)))}),
             processing_class=runtime.renderer.tokenizer,
-            peft_config=lora_config(job.lora, runtime.kernels),
+            peft_config=lora_config(job.lora),
             callbacks=[job.callback],
         )
     check_trainable(loop.model, job.lora)
@@ -209,8 +209,7 @@ def _share_prompts(
     pieces = [(longest * (1 + new_tokens // len(longest)))[:new_tokens], longest[: (len(longest) + 1) // 2]]
     base = loop.accelerator.unwrap_model(loop.model).get_base_model()
     batch = as_batch([longest], [pieces], loop.args.device)
-    # TRL's output head divides logits by the temperature and may learn from their entropy; ours does neither.
-    share_prompts(base, batch, len(longest) + new_tokens, set(kernels) - {"response_head"})
+    share_prompts(base, batch, len(longest) + new_tokens, kernels)
 
 
 def _trainer_class(job: Job, rollout: Rollout) -> Any:

@@ -174,7 +174,7 @@ def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTraine
             args=training_arguments(method, job.trainer, job.seed, job.output, runtime.device, runtime.dtype),
             train_dataset=_dataset(pairs, reference),
             processing_class=runtime.renderer.tokenizer,
-            peft_config=lora_config(job.lora, runtime.kernels),
+            peft_config=lora_config(job.lora),
             callbacks=[job.callback],
         )
     restore_lora_dropout(dpo.model, job.lora)
