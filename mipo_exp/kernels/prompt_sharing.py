@@ -69,7 +69,7 @@ def share_prompts(
         model: the base model after TRL has given it its fused output head.
         batch: one to try: `input_ids`, `attention_mask` and `labels` as TRL has them.
         longest: tokens of the longest prompt with its response in all of the data.
-        parts: of `kernels`; `causal_blocks` and `response_head` are for models that share prompts.
+        parts: of `kernels`; `causal_blocks` is for models that share prompts.
     """
     import torch
 
