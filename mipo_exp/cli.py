@@ -232,7 +232,7 @@ def _hydra_main(raw: DictConfig) -> float | None:
     try:
         if not multirun:
             refuse_sweep(settings)
-        if settle(raw, overrides) and settings.output_subdir is not None:
+        if settle(raw, overrides, settings.overrides.hydra) and settings.output_subdir is not None:
             OmegaConf.save(raw, output / settings.output_subdir / "config.yaml")  # what is in effect
         config = parse(raw)
         if team().main:

@@ -71,7 +71,7 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["task=quiz", "negatives=mixture"], r"negatives=no_context needs a user context, and task=quiz has none"),
         (
             ["negatives=mixture", "negatives.weights={no_contxt: 1}"],
-            r"weights\.no_contxt'; did you mean 'negatives\.weights\.no_context'",
+            r"negatives\.weights='no_contxt' is not an option; did you mean 'no_context'\? It takes one of",
         ),
         (["negatives=mixture", "negatives.weights.no_context=-1"], r"none negative and one above 0"),
         (["negatives=no_context", "negatives.weights={no_context: 1}"], r"use negatives=mixture, or null"),

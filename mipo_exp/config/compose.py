@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -34,6 +35,8 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
     for name, value in (("default_cache", default_cache), ("project_root", lambda: PROJECT_ROOT)):
         OmegaConf.register_new_resolver(name, lambda value=value: str(value()), replace=True)
+    # The base of a group whose keys plugins add to: an override may name one that the file has not.
+    ConfigStore.instance().store(name="_open", node=OmegaConf.create({}, flags={"struct": False}))
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:

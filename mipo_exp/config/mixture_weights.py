@@ -33,13 +33,14 @@ def settled(negatives: Any) -> Any:
     return {**group, "weights": default if weights is None and group.get("strategy") == MIXTURE else weights}
 
 
-def settle(raw: DictConfig, overrides: Sequence[str]) -> bool:
+def settle(raw: DictConfig, overrides: Sequence[str], of_hydra: Sequence[str] = ()) -> bool:
     """Put the weights in effect into a composed config, in place.
 
     Args:
         raw: the composed config.
         overrides: the command line's. In their order, `negatives.weights={…}` replaces every weight, those of files
             too, and `negatives.weights.NAME=…` changes one.
+        of_hydra: those of Hydra itself, where they are not among `overrides`.
 
     Returns:
         Whether it is a mixture.
@@ -53,12 +54,14 @@ def settle(raw: DictConfig, overrides: Sequence[str]) -> bool:
     ours = {text: item for text, item in parsed if f"{item.key_or_group}.".startswith(f"{KEY}.")}
     if ours:
         # What the files say, without the command line, whose weights Hydra has merged into theirs.
-        group = settled(_group(compose("config", [text for text in overrides if text not in ours])))
+        others = [text for text in overrides if text not in ours]
+        places = [text for text in of_hydra if text.startswith("hydra.searchpath=")]
+        group = settled(_group(compose("config", [*places, *others])))
         weights, default = group.get("weights"), settled({**composed, "weights": None})["weights"]
         for item in ours.values():
             name = item.key_or_group.removeprefix(KEY).removeprefix(".")
-            others = weights if isinstance(weights, Mapping) else {}
-            weights = {**others, name: item.value()} if name else item.value() or default
+            known = weights if isinstance(weights, Mapping) else {}
+            weights = {**known, name: item.value()} if name else item.value() or default
         group = settled({**composed, "weights": weights})
     with open_dict(raw):
         raw.negatives = group
@@ -75,8 +78,8 @@ def _named(weights: Any) -> Any:
 def _group(raw: DictConfig) -> dict[str, Any]:
     """The negatives group as plain Python; empty where it cannot be resolved, which `parsing` says better."""
     try:
-        group = OmegaConf.to_container(raw, resolve=True)
-    except OmegaConfBaseException:
+        # Not the whole config: resolving Hydra's part of it makes the folder of a run.
+        found: Any = OmegaConf.to_container(raw.negatives, resolve=True)
+    except (OmegaConfBaseException, ValueError):
         return {}
-    found = group.get("negatives") if isinstance(group, dict) else None
     return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
