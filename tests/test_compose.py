@@ -11,8 +11,6 @@ from mipo_exp.config.schema import Config
 from mipo_exp.errors import ConfigError
 from tests.command_line import run
 
-PLUGIN = Path(__file__).parent / "plugin_package"
-
 
 def by_python(*overrides: str) -> Config:
     raw = compose_config(overrides)
@@ -47,9 +45,8 @@ def test_weights_mean_the_same_from_python_and_on_the_command_line(
     assert saved["negatives"]["weights"] == weights
 
 
-def test_a_mixture_takes_a_strategy_of_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(PLUGIN))
-    asked = ("plugins=[mipo_example.variants]", "negatives=mixture")
+def test_a_mixture_takes_a_strategy_of_a_plugin(plugin: str) -> None:
+    asked = (f"plugins=[{plugin}]", "negatives=mixture")
     for given in (["negatives.weights={next_prompt: 1}"], ["negatives.weights.next_prompt=1"]):
         assert "next_prompt" in (by_python(*asked, *given).negatives.weights or {})
     for given in ("negatives.weights={nxt_prompt: 2}", "negatives.weights.nxt_prompt=2"):
