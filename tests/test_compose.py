@@ -49,7 +49,7 @@ def test_a_mixture_takes_a_strategy_of_a_plugin(plugin: str) -> None:
     asked = (f"plugins=[{plugin}]", "negatives=mixture")
     for given in (["negatives.weights={next_prompt: 1}"], ["negatives.weights.next_prompt=1"]):
         assert "next_prompt" in (by_python(*asked, *given).negatives.weights or {})
-    for given in ("negatives.weights={nxt_prompt: 2}", "negatives.weights.nxt_prompt=2"):
+    for given in ("negatives.weights={nxt_prompt: 2}", "negatives.weights.nxt_prompt=null"):
         with pytest.raises(
             ConfigError, match=r"negatives\.weights='nxt_prompt' .* did you mean 'next_prompt'\? It takes"
         ):

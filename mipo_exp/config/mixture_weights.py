@@ -12,8 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from mipo_exp.config.fields import not_an_option
 from mipo_exp.config.registry import load_variants
-from mipo_exp.config.schema import MIXTURE
+from mipo_exp.config.schema import MIXTURE, STRATEGIES
 
 KEY = "negatives.weights"
 
@@ -44,12 +45,19 @@ def settle(raw: DictConfig, overrides: Sequence[str], of_hydra: Sequence[str] = 
 
     Returns:
         Whether it is a mixture.
+
+    Raises:
+        ConfigError: a weight of something that is not a strategy, or a plugin that cannot be imported.
     """
     load_variants(raw.get("plugins"))  # the tasks' resolvers
     composed = _group(raw)
     group = settled(composed)
     if group.get("strategy") != MIXTURE:
         return False
+    named = composed.get("weights")
+    for name in named if isinstance(named, Mapping) else ():
+        if name not in STRATEGIES:  # also where the weight is null, which the schema does not see
+            raise not_an_option(KEY, name, [known for known in STRATEGIES if known != MIXTURE])
     parsed = zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True)
     ours = {text: item for text, item in parsed if f"{item.key_or_group}.".startswith(f"{KEY}.")}
     if ours:
