@@ -111,12 +111,13 @@ def _main() -> None:
             _exit(message, EXIT_BAD_INPUT)
     ended = _all_ended()
     failures = [job for job in ended if job.failed]
+    planned = team().main and _write_plans()
     if team().main:
-        _write_plans()
         _write_table(failures)
     incomplete = [f"incomplete: {_said(job)}" for job in ended if not job.failed]
     if failures:
-        lines = [f"{len(failures)} of the jobs failed, the others are finished:", *map(_said, failures), *incomplete]
+        done = "planned" if planned else "finished"
+        lines = [f"{len(failures)} of the jobs failed, the others are {done}:", *map(_said, failures), *incomplete]
         _exit("\n".join(lines), EXIT_BAD_INPUT if all(job.bad_input for job in failures) else 1)
     if _errors:
         failure = _errors.pop()
@@ -192,8 +193,9 @@ class BeforeRuns(Callback):
         return folder
 
 
-def _write_plans() -> None:
-    """One table over the plans of a multirun's jobs."""
+def _write_plans() -> bool:
+    """One table over the plans of a multirun's jobs; whether there are any."""
+    paths: list[Path] = []
     for folder, started in _multiruns:
         from mipo_exp.planning.describe import PLAN_FILE, Plan, render
 
@@ -201,6 +203,7 @@ def _write_plans() -> None:
         if paths:
             plans = [Plan.read(path) for path in sorted(paths, key=lambda path: (len(str(path)), path))]
             sys.stdout.write(render(plans) + "\n")
+    return bool(paths)
 
 
 def _write_table(failures: Sequence[Ended]) -> None:
@@ -232,7 +235,7 @@ def _hydra_main(raw: DictConfig) -> float | None:
     try:
         if not multirun:
             refuse_sweep(settings)
-        if settle(raw, overrides) and settings.output_subdir is not None:
+        if settle(raw, overrides, settings.overrides.hydra) and settings.output_subdir is not None:
             OmegaConf.save(raw, output / settings.output_subdir / "config.yaml")  # what is in effect
         config = parse(raw)
         if team().main:
@@ -248,7 +251,7 @@ def _hydra_main(raw: DictConfig) -> float | None:
             from mipo_exp.experiment import assemble
             from mipo_exp.planning.describe import make_plan, render
 
-            plan = make_plan(assemble(config, output, fetch=False))
+            plan = make_plan(assemble(config, output, fetch=False), overrides)
             if multirun:
                 plan.write(Path(settings.runtime.output_dir))
             elif team().main:
@@ -258,7 +261,7 @@ def _hydra_main(raw: DictConfig) -> float | None:
 
         launcher = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(team().size)]
         command = shlex.join([*(["python"] if team().size == 1 else launcher), "-m", "mipo_exp", *overrides])
-        outcome = run_experiment(config, resolve(raw), output, command)
+        outcome = run_experiment(config, resolve(raw), output, command, overrides)
         if outcome.missing:
             reasons = "; ".join(f"{part}: {why}" for part, why in outcome.missing.items())
             _record(settings, reasons, failed=False)

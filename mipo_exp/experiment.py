@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ ABSENT = "not here yet"  # in a plan, in the place of what a run would fetch
 T = TypeVar("T")
 
 
-def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
+def assemble(config: Config, output: Path, fetch: bool = True, overrides: Sequence[str] = ()) -> Assembled:
     """Put an experiment together and check all of it that needs no model, before anything heavy is loaded.
 
     Args:
@@ -56,6 +57,7 @@ def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
         output: the run's folder.
         fetch: get the data, the model's files and the examples. Without, as for a plan, what is not here is noted and
             something stands in its place.
+        overrides: what the user asked for beside the files, and is to have as it stands.
 
     Raises:
         UserError: whatever would make the experiment fail later and can be seen now.
@@ -81,7 +83,7 @@ def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
         stage = declare_examples(config, task, data or ABSENT, tokenizer)
         if fetch:
             found = run.fetch("examples", stage)
-            check_examples(config, task, found.table("train", Example), found.table("eval", Example))
+            check_examples(config, task, found.table("train", Example), found.table("eval", Example), overrides)
         return stage
 
     encoder, near = None, config.negatives.embedding_model
@@ -97,7 +99,7 @@ def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
     if team().main:
         judging = here(lambda: prepare_judging(config, task, root, device, fetch), None, ModelError)
     rewarding = here(lambda: prepare_rewards(config, judging, task, root, device, fetch), None, ModelError)
-    _warn_of_one_judge(judging, rewarding)
+    _warn_of_one_judge(config.method.name, judging, rewarding)
     data = here(lambda: task.prepare(fetch), None)
     examples = None if task.needs_tokenizer else declare_and_fetch(None)
     absent = ModelSource("folder", None, ABSENT, f"{config.model.name}, {ABSENT}")
@@ -123,12 +125,13 @@ def assemble(config: Config, output: Path, fetch: bool = True) -> Assembled:
     return Assembled(config, output, store, run, task, runtime, examples, stages, *judges, data, model, notes)
 
 
-def _warn_of_one_judge(judging: Judging | None, rewarding: Judging | None) -> None:
+def _warn_of_one_judge(method: str, judging: Judging | None, rewarding: Judging | None) -> None:
     """Say it where a model is judged by what it learnt to please."""
     if judging is not None and rewarding is not None and judging.model == rewarding.model:
         log.warning(
-            "method=rlaif: %s judges the results and gave the rewards too; for a figure to publish set another judge, "
+            "method=%s: %s judges the results and gave the rewards too; for a figure to publish set another judge, "
             "judge@reward_judge=endpoint or judge@reward_judge=local",
+            method,
             judging.judge.backend.description,
         )
 
@@ -142,7 +145,7 @@ def _check_disk(cache: Path, needed: float) -> None:
         )
 
 
-def assemble_together(config: Config, output: Path) -> Assembled:
+def assemble_together(config: Config, output: Path, overrides: Sequence[str] = ()) -> Assembled:
     """`assemble` in every process of the run, the main one first; they must come to the same stages in one cache.
 
     Raises:
@@ -151,12 +154,14 @@ def assemble_together(config: Config, output: Path) -> Assembled:
     together = team()
     together.connect(choose_device(config.device, together.local_rank, together.size))
     check_shared(Store(Path(config.paths.cache).expanduser()).root)
-    assembled = together.main_first(lambda: assemble(config, output))
+    assembled = together.main_first(lambda: assemble(config, output, overrides=overrides))
     check_alike({name: stage.key for name, stage in assembled.stages.items()})
     return assembled
 
 
-def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, command: str) -> Outcome:
+def run_experiment(
+    config: Config, resolved: Mapping[str, Any], output: Path, command: str, overrides: Sequence[str] = ()
+) -> Outcome:
     """Run one experiment and write `summary.json`, `metrics.jsonl`, `report.html` and `adapter/` into `output`; of
     several processes the main one writes, and the others do their part of the stages.
 
@@ -165,6 +170,7 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
         resolved: the same as plain Python, for the record.
         output: the run's folder.
         command: how this run was asked for.
+        overrides: as `assemble`.
 
     Returns:
         the metric that `objective` names, which a sweeper optimizes, and what is missing.
@@ -173,13 +179,13 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
         UserError: bad input; what was computed before stays in the cache.
     """
     if not team().main:
-        run_stages(assemble_together(config, output), lambda row: None)
+        run_stages(assemble_together(config, output, overrides), lambda row: None)
         return Outcome(None, {})
     summary = summary_head(config, command)
     tracker: tracking.Tracker | None = None
     assembled: Assembled | None = None
     try:
-        assembled = assemble_together(config, output)
+        assembled = assemble_together(config, output, overrides)
         run_id, source = digest(assembled.keys), assembled.runtime.source
         model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": assembled.runtime.dtype}
         summary.update(run_id=run_id, device=assembled.runtime.device, model_source=model)
@@ -208,20 +214,42 @@ def run_experiment(config: Config, resolved: Mapping[str, Any], output: Path, co
 
 def run(overrides: Sequence[str], output: str | Path | None) -> Results:
     """See `mipo_exp.run`."""
+    _check_call(overrides, output)
     raw = compose_config(overrides)
-    if team().size > 1:
-        raise ConfigError("mipo_exp.run is for one process; start several with: accelerate launch -m mipo_exp …")
+    raw.paths.output = str(output or "outputs")
+    if parse(raw).plan:
+        raise ConfigError("plan=true runs nothing, and mipo_exp.run runs; plan with: python -m mipo_exp plan=true …")
     folder = Path(output or new_folder(time.strftime("outputs/%Y-%m-%d/%H-%M-%S"))).expanduser()
     raw.paths.output = str(folder)
     config = parse(raw)
+    make_writable(folder, "output", "give another one")
     occupy(folder, "output", "give another one")
     try:
         (folder / ".hydra").mkdir(exist_ok=True)
         OmegaConf.save(raw, folder / ".hydra" / "config.yaml")
-        run_experiment(config, resolve(raw), folder, f"mipo_exp.run({list(overrides)})")
+        run_experiment(config, resolve(raw), folder, f"mipo_exp.run({list(overrides)})", overrides)
     finally:
         leave(folder)
     return load(folder)
+
+
+def _check_call(overrides: Any, output: Any) -> None:
+    """Raise `ConfigError` for arguments of `run` that are none, or that only the command line heeds."""
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
+        raise ConfigError(f"overrides={overrides!r} is not a list; give one, ['task=gsm8k', 'method.beta=0.05']")
+    if not isinstance(output, str | os.PathLike | None):
+        raise ConfigError(f"output={output!r} is not a folder; give its path, or None for a new one")
+    for item in overrides:
+        if not isinstance(item, str):
+            raise ConfigError(f"the override {item!r} is not a text; write it as 'KEY=VALUE'")
+        if item.startswith("-"):
+            raise ConfigError(
+                f"{item} is an option of the command line; for --config-dir=DIR give hydra.searchpath=[file://DIR]"
+            )
+        if re.match(r"\+*(paths\.output|hydra[./](?!searchpath\b))", item):
+            raise ConfigError(f"{item} is for the command line; name the folder of this run with output=DIR")
+    if team().size > 1:
+        raise ConfigError("mipo_exp.run is for one process; start several with: accelerate launch -m mipo_exp …")
 
 
 def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None]) -> list[dict[str, float]]:

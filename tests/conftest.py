@@ -3,8 +3,9 @@
 import importlib
 import os
 import socket
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from mipo_exp import cli
 from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.config.registry import load_variants
-from mipo_exp.config.schema import Config
+from mipo_exp.config.schema import REGISTRIES, Config
 from mipo_exp.data.tasks import make_task
+from mipo_exp.evaluation import metrics
 from mipo_exp.experiment import run_experiment
 from mipo_exp.models.loading import locate
 from mipo_exp.models.runtime import Runtime, declare_model
@@ -54,6 +56,19 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The module of `plugin_package`; what it registers in this process is forgotten."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "plugin_package"))
+    for registry in REGISTRIES.values():
+        monkeypatch.setattr(registry, "_found", dict(registry._found))
+    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
+    monkeypatch.setattr(metrics, "COMPUTED", list(metrics.COMPUTED))
+    yield "mipo_example.variants"
+    for name in ("mipo_example", "mipo_example.variants"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="session", autouse=True)

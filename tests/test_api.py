@@ -3,11 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mipo_exp
-from mipo_exp.errors import ConfigError, DataError, UserError
+from mipo_exp.errors import ConfigError, DataError, StorageError, UserError
 from tests.command_line import environment
 
 QUICK = ("+debug=quick", "tracker=none")
@@ -44,7 +45,12 @@ def test_an_experiment_gives_its_results_as_an_object(shared_cache: Path, tmp_pa
         ("method.beta=-1", "method.beta=-1.0 is out of range"),
         ("method.bta=1", "did you mean 'method.beta'"),
         ("task=gsm9k", "did you mean task=gsm8k"),
-        ("seed=1,2", "seed=1,2"),
+        ("seed=1,2", "seed=1,2.* use the command line"),
+        ("task.train_examples=100000", "there are only"),
+        ("plan=true", "plan=true runs nothing"),
+        ("paths.output=there", "paths.output=there is for the command line; .* output=DIR"),
+        ("hydra.run.dir=there", "hydra.run.dir=there is for the command line"),
+        ("-m", "-m is an option of the command line"),
         ("+sweeps=beta_lr", "is a set of runs"),
         ("evaluation.k=500", "evaluation.k=500 needs"),
         ("+judge.api_key=abcdefgh", "is a secret by its name"),
@@ -53,6 +59,22 @@ def test_an_experiment_gives_its_results_as_an_object(shared_cache: Path, tmp_pa
 def test_bad_input_is_an_error_that_names_the_key(override: str, message: str, shared_cache: Path) -> None:
     with pytest.raises(UserError, match=message):
         mipo_exp.run([*QUICK, f"paths.cache={shared_cache}", override], output="out")
+
+
+def test_a_wrong_call_is_refused_and_makes_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="output=file cannot be written .* give another one"):
+        mipo_exp.run(QUICK, output="file")
+    wrong: list[tuple[Any, Any, str]] = [
+        ("task=quiz", None, "overrides='task=quiz' is not a list"),
+        ([1], None, "the override 1 is not a text"),
+        ([], 1, "output=1 is not a folder"),
+        ([*QUICK, "method.beta=-1"], None, "out of range"),
+    ]
+    for overrides, output, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            mipo_exp.run(overrides, output)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

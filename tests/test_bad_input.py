@@ -41,6 +41,9 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
     ("arguments", "pattern"),
     [
         (["method.bta=0.1"], r"unknown config key 'method\.bta'; did you mean 'method\.beta'"),
+        (["trainer.share_prompt=false"], r"kernels has replaced it; .* kernels=\[prompt_sharing\] is that alone"),
+        (["+scoring.share_prefix=false"], r"kernels has replaced it; kernels=auto has prefix_sharing in it"),
+        (["plugins={a: 1}"], r"plugins=\{a: 1\} is not a list; plugins takes a list of modules, plugins=\[my_package"),
         (["betaa=0.1"], r"unknown config key 'betaa'; did you mean 'method\.beta'"),
         (["+method.betta=0.1"], r"unknown config key 'method\.betta'; did you mean 'method\.beta'"),
         (["+sede=3"], r"unknown config key 'sede'; did you mean 'seed'"),
@@ -71,7 +74,7 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["task=quiz", "negatives=mixture"], r"negatives=no_context needs a user context, and task=quiz has none"),
         (
             ["negatives=mixture", "negatives.weights={no_contxt: 1}"],
-            r"weights\.no_contxt'; did you mean 'negatives\.weights\.no_context'",
+            r"negatives\.weights='no_contxt' is not an option; did you mean 'no_context'\? It takes one of",
         ),
         (["negatives=mixture", "negatives.weights.no_context=-1"], r"none negative and one above 0"),
         (["negatives=no_context", "negatives.weights={no_context: 1}"], r"use negatives=mixture, or null"),

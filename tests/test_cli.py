@@ -107,6 +107,12 @@ def test_the_plans_of_a_multirun_are_one_table(tmp_path: Path) -> None:
     assert sum(line[:1] == ["memory:"] for line in lines) == 1
 
 
+def test_a_plan_that_fails_leaves_the_others_planned(tmp_path: Path) -> None:
+    done = run("-m", "+debug=quick", "plan=true", "evaluation.k=2,500", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "1 of the jobs failed, the others are planned:\njob 1 (" in done.stderr
+
+
 def test_plan_without_the_model_says_what_would_be_fetched(tmp_path: Path) -> None:
     done = run("model=qwen1.5b", "plan=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -73,9 +73,9 @@ def test_a_file_that_asks_for_more_examples_than_there_are_gets_all_with_a_warni
     from mipo_exp.planning.checks import _check_amount
 
     for asked in (None, 5, 6):
-        _check_amount("task.eval_examples", asked, 6)
+        _check_amount("task.eval_examples", asked, 6, ["task.eval_examples=6"])
     assert not caplog.messages
-    _check_amount("task.eval_examples", 7, 6)
+    _check_amount("task.eval_examples", 7, 6, ["task=quiz"])
     assert caplog.messages == [
         "task.eval_examples=7, and there are only 6 (docs/tasks.md says what a task leaves out): all 6 are used"
     ]

@@ -1,11 +1,15 @@
 """Variants from outside the package: by `plugins=` and by entry points, and what is said where one is wrong."""
 
+import importlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from mipo_exp.config.schema import STRATEGIES
+from mipo_exp.errors import ConfigError
+from mipo_exp.evaluation import metrics
 from tests.command_line import ROOT, environment, run
 
 PACKAGE = Path(__file__).parent / "plugin_package"
@@ -75,10 +79,24 @@ def test_a_wrong_plugin_is_named_with_the_way_out(
     assert "Traceback" not in done.stderr
 
 
-def test_one_module_may_be_imported_twice() -> None:
-    """As a notebook does; only another variant of a taken name is refused."""
-    from mipo_exp.config.schema import STRATEGIES
-    from mipo_exp.pairing.negatives import no_context
+def test_a_key_of_a_plugin_that_is_misspelt_gets_the_nearest_one(tmp_path: Path) -> None:
+    for place in (CONF, f"hydra.searchpath=[file://{PACKAGE / 'conf'}]"):
+        for wrong, right in (("method.margn=1", "method.margin"), ("taks.seed=1", "task")):
+            done = run(place, EXAMPLE, "method=margin", wrong, cwd=tmp_path, PYTHONPATH=on_path(PACKAGE))
+            assert done.returncode == 2, done.stderr
+            assert f"did you mean {right!r}?" in done.stderr
 
-    STRATEGIES.register("no_context", needs_context=True)(no_context)
-    assert STRATEGIES["no_context"].needs_context
+
+def test_one_module_may_be_imported_twice(plugin: str) -> None:
+    """As a notebook does; only another variant of a taken name is refused."""
+    variants = importlib.import_module(plugin)
+    computed = len(metrics.COMPUTED)
+    importlib.reload(variants)
+    assert len(metrics.COMPUTED) == computed
+    assert STRATEGIES["next_prompt"].sample is variants.next_prompt
+
+    def words(of: metrics.Evaluated) -> list[float]:
+        return []
+
+    with pytest.raises(ConfigError, match="'response/words' is registered twice"):
+        metrics.metric("response/words", "Words")(words)

@@ -162,7 +162,7 @@ def test_it_runs_whole_with_a_local_judge(experiment: Experiment, caplog: pytest
     summary, output = experiment(*LOCAL, "judge.max_parse_failures=1", "trainer.max_steps=1")
     assert (summary["status"], summary["method"]) == ("ok", "rlaif")
     assert "judge_model" in summary["stages"]
-    assert ONE_JUDGE in caplog.text
+    assert f"method=rlaif: random weights (tiny) {ONE_JUDGE}" in caplog.text
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert any("train/reward" in row or "train/loss" in row for row in rows)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -34,6 +35,8 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
     for name, value in (("default_cache", default_cache), ("project_root", lambda: PROJECT_ROOT)):
         OmegaConf.register_new_resolver(name, lambda value=value: str(value()), replace=True)
+    # The base of a group whose keys plugins add to: an override may name one that the file has not.
+    ConfigStore.instance().store(name="_open", node=OmegaConf.create({}, flags={"struct": False}))
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -55,7 +58,8 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     except Exception as error:
         if isinstance(error, ConfigError) or (message := explain(error, overrides)) is None:
             raise
-        raise ConfigError(message) from error
+        to_sweep = "add --multirun to your command line"  # Hydra's words for several values
+        raise ConfigError(message.replace(to_sweep, "use the command line, python -m mipo_exp -m")) from error
     with open_dict(raw):
         del raw["hydra"]
     return raw
@@ -98,8 +102,14 @@ def explain(error: Exception, arguments: Sequence[str]) -> str | None:
 
 def _config_folders(arguments: Sequence[str]) -> list[Path]:
     """Where Hydra reads configs from: ours, and what `--config-dir` or `hydra.searchpath` names."""
-    named = re.findall(r"(?:--config-dir|-cd)[= ](\S+)|file://([^\s,\]'\"]+)", " ".join(arguments))
-    return [CONFIG_DIR, PROJECT_ROOT / "sweeps", *(Path(one or other) for one, other in named)]
+    named = [place.removeprefix("file://") for place in _places(arguments) if place.startswith("file://")]
+    return [CONFIG_DIR, PROJECT_ROOT / "sweeps", *map(Path, named)]
+
+
+def _places(arguments: Sequence[str]) -> list[str]:
+    """What `--config-dir` and `hydra.searchpath` name, as the latter takes it."""
+    pattern = r"(?:--config-dir|-cd)[= ](\S+)|((?:file|pkg)://[^\s,\]'\"]+)"
+    return [place or f"file://{Path(folder).absolute()}" for folder, place in re.findall(pattern, " ".join(arguments))]
 
 
 def _unknown_option(error: MissingConfigException, arguments: Sequence[str]) -> str:
@@ -133,6 +143,10 @@ def _composition_error(error: Exception, arguments: Sequence[str]) -> str:
         group = text.split("'", 2)[1]
         argument = next((item for item in arguments if item.startswith(f"{group}=")), f"{group}=NAME")
         return f"{group} is not chosen by default; add it: +{argument}"
+    if found := re.search(r"DictConfig with ListConfig\s+full_key: (\S+)", str(error.__cause__)):
+        of, example = (" of modules", "my_package.my_module") if found[1] == "plugins" else ("", "…")
+        given = text.removeprefix("Error merging override ")
+        return f"{given} is not a list; {found[1]} takes a list{of}, {found[1]}=[{example}]"
     # In this order: the first names the whole key, the last only its end.
     for pattern in (r"full_key: (\S+)", "Could not override '([^']*)'", "Key '([^']*)'"):
         if found := re.search(pattern, f"{text}\n{error.__cause__}"):
@@ -144,8 +158,9 @@ def _composition_error(error: Exception, arguments: Sequence[str]) -> str:
 
 
 def _known_keys(arguments: Sequence[str]) -> list[str]:
-    """Every key of the config that the group choices on the command line compose."""
+    """Every key of the config that the group choices on the command line compose, those of plugins too."""
     choices = [argument for argument in arguments if argument.partition("=")[0] in groups() and "," not in argument]
+    choices.append(f"hydra.searchpath={[f'file://{PROJECT_ROOT}', *_places(arguments)]}")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return _leaves(OmegaConf.to_container(compose("config", overrides=choices), resolve=False), "")

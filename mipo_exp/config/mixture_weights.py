@@ -12,8 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from mipo_exp.config.fields import not_an_option
 from mipo_exp.config.registry import load_variants
-from mipo_exp.config.schema import MIXTURE
+from mipo_exp.config.schema import MIXTURE, STRATEGIES
 
 KEY = "negatives.weights"
 
@@ -33,32 +34,42 @@ def settled(negatives: Any) -> Any:
     return {**group, "weights": default if weights is None and group.get("strategy") == MIXTURE else weights}
 
 
-def settle(raw: DictConfig, overrides: Sequence[str]) -> bool:
+def settle(raw: DictConfig, overrides: Sequence[str], of_hydra: Sequence[str] = ()) -> bool:
     """Put the weights in effect into a composed config, in place.
 
     Args:
         raw: the composed config.
         overrides: the command line's. In their order, `negatives.weights={…}` replaces every weight, those of files
             too, and `negatives.weights.NAME=…` changes one.
+        of_hydra: those of Hydra itself, where they are not among `overrides`.
 
     Returns:
         Whether it is a mixture.
+
+    Raises:
+        ConfigError: a weight of something that is not a strategy, or a plugin that cannot be imported.
     """
     load_variants(raw.get("plugins"))  # the tasks' resolvers
     composed = _group(raw)
     group = settled(composed)
     if group.get("strategy") != MIXTURE:
         return False
+    named = composed.get("weights")
+    for name in named if isinstance(named, Mapping) else ():
+        if name not in STRATEGIES:  # also where the weight is null, which the schema does not see
+            raise not_an_option(KEY, name, [known for known in STRATEGIES if known != MIXTURE])
     parsed = zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True)
     ours = {text: item for text, item in parsed if f"{item.key_or_group}.".startswith(f"{KEY}.")}
     if ours:
         # What the files say, without the command line, whose weights Hydra has merged into theirs.
-        group = settled(_group(compose("config", [text for text in overrides if text not in ours])))
+        others = [text for text in overrides if text not in ours]
+        places = [text for text in of_hydra if text.startswith("hydra.searchpath=")]
+        group = settled(_group(compose("config", [*places, *others])))
         weights, default = group.get("weights"), settled({**composed, "weights": None})["weights"]
         for item in ours.values():
             name = item.key_or_group.removeprefix(KEY).removeprefix(".")
-            others = weights if isinstance(weights, Mapping) else {}
-            weights = {**others, name: item.value()} if name else item.value() or default
+            known = weights if isinstance(weights, Mapping) else {}
+            weights = {**known, name: item.value()} if name else item.value() or default
         group = settled({**composed, "weights": weights})
     with open_dict(raw):
         raw.negatives = group
@@ -75,8 +86,8 @@ def _named(weights: Any) -> Any:
 def _group(raw: DictConfig) -> dict[str, Any]:
     """The negatives group as plain Python; empty where it cannot be resolved, which `parsing` says better."""
     try:
-        group = OmegaConf.to_container(raw, resolve=True)
-    except OmegaConfBaseException:
+        # Not the whole config: resolving Hydra's part of it makes the folder of a run.
+        found: Any = OmegaConf.to_container(raw.negatives, resolve=True)
+    except (OmegaConfBaseException, ValueError):
         return {}
-    found = group.get("negatives") if isinstance(group, dict) else None
     return {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}

@@ -31,6 +31,8 @@ VARIANTS: dict[str, Registry[Any]] = {
 }
 # Groups whose files set keys of the whole config.
 FILE_GROUPS = ("experiment", "debug", "sweeps")
+# Keys that were once there, and the part of `kernels` that has replaced each.
+REPLACED = {"trainer.share_prompt": "prompt_sharing", "scoring.share_prefix": "prefix_sharing"}
 # pydantic's kinds of errors: those about types with what is wanted, and those about bounds with how they are said.
 WANTED = {
     **{"int_type": "Integer", "int_from_float": "Integer", "float_type": "Float", "bool_type": "Boolean"},
@@ -97,7 +99,12 @@ def resolve(raw: DictConfig) -> dict[str, Any]:
 
 
 def unknown_key(key: str, known: list[str]) -> ConfigError:
-    """The error for a key that does not exist, with the nearest one that does."""
+    """The error for a key that does not exist, with the one that has replaced it or the nearest one that does."""
+    if part := REPLACED.get(key):
+        return ConfigError(
+            f"unknown config key {key!r}: kernels has replaced it; kernels=auto has {part} in it, kernels=plain has "
+            f"not, and kernels=[{part}] is that alone"
+        )
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not near:
         leaves = {name.rsplit(".", 1)[-1]: name for name in known}

@@ -11,6 +11,7 @@ reported, under its own name and without an explanation.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -115,20 +116,26 @@ Decorated = TypeVar("Decorated", bound=ByResponse)
 
 METRICS: dict[str, Metric] = {}
 COMPUTED: list[Compute] = []
+_DESCRIBED_BY: dict[str, str] = {}  # the function or module of each of `METRICS`
 # Those that are known by how their names begin.
 FAMILIES: dict[str, Callable[[str], Metric]] = {}
 
 
-def register(*metrics: Metric) -> None:
-    """Describe metrics.
+def register(*metrics: Metric, by: str | None = None) -> None:
+    """Describe metrics; a module that is imported again, as a notebook does, describes its own anew.
+
+    Args:
+        metrics: with names of their own.
+        by: the function that they are of, with its module; None for a call in a module.
 
     Raises:
         ConfigError: a name is taken.
     """
+    by = by or str(sys._getframe(1).f_globals["__name__"])
     for item in metrics:
-        if item.name in METRICS:
+        if item.name in METRICS and _DESCRIBED_BY.get(item.name) != by:
             raise ConfigError(f"metric {item.name!r} is registered twice; give one of the two another name")
-        METRICS[item.name] = item
+        METRICS[item.name], _DESCRIBED_BY[item.name] = item, by
 
 
 def measuring(compute: Compute) -> Compute:
@@ -143,7 +150,8 @@ def metric(
     """A function as a metric: its docstring is the explanation. The arguments are those of `Metric`."""
 
     def add(function: Decorated) -> Decorated:
-        register(Metric(name, label, group, unit, direction, " ".join((function.__doc__ or "").split()), **shown))
+        described = Metric(name, label, group, unit, direction, " ".join((function.__doc__ or "").split()), **shown)
+        register(described, by=f"{function.__module__}.{function.__qualname__}")
 
         def compute(of: Evaluated) -> dict[str, Measure]:
             found = function(of)
@@ -151,6 +159,8 @@ def metric(
                 return {}
             return {name: found if isinstance(found, Measure) else average(found)}
 
+        compute.__name__ = f"metric {name}"
+        COMPUTED[:] = [known for known in COMPUTED if getattr(known, "__name__", "") != compute.__name__]
         measuring(compute)
         return function
 

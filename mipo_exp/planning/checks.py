@@ -8,8 +8,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-
 from mipo_exp.config.schema import Config
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
@@ -26,11 +24,18 @@ from mipo_exp.store.records import Example
 log = logging.getLogger(__name__)
 
 
-def check_examples(config: Config, task: Task, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
-    """Raise `ConfigError` for fewer examples than are asked for, too few contexts or prompts, examples that the judge
-    cannot be asked about, an objective that this run does not have, and a reward that its examples cannot give."""
-    _check_amount("task.train_examples", config.task.train_examples, len(train))
-    _check_amount("task.eval_examples", config.task.eval_examples, len(evaluation))
+def check_examples(
+    config: Config,
+    task: Task,
+    train: Sequence[Example],
+    evaluation: Sequence[Example],
+    overrides: Sequence[str] = (),
+) -> None:
+    """Raise `ConfigError` for fewer examples than `overrides` ask for, too few contexts or prompts, examples that the
+    judge cannot be asked about, an objective that this run does not have, and a reward that its examples cannot give.
+    """
+    _check_amount("task.train_examples", config.task.train_examples, len(train), overrides)
+    _check_amount("task.eval_examples", config.task.eval_examples, len(evaluation), overrides)
     if config.method.trains_on == "pairs":
         sample_negatives(train, config.negatives, config.seed, in_order)
     config.method.check_examples(config, task, train)
@@ -67,12 +72,11 @@ def check_examples(config: Config, task: Task, train: Sequence[Example], evaluat
         )
 
 
-def _check_amount(key: str, asked: int | None, found: int) -> None:
-    """Fewer examples than asked for: refused where the command line asks. In a file the number is a limit for data of
+def _check_amount(key: str, asked: int | None, found: int, overrides: Sequence[str]) -> None:
+    """Fewer examples than asked for: refused where an override asks. In a file the number is a limit for data of
     any size (`+debug=quick`, the defaults of the tasks), and a warning says what there is."""
     if asked is None or asked <= found:
         return
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     said = f"{key}={asked}, and there are only {found} (docs/tasks.md says what a task leaves out)"
     if any(item.lstrip("+").startswith(f"{key}=") for item in overrides):
         raise ConfigError(f"{said}; set {key}={found}, or {key}=null for all")

@@ -67,8 +67,9 @@ class Plan:
         return cls(**{**found, "rows": [Row(**row) for row in found["rows"]]})
 
 
-def make_plan(assembled: Assembled) -> Plan:
-    """What of an experiment is cached, and the tokens, time, memory and disk that the rest would take."""
+def make_plan(assembled: Assembled, overrides: Sequence[str] = ()) -> Plan:
+    """What of an experiment is cached, and the tokens, time, memory and disk that the rest would take; `overrides` are
+    what the user asked for beside the files."""
     config, runtime, store = assembled.config, assembled.runtime, assembled.store
     named = {"model": assembled.model_stage, **assembled.stages, "judgements": assembled.judgements}
     stages = {"examples": assembled.examples, **{name: stage for name, stage in named.items() if stage is not None}}
@@ -78,7 +79,7 @@ def make_plan(assembled: Assembled) -> Plan:
         runtime.folder = store.path(stages["model"]) / "model"
     encode: Encode = pieces if runtime.folder is None else runtime.prompt_ids
     shape, free = find_shape(config.model, runtime.folder, runtime.dtype), free_bytes(runtime.device)
-    examples = _examples(assembled)
+    examples = _examples(assembled, overrides)
     works = {} if examples is None else estimate_work(config, *examples, runtime.device, encode)
     works = {name: work for name, work in works.items() if name in missing}
     memory = {} if shape is None else needs(config, works, shape, runtime.device)
@@ -173,7 +174,7 @@ def duration(took: float) -> str:
     return f"{took / 60:.0f} min" if took < 6000 else f"{took / 3600:.1f} h"
 
 
-def _examples(assembled: Assembled) -> Examples | None:
+def _examples(assembled: Assembled, overrides: Sequence[str]) -> Examples | None:
     """The training and evaluation examples, checked, where they can be had without fetching anything."""
     found = assembled.store.find(assembled.examples)
     if found is not None:
@@ -183,7 +184,7 @@ def _examples(assembled: Assembled) -> Examples | None:
     else:
         loaded = assembled.task.load(None)
         examples = loaded.train, loaded.eval
-    check_examples(assembled.config, assembled.task, *examples)
+    check_examples(assembled.config, assembled.task, *examples, overrides)
     return examples
 
 
