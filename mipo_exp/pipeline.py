@@ -30,7 +30,8 @@ from mipo_exp.pairing.pairs import build_pairs
 from mipo_exp.pairing.similarity import Encoder
 from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
-from mipo_exp.store.artefacts import Stage, Store, Workspace, package_versions
+from mipo_exp.store.artefacts import Stage, Store, Workspace
+from mipo_exp.store.environment import package_versions
 from mipo_exp.store.records import Example
 from mipo_exp.training.adapter import train_adapter
 from mipo_exp.training.job import Rollout

@@ -14,7 +14,8 @@ from mipo_exp.data.overlap import separate
 from mipo_exp.data.splitting import named, split_rows
 from mipo_exp.errors import DataError
 from mipo_exp.models.rendering import Message
-from mipo_exp.store.artefacts import digest, remembered_sha256
+from mipo_exp.store.artefacts import digest
+from mipo_exp.store.fingerprints import remembered_sha256
 from mipo_exp.store.records import Example
 
 # Of the training users (and questions), how many a validation set gets.

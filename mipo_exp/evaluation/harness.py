@@ -27,7 +27,8 @@ from mipo_exp.config.groups import HarnessConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.models.hub import refusal, unreachable
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.store.artefacts import Workspace, digest, remembered_sha256
+from mipo_exp.store.artefacts import Workspace, digest
+from mipo_exp.store.fingerprints import remembered_sha256
 from mipo_exp.store.records import HarnessResult, HarnessSample
 
 if TYPE_CHECKING:

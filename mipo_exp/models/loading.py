@@ -20,7 +20,8 @@ from mipo_exp.config.groups import ModelConfig
 from mipo_exp.errors import ModelError, StorageError, gib
 from mipo_exp.models.hub import Repository
 from mipo_exp.models.weights import COPY, check_files, check_finite, check_loaded, check_sizes, read_json
-from mipo_exp.store.artefacts import digest, remembered_sha256
+from mipo_exp.store.artefacts import digest
+from mipo_exp.store.fingerprints import remembered_sha256
 
 if TYPE_CHECKING:
     import torch

@@ -31,7 +31,8 @@ from mipo_exp.reporting import tracking
 from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.reporting.values import VALUES, write_values
-from mipo_exp.store.artefacts import git_commit, package_versions, write_atomically
+from mipo_exp.store.artefacts import write_atomically
+from mipo_exp.store.environment import git_commit, package_versions
 from mipo_exp.store.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
 
 log = logging.getLogger(__name__)
