@@ -62,6 +62,14 @@ class NegativesConfig:
     weights: dict[str, Annotated[float, Between(-1e6, 1e6)]] | None
     embedding_model: str | None
 
+    @property
+    def compares_with(self) -> str | None:
+        """The library that says which texts are near; None where no strategy asks."""
+        names = [self.strategy, *(name for name, weight in (self.weights or {}).items() if weight > 0)]
+        if not any(STRATEGIES[name].compares for name in names):
+            return None
+        return "bm25s" if self.embedding_model is None else "sentence-transformers"
+
     def check(self, task: "TaskConfig") -> None:
         """Raise `ConfigError` for a strategy that lacks its weights or its contexts, and for keys that are not read."""
         weights = self.weights or {}

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from mipo_exp.models.runtime import Runtime
 
+# The parts of `kernels` that change what is sampled.
+SAMPLING_PARTS = ("generation_cache", "onednn")
+
 
 @ENGINES.register("transformers")
 @schema
