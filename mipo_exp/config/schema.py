@@ -5,7 +5,7 @@ of it: nobody else asks which one it is.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -53,6 +53,28 @@ class Strategy:
 
 
 STRATEGIES: Registry[Strategy] = Registry("negatives", Strategy)  # @STRATEGIES.register("NAME", needs_context=True)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How responses are checked: `score` is given references and texts, and returns each metric's
+    `evaluation.metrics.Measure`.
+
+    With `strict` or `options` it returns `accuracy`, `answer/unparsed_rate` and, with `strict`, `accuracy/strict`, and
+    responses have kinds (`evaluation.error_kinds`).
+    """
+
+    score: Callable[..., Mapping[str, Any]]
+    strict: Callable[[str], object] | None = None  # reads a number in the form that was asked for, None where none is
+    options: bool = False  # references have `options`, and the letter of the right one as `answer`
+
+    @property
+    def has_kinds(self) -> bool:
+        """Whether responses have kinds."""
+        return self.options or self.strict is not None
+
+
+SCORERS: Registry[Scorer] = Registry("scorer", Scorer)  # @SCORERS.register("NAME")
 
 
 @schema

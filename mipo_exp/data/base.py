@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mipo_exp.config.schema import TaskConfig
+from mipo_exp.config.schema import SCORERS, TaskConfig
 from mipo_exp.data.options import stem_of
 from mipo_exp.data.overlap import separate
 from mipo_exp.data.splitting import named, split_rows
@@ -93,7 +93,7 @@ class Task(ABC):
     @property
     def has_options(self) -> bool:
         """Whether it is multiple choice: the references have `options` and the letter of the right one."""
-        return self.scorer == "letter"
+        return SCORERS[self.scorer].options
 
     def plain_question(self, example: Example) -> str:
         """A multiple-choice question as lm-evaluation-harness asks it without few-shot examples, a space and an option
