@@ -161,10 +161,10 @@ def declare(
     shared = ("adapter", *(() if config.workers.remote else SHARDED))
 
     def stage(
-        name: str, build: Callable[..., None], inputs: Mapping[str, Stage], also: str | None = None, **slices: Any
+        name: str, build: Callable[..., None], inputs: Mapping[str, Stage], also: Any = None, **slices: Any
     ) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config. `also`
-        is one more library that computes it."""
+        is the name of one more library that computes it, or None."""
         plain = {key: _plain(value) for key, value in slices.items()}
         parts = [*PARTS.get(name, ()), *((*SAMPLING_PARTS, *SCORING_PARTS) if "rollout" in slices else ())]
         used = {*LIBRARIES.get(name, COMPUTING), *runtime.reads_with, *(() if also is None else (also,))}

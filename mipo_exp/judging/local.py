@@ -58,7 +58,7 @@ class Local:
             "max_tokens": config.max_tokens,
             "temperature": config.temperature,
         }
-        self.libraries = package_versions((*COMPUTING, *runtime.reads_with))
+        self.libraries: Mapping[str, str] = package_versions((*COMPUTING, *runtime.reads_with))
         self.model = runtime.identity
         self.description = runtime.source.description
 
