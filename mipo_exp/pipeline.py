@@ -23,14 +23,15 @@ from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
 from mipo_exp.generation import openvino_model
 from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
-from mipo_exp.generation.transformers_engine import in_process
+from mipo_exp.generation.transformers_engine import SAMPLING_PARTS, in_process
 from mipo_exp.judging.stage import Judging, judge_responses
-from mipo_exp.models.runtime import Runtime
+from mipo_exp.models.runtime import COMPUTING, Runtime
 from mipo_exp.pairing.pairs import build_pairs
 from mipo_exp.pairing.similarity import Encoder
 from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
-from mipo_exp.store.artefacts import Stage, Store, Workspace, package_versions
+from mipo_exp.store.artefacts import Stage, Store, Workspace
+from mipo_exp.store.environment import package_versions
 from mipo_exp.store.records import Example
 from mipo_exp.training.adapter import train_adapter
 from mipo_exp.training.job import Rollout
@@ -62,11 +63,19 @@ VERSIONS = {
 }
 
 # The libraries whose versions are in the key of a stage; an engine's own and PEFT are added where they take part.
-COMPUTING = ("torch", "transformers", "tokenizers")
 LIBRARIES = {
     "pairs": ("transformers", "tokenizers"),
     "adapter": (*COMPUTING, "peft", "trl"),
     "harness": (*COMPUTING, "lm_eval"),
+}
+
+# The parts of `kernels` that take part in a stage, and are in its key.
+SCORING_PARTS = ("prefix_sharing", "onednn")
+PARTS: dict[str, Sequence[str]] = {
+    **dict.fromkeys(("chosen", "rejected", "responses"), SAMPLING_PARTS),
+    **dict.fromkeys(("scored_pairs", "scores", "option_scores"), SCORING_PARTS),
+    "adapter": ("prompt_sharing", "micro_batches", "onednn", "causal_blocks"),
+    "harness": ("onednn",),
 }
 
 
@@ -151,18 +160,25 @@ def declare(
 
     shared = ("adapter", *(() if config.workers.remote else SHARDED))
 
-    def stage(name: str, build: Callable[..., None], inputs: Mapping[str, Stage], **slices: Any) -> Stage:
-        """What a stage is given is what its key covers: the runtime's identity and these slices of the config."""
+    def stage(
+        name: str, build: Callable[..., None], inputs: Mapping[str, Stage], also: Any = None, **slices: Any
+    ) -> Stage:
+        """What a stage is given is what its key covers: the runtime's identity and these slices of the config. `also`
+        is the name of one more library that computes it, or None."""
         plain = {key: _plain(value) for key, value in slices.items()}
-        used = {*LIBRARIES.get(name, COMPUTING), *(("peft",) if {"adapter", "scorer"} & set(inputs) else ())}
+        parts = [*PARTS.get(name, ()), *((*SAMPLING_PARTS, *SCORING_PARTS) if "rollout" in slices else ())]
+        used = {*LIBRARIES.get(name, COMPUTING), *runtime.reads_with, *(() if also is None else (also,))}
+        if {"adapter", "scorer"} & set(inputs):
+            used.add("peft")
         own = slices.get("engine", engine if name == "engine_model" else None)
         if own is not None and own.needs is not None:
             used.add(own.needs[1])
+            parts = []  # it samples by itself
         return settle(
             Stage(
                 name,
                 VERSIONS[name],
-                {"runtime": runtime.identity, **plain},
+                {"runtime": runtime.identity_with(parts), **plain},
                 inputs,
                 lambda work: build(work, runtime, **slices),
                 shared=name in shared,
@@ -184,6 +200,7 @@ def declare(
         "rejected",
         sample_rejected,
         {**from_base, "chosen": chosen},
+        also=config.negatives.compares_with,
         negatives=dataclasses.replace(config.negatives, embedding_model=None),  # the encoder's files count
         encoder=encoder,
         sampling=sampling,
@@ -269,9 +286,14 @@ def declare(
     return stages
 
 
-def declare_judgements(judging: Judging, examples: Stage, stages: Mapping[str, Stage]) -> Stage:
+def declare_judgements(
+    judging: Judging,
+    examples: Stage,
+    stages: Mapping[str, Stage],
+    settle: Callable[[Stage], Stage] = lambda stage: stage,
+) -> Stage:
     """The `judgements` stage, after the others. Where a server is, its prices and the pauses between attempts are not
-    in its key, unless `judge.identity` is left to be the address."""
+    in its key, unless `judge.identity` is left to be the address. `settle` is as in `declare`."""
     shape = {
         "kind": judging.kind_name,
         "max_parse_failures": judging.config.max_parse_failures,
@@ -279,7 +301,8 @@ def declare_judgements(judging: Judging, examples: Stage, stages: Mapping[str, S
     }
     inputs = {"examples": examples, "before": stages["before_responses"], "after": stages["after_responses"]}
     build = partial(judge_responses, judging)
-    return Stage("judgements", VERSIONS["judgements"], shape, inputs, build)
+    libraries = judging.judge.backend.libraries
+    return settle(Stage("judgements", VERSIONS["judgements"], shape, inputs, build, libraries=libraries))
 
 
 def _plain(value: Any) -> Any:

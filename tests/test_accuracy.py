@@ -2,11 +2,16 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mipo_exp.evaluation.accuracy import SCORERS, macro_f1_score, measure
+from mipo_exp.config.schema import SCORERS
+from mipo_exp.data.tasks import make_task
+from mipo_exp.errors import ConfigError
+from mipo_exp.evaluation.accuracy import macro_f1_score, measure
+from tests.conftest import composed
 
 
 def refs(*values: dict[str, object]) -> list[str]:
@@ -120,5 +125,14 @@ def test_no_responses_give_no_crash_and_different_counts_an_error(scorer: str) -
 
 
 def test_unknown_scorer_is_named() -> None:
-    with pytest.raises(ValueError, match="'nubmer' is not a scorer"):
+    with pytest.raises(ConfigError, match="'nubmer' is not a scorer; choose one of number"):
         measure("nubmer", [], [])
+
+
+def test_a_task_with_an_unknown_scorer_is_named_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed("task=gsm8k").task
+    monkeypatch.setattr(type(make_task(config, tmp_path)), "scorer", "nubmer")
+    with pytest.raises(ConfigError, match=r"\w+\.scorer='nubmer' is not a scorer; choose one of number"):
+        make_task(config, tmp_path)

@@ -160,7 +160,7 @@ def test_letters_beyond_the_options_are_not_read() -> None:
     assert read_letter("Answer: E", [*OPTIONS, "light"]) == "E"
 
 
-def test_option_texts_are_told_apart_by_capitals_and_by_the_longer_match() -> None:
+def test_option_texts_are_distinguished_by_capitals_and_by_the_longer_match() -> None:
     genotypes = ["75% Rr, 25% rr", "50% Rr, 50% rr", "100% Rr", "100% rr"]
     assert read_letter("It will be 100% rr for all of them", genotypes) == "D"
     assert read_letter("The answer is 100% Rr", genotypes) == "C"
@@ -251,7 +251,7 @@ def test_the_table_of_adversarial_answers_is_as_long_as_it_says() -> None:
         ("\\frac{1}{2}", ["\\frac{1}{2}", "\\frac{1}{3}"], "A"),
     ],
 )
-def test_letters_are_told_from_options_that_name_letters_or_look_like_other_words(
+def test_letters_are_distinguished_from_options_that_name_letters_or_look_like_other_words(
     text: str, options: list[str], letter: str | None
 ) -> None:
     assert read_letter(text, options) == letter

@@ -8,13 +8,13 @@ from typing import Any, get_args
 
 import pytest
 
-from mipo_exp.config.schema import TaskConfig
+from mipo_exp.config.schema import SCORERS, TaskConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.custom import NEEDED, REFUSED
 from mipo_exp.data.splitting import split_rows
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError
-from mipo_exp.evaluation.accuracy import SCORERS, measure
+from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.store.records import Example
 from tests.command_line import run
 from tests.conftest import SCRATCH, Experiment, composed

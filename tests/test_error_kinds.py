@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mipo_exp.config.schema import TASKS
+from mipo_exp.config.schema import SCORERS, TASKS
 from mipo_exp.evaluation.accuracy import measure
-from mipo_exp.evaluation.error_kinds import KINDS, READERS, RIGHT, is_off_topic, kind, kinds, transitions
+from mipo_exp.evaluation.error_kinds import KINDS, RIGHT, is_off_topic, kind, kinds, transitions
 from mipo_exp.store.records import Example, Response
 from tests.conftest import composed
 
@@ -65,7 +65,7 @@ def test_answers_that_are_values_may_be_written_in_any_way(text: str, expected: 
 def test_every_task_with_right_answers_to_questions_has_kinds() -> None:
     families = {name: composed(f"task={name}").task.family for name in TASKS if name not in ("custom", "prefeval")}
     scorers = {TASKS[name].scorer for name, family in families.items() if family in ("math", "mcq")}
-    assert scorers == set(READERS)
+    assert scorers == {name for name, scorer in SCORERS.items() if scorer.has_kinds}
 
 
 LETTERS = [

@@ -134,7 +134,7 @@ def test_a_revision_that_is_not_there_is_named(asked: str, key: str, revision: s
 
 
 @pytest.mark.parametrize("asked", ASKED)
-def test_offline_mode_and_a_hub_that_does_not_answer_are_told_apart(
+def test_offline_mode_and_a_hub_that_does_not_answer_are_distinguished(
     asked: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask, kind, key = ASKED[asked]

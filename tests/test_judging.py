@@ -380,6 +380,7 @@ class InMemory:
     """A backend that scores by the length of the prompt and counts what it is asked."""
 
     identity: Mapping[str, Any] = {"name": "in memory"}
+    libraries: Mapping[str, str] = {}
     description = "in memory"
     shared = True
     runtime: Runtime | None = None

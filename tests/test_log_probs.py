@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from mipo_exp.kernels import prefix_sharing
-from mipo_exp.kernels.prefix_sharing import PrefixTree, build_tree
+from mipo_exp.kernels.prefix_tree import PrefixTree, build_tree
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring import log_probs
 from mipo_exp.scoring.log_probs import Scorable, can_share, token_log_probs

@@ -167,7 +167,7 @@ def test_mmlu_reads_the_hubs_layout_like_the_authors(tmp_path: Path) -> None:
     assert [row.id for row in (*found.train, *found.eval)] == ["validation/anatomy/00000", "test/anatomy/00000"]
 
 
-def test_mmlu_tells_questions_with_one_stem_apart_by_their_options(tmp_path: Path) -> None:
+def test_mmlu_distinguishes_questions_with_one_stem_by_their_options(tmp_path: Path) -> None:
     """A row with the same options in another order is the same question, and leaves training."""
     test = {subject: [mmlu_question(f"test {subject}")] for subject in MMLU_SUBJECTS}
     test["anatomy"] = [("Which is true?", "a", "b", "c", "d", "A")]

@@ -1,5 +1,6 @@
 """The plan: what is counted, what it costs, what fits."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -147,6 +148,21 @@ def test_a_batch_that_stays_whole_is_made_of_fewer_rows() -> None:
         assert fewest <= rows <= 3
         assert batches == (1 if method == "infonce" else 6 / rows), "as many rows in a step as before"
         assert "does not fit" in find_limits(config, examples, LARGE, "cpu", most.fixed, ["adapter"])
+
+
+def test_parts_of_the_kernels_that_are_off_are_not_planned_with() -> None:
+    plain, auto = (
+        composed("trainer.per_device_train_batch_size=16", f"kernels=[{name}]") for name in ("plain", "auto")
+    )
+    examples = (users(32), users(32))
+    works = estimate_work(plain, *examples, "cpu")
+    most = needs(plain, works, LARGE, "cpu")["adapter"]
+    found = find_limits(plain, examples, LARGE, "cpu", most.fixed + most.batch / 2.9, ["adapter"])
+    assert found.startswith("fits with trainer.per_device_train_batch_size=4 ")
+    assert "batch_tokens" not in found
+    tied = dataclasses.replace(LARGE, total=LARGE.body + LARGE.vocabulary * LARGE.width, itemsize=4)
+    gap = needs(auto, works, tied, "cpu")["chosen"].fixed - needs(plain, works, tied, "cpu")["chosen"].fixed
+    assert gap == 4 * LARGE.vocabulary * LARGE.width, "the output head of its own that onednn makes"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_an_experiment_runs_with_a_task_a_strategy_a_method_and_a_metric_of_a_pl
     assert (summary["task"], summary["negatives"], summary["method"]) == ("spelling", "next_prompt", "margin")
     assert summary["status"] == "ok"
     assert summary["metrics"]["after"]["response/words"]["n"] == 5
+    assert summary["metrics"]["after"]["accuracy"]["n"] == 5, "from the task's own scorer"
 
 
 def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_no_shipped_config_looks_like_a_secret(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-def test_names_of_secrets_are_told_from_others() -> None:
+def test_names_of_secrets_are_distinguished_from_others() -> None:
     secret = ("token", "apiKey", "X-API-Key", "hub_token", "HF_TOKEN", "client_secret", "DB_PASSWORD", "authorization")
     secret += ("X-Auth-Header", "auth_header", "proxy_authorisation", "MY_KEY", "accesskey", "private_key", "api_keys")
     other = (

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Rule:
     shared = False
     runtime = None
     description = "the rule"
+    libraries: Mapping[str, str] = {}
 
     def __init__(self, reply: Callable[[str], str], name: str = "rule") -> None:
         self.reply, self.identity, self.asked = reply, {"rule": name}, 0

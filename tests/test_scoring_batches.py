@@ -11,7 +11,7 @@ import torch
 
 from mipo_exp.config.groups import ScoringConfig
 from mipo_exp.errors import ModelError
-from mipo_exp.kernels.prefix_sharing import MIN_SHARED_TOKENS, build_tree, common_prefix
+from mipo_exp.kernels.prefix_tree import MIN_SHARED_TOKENS, build_tree, common_prefix
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring import batches, score
 from mipo_exp.scoring.batches import Scorer, computed_tokens, plan_batches, summed_log_probs

@@ -180,7 +180,7 @@ def test_one_cluster_has_no_interval() -> None:
     assert one.as_json() == {"mean": 1.0, "ci95": [None, None], "n": 2}
 
 
-def test_runs_on_other_examples_can_be_told_apart() -> None:
+def test_runs_on_other_examples_can_be_distinguished() -> None:
     values = np.random.default_rng(4).normal(size=20)
     one, other = compared(values, values, users(10, 2)), compared(values + 3, values - 1, users(10, 2))
     assert one.evaluated == other.evaluated

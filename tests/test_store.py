@@ -19,6 +19,7 @@ from mipo_exp.errors import DataError, StorageError
 from mipo_exp.store import artefacts as store_module
 from mipo_exp.store import manifest
 from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
+from mipo_exp.store.fingerprints import remembered_sha256
 from mipo_exp.store.records import Response
 
 ROWS = [Response(f"r{i}", [i, i + 1], f"text {i}", True) for i in range(3)]
@@ -70,8 +71,13 @@ def test_another_library_makes_another_artefact_unless_the_user_keeps_the_old_on
         assert store.settled(new, "ignore") == old
         assert not caplog.records
         used = store.settled(new, "warn")
+        store.settled(replace(new, libraries={}), "warn")
+        assert store.settled(new, "warn") == used
+    assert [record.getMessage().partition("with ")[2] for record in caplog.records] == [
+        "trl 1.15.0 (here 1.16.0) are used (versions=warn)",
+        "trl 1.15.0 (here none) are used (versions=warn)",
+    ], "what is not installed, and nothing twice"
     assert store.fetch(used, {})[0].path == kept
-    assert "trl 1.15.0 (here 1.16.0)" in caplog.text
     # What is computed from it has its key, and is not taken for a result of the new version.
     after = Stage("scores", 1, {}, {"responses": used}, write_rows, libraries=new.libraries)
     assert after.key != Stage("scores", 1, {}, {"responses": new}, write_rows, libraries=new.libraries).key
@@ -335,4 +341,4 @@ def test_a_manifest_that_finds_no_room_costs_nothing_that_was_computed(
 def test_a_folder_where_a_data_file_is_expected_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").mkdir()
     with pytest.raises(DataError, match=r"train\.jsonl is a folder, and a file of this name is expected"):
-        store_module.remembered_sha256(tmp_path / "train.jsonl", tmp_path)
+        remembered_sha256(tmp_path / "train.jsonl", tmp_path)

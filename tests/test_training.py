@@ -120,7 +120,7 @@ def test_a_length_limit_that_leaves_no_response_is_refused(
     tiny: Runtime, pairs: list[ScoredPair], tmp_path: Path
 ) -> None:
     config = composed("+debug=quick", "trainer.reference=live", "trainer.max_length=8")
-    with pytest.raises(ConfigError, match=r"max_length=8 cuts away the whole response of 3 of 8 pairs"):
+    with pytest.raises(ConfigError, match=r"max_length=8 truncates the whole response of 3 of 8 pairs"):
         train(tiny, pairs, config, Store(tmp_path))
 
 

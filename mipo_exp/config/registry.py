@@ -18,6 +18,7 @@ BUILT_IN = (
     *("mipo_exp.data.tasks", "mipo_exp.pairing.negatives", "mipo_exp.execution.workers"),
     *(f"mipo_exp.generation.{name}_engine" for name in ("transformers", "openvino", "vllm")),
     *("mipo_exp.judging.endpoint", "mipo_exp.judging.local", "mipo_exp.training.methods"),
+    "mipo_exp.evaluation.accuracy",
 )
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ of it: nobody else asks which one it is.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -55,12 +55,42 @@ class Strategy:
 STRATEGIES: Registry[Strategy] = Registry("negatives", Strategy)  # @STRATEGIES.register("NAME", needs_context=True)
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """How responses are checked: `score` is given references and texts, and returns each metric's
+    `evaluation.metrics.Measure`.
+
+    With `strict` or `options` it returns `accuracy`, `answer/unparsed_rate` and, with `strict`, `accuracy/strict`, and
+    responses have kinds (`evaluation.error_kinds`).
+    """
+
+    score: Callable[..., Mapping[str, Any]]
+    strict: Callable[[str], object] | None = None  # reads a number in the form that was asked for, None where none is
+    options: bool = False  # references have `options`, and the letter of the right one as `answer`
+
+    @property
+    def has_kinds(self) -> bool:
+        """Whether responses have kinds."""
+        return self.options or self.strict is not None
+
+
+SCORERS: Registry[Scorer] = Registry("scorer", Scorer)  # @SCORERS.register("NAME")
+
+
 @schema
 class NegativesConfig:
     strategy: Annotated[str, one_of(STRATEGIES)]
     k: Annotated[int, Between(1, 1000)]
     weights: dict[str, Annotated[float, Between(-1e6, 1e6)]] | None
     embedding_model: str | None
+
+    @property
+    def compares_with(self) -> str | None:
+        """The library that says which texts are near; None where no strategy asks."""
+        names = [self.strategy, *(name for name, weight in (self.weights or {}).items() if weight > 0)]
+        if not any(STRATEGIES[name].compares for name in names):
+            return None
+        return "bm25s" if self.embedding_model is None else "sentence-transformers"
 
     def check(self, task: "TaskConfig") -> None:
         """Raise `ConfigError` for a strategy that lacks its weights or its contexts, and for keys that are not read."""

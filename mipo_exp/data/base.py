@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mipo_exp.config.schema import TaskConfig
+from mipo_exp.config.schema import SCORERS, TaskConfig
 from mipo_exp.data.options import stem_of
 from mipo_exp.data.overlap import separate
 from mipo_exp.data.splitting import named, split_rows
 from mipo_exp.errors import DataError
 from mipo_exp.models.rendering import Message
-from mipo_exp.store.artefacts import digest, remembered_sha256
+from mipo_exp.store.artefacts import digest
+from mipo_exp.store.fingerprints import remembered_sha256
 from mipo_exp.store.records import Example
 
 # Of the training users (and questions), how many a validation set gets.
@@ -92,7 +93,7 @@ class Task(ABC):
     @property
     def has_options(self) -> bool:
         """Whether it is multiple choice: the references have `options` and the letter of the right one."""
-        return self.scorer == "letter"
+        return SCORERS[self.scorer].options
 
     def plain_question(self, example: Example) -> str:
         """A multiple-choice question as lm-evaluation-harness asks it without few-shot examples, a space and an option

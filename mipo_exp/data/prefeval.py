@@ -112,7 +112,7 @@ class Prefeval(FileTask):
         ]
 
     def prepare(self, download: bool = True) -> str:
-        """See `Task.prepare`; the authors' files are told apart by their names, the topics."""
+        """See `Task.prepare`; the authors' files are distinguished by their names, the topics."""
         files = self.files(download)
         names = {kind: [path.stem if path.suffix == ".json" else "" for path in paths] for kind, paths in files.items()}
         return digest([names, self.fingerprint([path for paths in files.values() for path in paths])])

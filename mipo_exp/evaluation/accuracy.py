@@ -6,11 +6,12 @@ responses, which its interval needs, is computed by the same function as the met
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mipo_exp.config.schema import SCORERS
 from mipo_exp.evaluation.answers import (
     clean_number,
     flexible_number,
@@ -82,12 +83,14 @@ def root_mean(values: np.ndarray) -> float:
     return math.sqrt(mean(values))
 
 
+@SCORERS.register("keywords")
 def score_keywords(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """`accuracy`: the response has a word that starts with one of the reference's `keywords`."""
     pairs = zip(references, texts, strict=True)
     return {"accuracy": average([has_keyword(text, reference["keywords"]) for reference, text in pairs])}
 
 
+@SCORERS.register("number", strict=strict_number)
 def score_number(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """`accuracy` (the last number), `accuracy/strict` (the number after `#### `), `answer/unparsed_rate` (no number).
 
@@ -97,6 +100,7 @@ def score_number(references: References, texts: Sequence[str]) -> dict[str, Meas
     return _numbers(gold, [flexible_number(text) for text in texts], [strict_number(text) for text in texts])
 
 
+@SCORERS.register("float_number", strict=strict_value)
 def score_float_number(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """As `score_number`, but numbers are compared as values: 5.0 is 5, and $1,200 is 1200."""
     gold = [float(reference["answer"]) for reference in references]
@@ -111,6 +115,7 @@ def _numbers(gold: Sequence[object], last: Sequence[object], strict: Sequence[ob
     }
 
 
+@SCORERS.register("match")
 def score_match(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """`accuracy`: one of the `keywords` where the reference has them, else its `answer` after stripping."""
     right = [
@@ -120,11 +125,13 @@ def score_match(references: References, texts: Sequence[str]) -> dict[str, Measu
     return {"accuracy": average(right)}
 
 
+@SCORERS.register("none")
 def score_none(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """No metric: there is nothing to compare responses with."""
     return {}
 
 
+@SCORERS.register("letter", options=True)
 def score_letter(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """`accuracy` and `answer/unparsed_rate` of multiple choice; an unparsed answer is wrong, whatever the key."""
     read = [read_letter(text, reference["options"]) for reference, text in zip(references, texts, strict=True)]
@@ -134,6 +141,7 @@ def score_letter(references: References, texts: Sequence[str]) -> dict[str, Meas
     return {"accuracy": average(right), "answer/unparsed_rate": average([letter is None for letter in read])}
 
 
+@SCORERS.register("lamp_label")
 def score_lamp_label(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """LaMP-1 and 2: exact match after stripping; macro-F1 over the fixed list `labels`; a text that is no label is
     wrong and counts as unparsed."""
@@ -168,6 +176,7 @@ def macro_f1_score(gold: np.ndarray, read: np.ndarray, classes: int) -> float:
     return float(np.mean(scores))
 
 
+@SCORERS.register("lamp_rating")
 def score_lamp_rating(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """LaMP-3: `mae`, `rmse`, `accuracy` (the exact rating); an unparsable rating becomes the farther extreme."""
     gold = np.array([float(reference["answer"]) for reference in references])
@@ -195,6 +204,7 @@ def _finite(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+@SCORERS.register("lamp_text")
 def score_lamp_text(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """LaMP-4 to 7: F-measures of ROUGE-1 and ROUGE-L, without stemming."""
     from rouge_score.rouge_scorer import RougeScorer
@@ -208,19 +218,6 @@ def score_lamp_text(references: References, texts: Sequence[str]) -> dict[str, M
     return {metric: average([row[metric].fmeasure for row in scores]) for metric in metrics}
 
 
-SCORERS: dict[str, Callable[[References, Sequence[str]], dict[str, Measure]]] = {
-    "keywords": score_keywords,
-    "number": score_number,
-    "float_number": score_float_number,
-    "match": score_match,
-    "none": score_none,
-    "letter": score_letter,
-    "lamp_label": score_lamp_label,
-    "lamp_rating": score_lamp_rating,
-    "lamp_text": score_lamp_text,
-}
-
-
 def measure(scorer: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Measure]:
     """Score responses.
 
@@ -230,10 +227,10 @@ def measure(scorer: str, references: Sequence[str], texts: Sequence[str]) -> dic
         texts: the responses, n of them.
 
     Raises:
-        ValueError: there are not as many responses as references, or no such scorer.
+        ConfigError: there is no such scorer.
+        ValueError: there are not as many responses as references.
     """
-    if scorer not in SCORERS:
-        raise ValueError(f"{scorer!r} is not a scorer; choose one of {', '.join(SCORERS)}")
+    found = SCORERS.find(scorer, "scorer")
     if len(references) != len(texts):
         raise ValueError(f"{len(texts)} responses for {len(references)} references")
-    return SCORERS[scorer]([json.loads(item) for item in references], texts)
+    return dict(found.score([json.loads(item) for item in references], texts))

@@ -18,12 +18,13 @@ in `STOP_WORDS` (English, with the words that frame an answer); figures can be s
 response's words, so that a bare wrong answer is not off topic.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from json import loads
 from typing import Any
 
+from mipo_exp.config.schema import SCORERS
 from mipo_exp.evaluation.accuracy import measure
-from mipo_exp.evaluation.answers import read_letter, strict_number, strict_value
+from mipo_exp.evaluation.answers import read_letter
 from mipo_exp.evaluation.responses import words
 from mipo_exp.store.records import Example, Response
 
@@ -47,12 +48,6 @@ answer answers choice choose correct correctly final finally first hence letter 
 right second solution step steps sure therefore think third thus
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-
-
-# By the scorer of a math task, what reads the number in the form that was asked for.
-_STRICT: dict[str, Callable[[str], object]] = {"number": strict_number, "float_number": strict_value}
-# The scorers whose responses have kinds.
-READERS = (*_STRICT, "letter")
 
 
 def kind(right: bool, as_asked: bool, readable: bool, off_topic: bool, finished: bool) -> str:
@@ -84,14 +79,15 @@ def content_words(text: str) -> set[str]:
 
 
 def kinds(scorer: str, examples: Sequence[Example], responses: Sequence[Response]) -> list[str]:
-    """The kind of every response to examples whose task has one of the scorers of `READERS`."""
+    """The kind of every response to examples whose task's scorer has them (`Scorer.has_kinds`)."""
+    strict = SCORERS[scorer].strict
     scored = measure(scorer, [example.reference for example in examples], [response.text for response in responses])
     found = []
     for i, (example, response) in enumerate(zip(examples, responses, strict=True)):
         right, read = scored["accuracy"].values[i] == 1, scored["answer/unparsed_rate"].values[i] == 0
-        if scorer in _STRICT:
+        if strict is not None:
             as_asked = scored["accuracy/strict"].values[i] == 1
-            read = read if response.finished else _STRICT[scorer](response.text) is not None
+            read = read if response.finished else strict(response.text) is not None
         else:
             reference = loads(example.reference)
             # Options without a text leave only the letters to be read.

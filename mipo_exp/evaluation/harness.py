@@ -27,7 +27,8 @@ from mipo_exp.config.groups import HarnessConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.models.hub import refusal, unreachable
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.store.artefacts import Workspace, digest, remembered_sha256
+from mipo_exp.store.artefacts import Workspace, digest
+from mipo_exp.store.fingerprints import remembered_sha256
 from mipo_exp.store.records import HarnessResult, HarnessSample
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def locate_harness(config: HarnessConfig, cache: Path) -> Harness | None:
     if not config.tasks:
         return None
     try:
-        installed = version("lm_eval")
+        version("lm_eval")
     except PackageNotFoundError:
         raise ConfigError(
             f"harness.tasks={config.tasks} needs lm-evaluation-harness, which is not installed: "
@@ -67,7 +68,7 @@ def locate_harness(config: HarnessConfig, cache: Path) -> Harness | None:
         ) from None
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "include_path"}
     files = None if config.include_path is None else _fingerprint(Path(config.include_path).expanduser(), cache)
-    return Harness(config, {"lm_eval": installed, **settings, "files": files}, cache / "data" / "harness")
+    return Harness(config, {**settings, "files": files}, cache / "data" / "harness")
 
 
 def check_tasks(harness: Harness, load: bool) -> None:
@@ -84,7 +85,7 @@ def check_tasks(harness: Harness, load: bool) -> None:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=1)
                 raise ConfigError(
                     f"harness.tasks: {name!r} is no task, group or tag of lm-evaluation-harness "
-                    f"{harness.identity['lm_eval']}{f'; did you mean {near[0]!r}?' if near else ';'} See "
+                    f"{version('lm_eval')}{f'; did you mean {near[0]!r}?' if near else ';'} See "
                     "`lm-eval ls tasks`, or give the folder of your own task's YAML with harness.include_path=DIR"
                 )
         if load:

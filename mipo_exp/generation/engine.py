@@ -103,7 +103,7 @@ def shards_of(lengths: Sequence[int], rows: int) -> list[list[int]]:
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
-def cut(ids: Sequence[int], stops: set[int]) -> Sampled:
+def up_to_stop(ids: Sequence[int], stops: set[int]) -> Sampled:
     """The row up to and with its first stop token; without one the token limit cut it off."""
     end = next((position for position, token in enumerate(ids) if token in stops), None)
     return Sampled(list(ids), False) if end is None else Sampled(list(ids[: end + 1]), True)

@@ -15,7 +15,7 @@ from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import ENGINES, Config, EngineConfig
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation import openvino_model
-from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
+from mipo_exp.generation.engine import Contrast, Sampled, shards_of, up_to_stop
 from mipo_exp.generation.openvino_model import FILE, properties, write_model
 from mipo_exp.generation.transformers_engine import in_process
 from mipo_exp.models.runtime import Runtime
@@ -128,7 +128,7 @@ class OpenvinoEngine:
             results = handle.read_all()
             if len(results) != 1 or not results[0].generated_ids:
                 raise ModelError(f"openvino gave a response up ({handle.get_status()}); use engine=transformers")
-            found.append(cut(results[0].generated_ids, stops))
+            found.append(up_to_stop(results[0].generated_ids, stops))
         return found
 
     def close(self) -> None:

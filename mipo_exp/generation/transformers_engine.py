@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mipo_exp.config.fields import schema
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import ENGINES, EngineConfig
-from mipo_exp.generation.engine import Contrast, Sampled, cut, longest_first
+from mipo_exp.generation.engine import Contrast, Sampled, longest_first, up_to_stop
 from mipo_exp.models.memory import memory_for
 from mipo_exp.store.artefacts import digest
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
     from mipo_exp.models.runtime import Runtime
+
+# The parts of `kernels` that change what is sampled.
+SAMPLING_PARTS = ("generation_cache", "onednn")
 
 
 @ENGINES.register("transformers")
@@ -139,7 +142,7 @@ def sample_batch(
             **against,
         )
     stops = set(stop_ids)
-    return [cut(row, stops) for row in output[:, ids.shape[1] :].tolist()]
+    return [up_to_stop(row, stops) for row in output[:, ids.shape[1] :].tolist()]
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> "tuple[torch.Tensor, torch.Tensor]":

@@ -16,7 +16,7 @@ from mipo_exp.config.fields import Between, schema
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import ENGINES, Config, EngineConfig
 from mipo_exp.errors import ConfigError, ModelError
-from mipo_exp.generation.engine import Contrast, Sampled, cut, shards_of
+from mipo_exp.generation.engine import Contrast, Sampled, shards_of, up_to_stop
 from mipo_exp.models.loading import load_folder
 from mipo_exp.models.runtime import Runtime
 
@@ -98,7 +98,7 @@ class VllmEngine:
             },
         }
         found: list[list[int]] = self._ask(self._worker, request)
-        return [cut(ids, set(stops)) for ids in found]
+        return [up_to_stop(ids, set(stops)) for ids in found]
 
     def close(self) -> None:
         """See `Engine.close`: the end of its input ends the worker."""

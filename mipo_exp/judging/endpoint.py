@@ -81,6 +81,7 @@ class Endpoint:
 
     shared = True
     runtime: Runtime | None = None
+    libraries: Mapping[str, str] = {}
 
     def __init__(self, config: EndpointJudgeConfig) -> None:
         self.config = config

@@ -20,9 +20,11 @@ RUBRIC_PROMPTS = ("rubric", "rubric_reference")
 
 
 class Backend(Protocol):
-    """Who is asked. `identity` is everything that its replies depend on beside the messages."""
+    """Who is asked. `identity` is everything that its replies depend on beside the messages and the versions of the
+    `libraries` that compute them here."""
 
     identity: Mapping[str, Any]
+    libraries: Mapping[str, str]
     description: str
     shared: bool  # whether several runs ask the same one, and take turns
     runtime: Runtime | None  # whose model stage has to be done before
@@ -48,7 +50,8 @@ class Judge:
     def __init__(self, backend: Backend, templates: Templates, cache: Path) -> None:
         self.backend = backend
         self.templates = templates
-        self.replies = ReplyCache(cache, backend.identity)
+        computed_by = {"libraries": backend.libraries} if backend.libraries else {}
+        self.replies = ReplyCache(cache, {**backend.identity, **computed_by})
 
     def identity(self, prompts: tuple[str, ...]) -> dict[str, Any]:
         """What verdicts from these prompts depend on: part of the key of a stage that asks."""

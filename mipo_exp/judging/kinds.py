@@ -122,14 +122,14 @@ class _Pairwise(Kind):
 
     def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
         requests: list[Messages] = []
-        places: list[tuple[int, str]] = []
+        positions: list[tuple[int, str]] = []
         for i, example in enumerate(examples):
             for order, (first, second) in self.orders.items():
                 if texts["before"][i] != texts["after"][i]:
                     values = {**_asked(example), "response_a": texts[first][i], "response_b": texts[second][i]}
                     requests.append(templates.message("pairwise", values))
-                    places.append((i, order))
-        replies = dict(zip(places, ask(requests), strict=True))
+                    positions.append((i, order))
+        replies = dict(zip(positions, ask(requests), strict=True))
         rows = []
         for i, example in enumerate(examples):
             for order, shown in self.orders.items():
@@ -172,7 +172,7 @@ class _Rubrics(Kind):
 
     def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
         requests: list[Messages] = []
-        places: list[tuple[Example, str, str]] = []
+        positions: list[tuple[Example, str, str]] = []
         for phase in SIDES:
             for i, example in enumerate(examples):
                 answer = json.loads(example.reference).get("reference_answer")
@@ -180,11 +180,11 @@ class _Rubrics(Kind):
                 for number, item in enumerate(_rubrics(example, templates.default_rubric)):
                     scale = {"criteria": item.criteria, "score_descriptions": item.scale}
                     requests.append(templates.message("rubric_reference" if answer else "rubric", {**values, **scale}))
-                    places.append((example, phase, str(number)))
+                    positions.append((example, phase, str(number)))
         rows = []
-        for place, reply in zip(places, ask(requests), strict=True):
+        for position, reply in zip(positions, ask(requests), strict=True):
             score = read_score(reply.text or "")
-            rows.append(_row(*place, None if score is None else str(score), reply))
+            rows.append(_row(*position, None if score is None else str(score), reply))
         return rows
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
@@ -219,12 +219,12 @@ class _Checks(Kind):
                 )
 
     def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
-        places = [(example, phase, texts[phase][i]) for phase in SIDES for i, example in enumerate(examples)]
-        asked = [{**_asked(example), **_preference(example), "response": text} for example, _, text in places]
+        positions = [(example, phase, texts[phase][i]) for phase in SIDES for i, example in enumerate(examples)]
+        asked = [{**_asked(example), **_preference(example), "response": text} for example, _, text in positions]
         first = ("acknowledge", "violate", "helpful")
         requests = [templates.message(f"check_{check}", values) for check in first for values in asked]
         replies = ask(requests)
-        of = {check: replies[n * len(places) : (n + 1) * len(places)] for n, check in enumerate(first)}
+        of = {check: replies[n * len(positions) : (n + 1) * len(positions)] for n, check in enumerate(first)}
         stating = [i for i, reply in enumerate(of["acknowledge"]) if read_yes_no(reply.text or "")]
         stated = [read_restatement(of["acknowledge"][i].text or "") for i in stating]
         again = [
@@ -234,10 +234,10 @@ class _Checks(Kind):
         rows = [
             _row(example, phase, check, _word(read_yes_no(reply.text or "")), reply)
             for check in first
-            for (example, phase, _), reply in zip(places, of[check], strict=True)
+            for (example, phase, _), reply in zip(positions, of[check], strict=True)
         ]
         for i, reply in zip(stating, ask(again), strict=True):
-            rows.append(_row(*places[i][:2], "hallucinate", _word(read_yes_no(reply.text or "")), reply))
+            rows.append(_row(*positions[i][:2], "hallucinate", _word(read_yes_no(reply.text or "")), reply))
         return rows
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:

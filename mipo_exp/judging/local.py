@@ -9,14 +9,15 @@ from mipo_exp.config.groups import ModelConfig, SamplingConfig
 from mipo_exp.config.schema import JUDGES, EngineConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import JudgeError, ModelError
-from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
+from mipo_exp.generation.transformers_engine import SAMPLING_PARTS, batch_seed, plan_batches, sample_batch
 from mipo_exp.judging.judge import Keep
 from mipo_exp.judging.kinds import AskedJudgeConfig
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.models.loading import locate
 from mipo_exp.models.memory import memory_for
-from mipo_exp.models.runtime import Runtime
+from mipo_exp.models.runtime import COMPUTING, Runtime
 from mipo_exp.store.artefacts import digest
+from mipo_exp.store.environment import package_versions
 
 
 @JUDGES.register("local")
@@ -53,10 +54,11 @@ class Local:
         self.runtime: Runtime | None = runtime
         self._model = runtime
         self.identity: Mapping[str, Any] = {
-            "runtime": runtime.identity,
+            "runtime": runtime.identity_with(SAMPLING_PARTS),
             "max_tokens": config.max_tokens,
             "temperature": config.temperature,
         }
+        self.libraries: Mapping[str, str] = package_versions((*COMPUTING, *runtime.reads_with))
         self.model = runtime.identity
         self.description = runtime.source.description
 

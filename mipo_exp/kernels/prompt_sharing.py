@@ -63,7 +63,7 @@ def share_prompts(
     architecture computes the same then; logs it where not.
 
     Known to differ: recurrent layers, sliding windows that the longest sequence exceeds, attention that takes no mask.
-    Distances in place of positions and the like show on one batch.
+    Distances instead of positions and the like show on one batch.
 
     Args:
         model: the base model after TRL has given it its fused output head.
@@ -135,7 +135,7 @@ def _agree(found: "torch.Tensor", expected: "torch.Tensor", scored: "torch.Tenso
 def arrange(
     input_ids: "torch.Tensor", attention_mask: "torch.Tensor", labels: "torch.Tensor"
 ) -> tuple[Layout, list[int]] | None:
-    """The layout of a batch of TRL's, and the row of each of its responses, place by place.
+    """The layout of a batch of TRL's, and the row of each of its responses, the first of every prompt first.
 
     Args:
         input_ids: (B, T), prompts and responses in any order, padded on either side.
@@ -158,7 +158,7 @@ def arrange(
         [input_ids[row][scored[row]] for row in rows] + [input_ids.new_empty(0)] * (most - len(rows))
         for rows in groups.values()
     ]
-    order = [rows[place] for place in range(most) for rows in groups.values() if place < len(rows)]
+    order = [rows[index] for index in range(most) for rows in groups.values() if index < len(rows)]
     return lay_out(prompts, responses), order
 
 
@@ -173,7 +173,7 @@ def lay_out(prompts: "Sequence[torch.Tensor]", responses: "Sequence[Sequence[tor
 
     device, rows = prompts[0].device, range(len(prompts))
     # A response's last token predicts nothing that is scored.
-    inputs = [[options[place][:-1] for options in responses] for place in range(len(responses[0]))]
+    inputs = [[options[index][:-1] for options in responses] for index in range(len(responses[0]))]
     parts = [(prompts, "left"), *((part, "right") for part in inputs)]
     ids = torch.cat([_pad(part, 0, side) for part, side in parts], 1)
     # The number of the part that each position belongs to, −1 for padding.
@@ -196,9 +196,9 @@ def lay_out(prompts: "Sequence[torch.Tensor]", responses: "Sequence[Sequence[tor
     positions = torch.where(segments > 0, from_begin, from_begin - 1).masked_fill(segments < 0, 0)
 
     targets, columns, of_rows = [], [], []
-    for place, start in enumerate(starts):
+    for index, start in enumerate(starts):
         for row in rows:
-            response = responses[row][place]
+            response = responses[row][index]
             at = torch.arange(start - 1, start - 1 + len(response), device=device)
             at[:1] = width - 1  # the end of the prompt predicts every first token
             targets.append(response)

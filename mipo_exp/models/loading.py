@@ -20,7 +20,8 @@ from mipo_exp.config.groups import ModelConfig
 from mipo_exp.errors import ModelError, StorageError, gib
 from mipo_exp.models.hub import Repository
 from mipo_exp.models.weights import COPY, check_files, check_finite, check_loaded, check_sizes, read_json
-from mipo_exp.store.artefacts import digest, remembered_sha256
+from mipo_exp.store.artefacts import digest
+from mipo_exp.store.fingerprints import remembered_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def locate(config: ModelConfig, cache: Path, download: bool = True) -> ModelSour
     elif _wants_package(config) and (gguf := _packaged_gguf(cast(str, config.package))) is not None:
         source = _gguf_source(gguf, cache, f"{gguf.name} from the package {config.package}", template is not None)
     elif config.hub_id is not None:
-        source = _from_hub(config, cache, download, template is not None)
+        source = _from_hub(config, download, template is not None)
     else:
         raise ModelError(f"model={config.name} names no path, package or hub id; set model.path=DIR or model.hub_id=…")
     identity = {"source": source.fingerprint, "template": template, "remote_code": config.trust_remote_code}
@@ -184,7 +185,7 @@ def _gguf_source(path: Path, cache: Path, description: str, has_template: bool) 
     return ModelSource("gguf", path, remembered_sha256(path, cache), description)
 
 
-def _from_hub(config: ModelConfig, cache: Path, download: bool, has_template: bool) -> ModelSource:
+def _from_hub(config: ModelConfig, download: bool, has_template: bool) -> ModelSource:
     hub_id = cast(str, config.hub_id)
     patterns = [*HUB_FILES, *(["*.py"] if config.trust_remote_code else [])]
     tried = f"install the package {config.package}, " if _wants_package(config) else ""

@@ -6,7 +6,7 @@ torch. What a stage's result depends on is in `identity`, which every key that u
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -19,10 +19,14 @@ from mipo_exp.models.loading import ModelSource, load_model, load_tokenizer, rea
 from mipo_exp.models.memory import free_memory, memory_for
 from mipo_exp.models.rendering import Message, Renderer
 from mipo_exp.store.artefacts import Stage
+from mipo_exp.store.environment import package_versions
 from mipo_exp.store.records import Condition, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# The libraries that compute with every model.
+COMPUTING = ("torch", "transformers", "tokenizers")
 
 
 class Closable(Protocol):
@@ -106,14 +110,22 @@ class Runtime:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that a result computed here depends on."""
+        """Everything that a result computed here depends on beside `kernels`."""
         return {
             "model": self.source.fingerprint,
             "conversion": None if self.source.kind == "folder" else conversion.VERSION,
             "dtype": self.dtype,
             "attention": self.config.attention,
-            "kernels": sorted(self.kernels),  # which change a result by rounding
         }
+
+    def identity_with(self, parts: Iterable[str]) -> dict[str, Any]:
+        """`identity` of a result that these parts of `kernels` take part in: they change it by rounding."""
+        return {**self.identity, "kernels": sorted(self.kernels.intersection(parts))}
+
+    @property
+    def reads_with(self) -> tuple[str, ...]:
+        """The library that the model's file is read with, beside transformers."""
+        return ("gguf",) if self.source.kind == "gguf" else ()
 
     @property
     def base_name(self) -> str:
@@ -248,6 +260,7 @@ def declare_model(runtime: Runtime) -> Stage | None:
         {"source": runtime.source.fingerprint},
         {},
         lambda work: conversion.convert(runtime.source, runtime.config, work.path / "model"),
+        libraries=package_versions((*COMPUTING, *runtime.reads_with)),
     )
 
 

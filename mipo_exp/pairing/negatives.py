@@ -101,19 +101,19 @@ def random_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     by_condition = {(example.context, example.prompt): example.id for example in examples}
     contexts = contexts_by_user(examples)
     users = list(contexts)
-    place = {user: i for i, user in enumerate(users)}
-    only: dict[str | None, set[int]] = {}  # the places of the users who have this context and no other
+    index_of = {user: i for i, user in enumerate(users)}
+    only: dict[str | None, set[int]] = {}  # the indices of the users who have this context and no other
     for user, own in contexts.items():
         if len(own) == 1:
-            only.setdefault(own[0], set()).add(place[user])
+            only.setdefault(own[0], set()).add(index_of[user])
     negatives = []
     for example in examples:
-        themselves = {place[example.user]} if example.user in place else set()
+        themselves = {index_of[example.user]} if example.user in index_of else set()
         left_out = sorted(themselves | only.get(example.context, set()))
         others = len(users) - len(left_out)
         _need_users(draw.k, others)
         for j, index in enumerate(draw.rng.choice(others, size=draw.k, replace=False)):
-            other = users[_place_among_all(int(index), left_out)]
+            other = users[_index_among_all(int(index), left_out)]
             own = [context for context in contexts[other] if context != example.context]
             context = own[int(draw.rng.integers(len(own)))]
             source = by_condition.get((context, example.prompt))
@@ -140,14 +140,14 @@ def hard_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     by_condition = {(example.context, example.prompt): example.id for example in examples}
     owners = [(user, context) for user, own in contexts_by_user(examples).items() for context in own]
     texts = list(dict.fromkeys(context for _, context in owners))
-    place = {context: i for i, context in enumerate(texts)}
-    places = np.array([place[context] for _, context in owners], dtype=np.intp)
+    index_of = {context: i for i, context in enumerate(texts)}
+    indices = np.array([index_of[context] for _, context in owners], dtype=np.intp)
     scores_of = draw.similarity(texts)
     negatives = []
     for example in examples:
-        scores = scores_of(place[example.context or ""]) if texts else np.zeros(0)
+        scores = scores_of(index_of[example.context or ""]) if texts else np.zeros(0)
         nearest: dict[str | None, str] = {}
-        for index in np.argsort(-scores[places], kind="stable"):  # equal ones in their order
+        for index in np.argsort(-scores[indices], kind="stable"):  # equal ones in their order
             user, context = owners[index]
             if len(nearest) == draw.k:
                 break
@@ -199,10 +199,10 @@ def mixture(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     return [components[int(component)][i] for i, component in enumerate(chosen)]
 
 
-def _place_among_all(index: int, left_out: Sequence[int]) -> int:
-    """The place of the `index`-th of those that are left, when those at the places `left_out` (rising) are not."""
-    for place in left_out:
-        if index < place:
+def _index_among_all(index: int, left_out: Sequence[int]) -> int:
+    """The index of the `index`-th of those that are left, when those at the indices `left_out` (rising) are not."""
+    for other in left_out:
+        if index < other:
             break
         index += 1
     return index
@@ -240,21 +240,21 @@ def contrast_conditions(
     contexts = contexts_by_user(examples)
     users = list(contexts)
     prompts = list(dict.fromkeys(example.prompt for example in examples))
-    user_places = {user: i for i, user in enumerate(users)}
-    prompt_places = {prompt: i for i, prompt in enumerate(prompts)}
+    user_indices = {user: i for i, user in enumerate(users)}
+    prompt_indices = {prompt: i for i, prompt in enumerate(prompts)}
     rows = []
     for example in examples:
         if example.context is not None:
             turns = rng.permutation(len(users) - 1)
-            left_out = [user_places[example.user]]
-            others = (contexts[users[_place_among_all(int(turn), left_out)]] for turn in turns)
+            left_out = [user_indices[example.user]]
+            others = (contexts[users[_index_among_all(int(turn), left_out)]] for turn in turns)
             shuffled = ([own[i] for i in rng.permutation(len(own)) if own[i] != example.context] for own in others)
             row = [Condition(context, example.prompt) for context in _spread(shuffled, k - 1)]
         else:
             rest = len(prompts) - 1
             chosen = rng.choice(rest, size=min(k - 1, rest), replace=False)
-            left_out = [prompt_places[example.prompt]]
-            row = [Condition(None, prompts[_place_among_all(int(index), left_out)]) for index in chosen]
+            left_out = [prompt_indices[example.prompt]]
+            row = [Condition(None, prompts[_index_among_all(int(index), left_out)]) for index in chosen]
         if len(row) < k - 1:
             kind = "contexts of other users" if example.context is not None else "other prompts"
             key, amount = SIDES[side]
@@ -282,7 +282,7 @@ def contrast_prompts(examples: Sequence[Example], k: int, seed: int) -> list[lis
     rows: list[list[Condition]] = []
     for example in examples:
         drawn = rng.choice(len(prompts) - 1, size=min(k, len(prompts)) - 1, replace=False)
-        others = (prompts[_place_among_all(int(index), [indices[example.prompt]])] for index in drawn)
+        others = (prompts[_index_among_all(int(index), [indices[example.prompt]])] for index in drawn)
         rows.append([example.condition, *(Condition(example.context, prompt) for prompt in others)])
     return rows
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from mipo_exp.errors import ConfigError
 from mipo_exp.models.hub import Repository
-from mipo_exp.store.artefacts import digest, remembered_sha256
+from mipo_exp.store.artefacts import digest
+from mipo_exp.store.fingerprints import remembered_sha256
 
 # Texts → (n, n) similarities row by row: `similarity(texts)(i)` are those of text i to all of them, shape (n,).
 Similarity = Callable[[Sequence[str]], Callable[[int], np.ndarray]]

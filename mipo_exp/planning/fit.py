@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from mipo_exp.config.fields import kernel_parts
 from mipo_exp.config.schema import Config
 from mipo_exp.errors import gib
 from mipo_exp.planning.memory import Need, free_bytes, needs
@@ -58,7 +59,7 @@ def _less_training(config: Config, on: str) -> dict[str, int]:
     """The next lower limits of a training on `cpu` or `cuda`. A batch that may not be computed in parts gets fewer
     rows, and a step keeps as many unless those of a batch are each other's contrasts."""
     trainer, across = config.trainer, config.method.across_batch
-    if may_split(config.method, config.lora):
+    if "micro_batches" in kernel_parts(config.kernels) and may_split(config.method, config.lora):
         budget = getattr(trainer.batch_tokens, on) or 2**17
         return {f"trainer.batch_tokens.{on}": budget // 2} if budget > SMALLEST else {}
     rows, batches = trainer.per_device_train_batch_size, trainer.gradient_accumulation_steps

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mipo_exp.config.fields import kernel_parts
 from mipo_exp.config.schema import Config
 from mipo_exp.planning.shape import Shape
 from mipo_exp.planning.work import Work
@@ -51,7 +52,7 @@ def _need(config: Config, work: Work, shape: Shape, device: str) -> Need:
         kept = KEPT_WIDTHS * shape.width + KEPT_INNERS * shape.inner + KEPT_KV * shape.kv_width
         logits = TRAINING_LOGITS * min(work.widest_heads * shape.vocabulary, TRL_HEAD_TILE) * 4
         return Need(fixed, work.widest * shape.layers * kept * shape.itemsize + logits)
-    if on == "cpu" and shape.itemsize == 4 and shape.tied:
+    if "onednn" in kernel_parts(config.kernels) and on == "cpu" and shape.itemsize == 4 and shape.tied:
         fixed += shape.vocabulary * shape.width * shape.itemsize  # an output head of its own (`onednn.pack`)
     living = (LIVING_WIDTHS * shape.width + LIVING_INNERS * shape.inner) * shape.itemsize
     logits = SCORING_LOGITS * work.widest_heads * shape.vocabulary * 4

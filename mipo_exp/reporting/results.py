@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mipo_exp.config.redaction import without_secrets
-from mipo_exp.config.schema import Config
+from mipo_exp.config.schema import SCORERS, Config
 from mipo_exp.errors import ConfigError, JudgeError, ModelError
 from mipo_exp.evaluation.diversity import set_facts
-from mipo_exp.evaluation.error_kinds import READERS, answering_and_knowing, kinds, transitions
+from mipo_exp.evaluation.error_kinds import answering_and_knowing, kinds, transitions
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
 from mipo_exp.evaluation.measure import PHASES, Comparison, compare, measures
 from mipo_exp.evaluation.metrics import Evaluated, Measure, clusters, contrasted_in
@@ -31,7 +31,8 @@ from mipo_exp.reporting import tracking
 from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.reporting.values import VALUES, write_values
-from mipo_exp.store.artefacts import git_commit, package_versions, write_atomically
+from mipo_exp.store.artefacts import write_atomically
+from mipo_exp.store.environment import git_commit, package_versions
 from mipo_exp.store.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def write_results(
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
     summary.update(_summary(assembled, compared, adapter), status="incomplete" if summary["missing"] else "ok")
     summary.update(without_secrets(summary, names=False))
-    if assembled.task.scorer in READERS:
+    if SCORERS[assembled.task.scorer].has_kinds:
         summary["transitions"] = _transitions(assembled.task.scorer, examples, before, after)
     samples = _samples(examples, before, after, measured)
     lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mipo_exp.config.groups import ScoringConfig
 from mipo_exp.errors import out_of_memory
-from mipo_exp.kernels import prefix_sharing
+from mipo_exp.kernels import prefix_tree
 from mipo_exp.models.memory import free_memory, memory_for
 from mipo_exp.models.rotation import rotation_limit
 from mipo_exp.scoring.log_probs import Scorable, can_share, token_log_probs
@@ -41,7 +41,7 @@ def plan_batches(items: Sequence[Scorable], batch_tokens: int, share: bool) -> l
     """
     sequences = [item.input_ids for item in items]
     if share:
-        return prefix_sharing.plan_trees(sequences, batch_tokens)
+        return prefix_tree.plan_trees(sequences, batch_tokens)
     order = sorted(range(len(items)), key=lambda i: (len(sequences[i]), i))
     batches: list[list[int]] = []
     for index in order:
@@ -56,7 +56,7 @@ def computed_tokens(items: Sequence[Scorable], share: bool) -> int:
     """How many tokens a batch computes, padding included."""
     sequences = [item.input_ids for item in items]
     if share:
-        return len(prefix_sharing.build_tree(sequences).token_ids)
+        return len(prefix_tree.build_tree(sequences).token_ids)
     return len(sequences) * max(map(len, sequences))
 
 

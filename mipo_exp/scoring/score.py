@@ -184,5 +184,5 @@ def opened_scorer(runtime: Runtime, adapter: Path | None, scoring: ScoringConfig
 def score_shard(
     runtime: Runtime, score: Scorer, numbers: Sequence[int], items: Sequence[Scorable]
 ) -> list[_BatchScores]:
-    """The scores of one batch; `numbers` are the places of its items among all."""
+    """The scores of one batch; `numbers` are the indices of its items among all."""
     return [_BatchScores(i, value) for i, value in zip(numbers, score(items), strict=True)]

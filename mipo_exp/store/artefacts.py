@@ -13,20 +13,19 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
 
-from mipo_exp.errors import DataError, StorageError
+from mipo_exp.errors import StorageError
 from mipo_exp.store.disk import follow_umask, full_disk, make_writable, unreadable
-from mipo_exp.store.manifest import ALWAYS_HASHED_BYTES, MANIFEST, damage, file_sha256, list_files, machine
+from mipo_exp.store.environment import git_commit, package_versions
+from mipo_exp.store.manifest import MANIFEST, damage, file_sha256, list_files, machine
 from mipo_exp.store.tables import Table, read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ SHARDS, SHARDS_A_FOLDER = "shards", 1000
 CHECKPOINTS = "checkpoints"
 # What an interrupted build resumes from; removed when the artefact is complete.
 SCRATCH = (SHARDS, CHECKPOINTS)
-RECORDED_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "tokenizers", "numpy")
 VersionPolicy = Literal["key", "warn", "ignore"]
 
 Row = TypeVar("Row")
@@ -47,33 +45,6 @@ def digest(value: Any) -> str:
     """A short stable hash of JSON-like data."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
-
-
-def remembered_sha256(path: Path, cache: Path) -> str:
-    """A file's SHA-256; that of a large one is remembered in `cache` by path, size and modification time, because
-    hashing 15 GB at every start takes half a minute.
-
-    Raises:
-        DataError: it is a folder, or cannot be read.
-    """
-    try:
-        status = path.stat()
-        if status.st_size <= ALWAYS_HASHED_BYTES or path.is_dir():
-            return file_sha256(path)
-        path.open("rb").close()
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder, and a file of this name is expected; remove or rename it") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); mend that, or give another path") from error
-    note = cache / "fingerprints" / digest([str(path.resolve()), status.st_size, status.st_mtime_ns])
-    with contextlib.suppress(OSError, ValueError):
-        if len(known := note.read_text(encoding="utf-8")) == 64:
-            return known
-    value = file_sha256(path)
-    with contextlib.suppress(OSError):  # a read-only cache only costs the time to hash again
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(note, value.encode())
-    return value
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -97,30 +68,6 @@ def default_cache() -> Path:
     if os.environ.get("MIPO_CACHE"):
         return Path(os.environ["MIPO_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mipo_exp"
-
-
-@cache
-def git_commit() -> str | None:
-    """The commit of the source tree that is running, None outside a checkout; `-dirty` marks local changes."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
-
-
-@cache
-def package_versions(names: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
-    """The versions of the packages that are installed, without what names a build (`+cpu`)."""
-    found = {}
-    for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name).partition("+")[0]
-    return found
 
 
 Build = Callable[["Workspace"], None]
@@ -253,7 +200,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._told = False
+        self._told: set[str] = set()  # what was said once
         make_writable(root, "paths.cache", "set paths.cache=DIR or $MIPO_CACHE to a folder that can")
 
     def path(self, stage: Stage) -> Path:
@@ -278,11 +225,17 @@ class Store:
                 if manifest.get("base") == stage.base:
                     other = replace(stage, libraries=manifest["libraries"])
                     if versions == "warn":
-                        changed = other.libraries.items() - stage.libraries.items()
-                        old = ", ".join(f"{name} {of} (here {stage.libraries[name]})" for name, of in sorted(changed))
-                        log.warning("%s was computed with %s; it is used (versions=warn)", stage.name, old)
+                        self._tell_of_versions(other.libraries, stage.libraries)
                     return other
         return stage
+
+    def _tell_of_versions(self, old: Mapping[str, str], here: Mapping[str, str]) -> None:
+        """Say once of each version that cached results were computed with it."""
+        were, are = ({name: of.get(name, "none") for name in old.keys() | here.keys()} for of in (old, here))
+        changed = {f"{name} {was} (here {are[name]})" for name, was in were.items() if was != are[name]}
+        if new := sorted(changed - self._told):
+            self._told.update(new)
+            log.warning("cached results that were computed with %s are used (versions=warn)", ", ".join(new))
 
     def find(self, stage: Stage) -> Artefact | None:
         """The finished artefact, checked against its manifest; None where there is none or it is damaged.
@@ -398,10 +351,10 @@ class Store:
 
     def _tell_of_older_keys(self, stage: Stage) -> None:
         """Say once what lies here and is not used any more: versions before 0.1 had no libraries in their keys."""
-        some = None if self._told else next((self.root / stage.name).glob(f"*/{MANIFEST}"), None)
+        some = None if "older keys" in self._told else next((self.root / stage.name).glob(f"*/{MANIFEST}"), None)
         with contextlib.suppress(OSError, ValueError):
             if some is not None and "base" not in json.loads(some.read_text(encoding="utf-8")):
-                self._told = True
+                self._told.add("older keys")
                 log.warning(
                     "%s has artefacts of an earlier version of mipo_exp, which are made anew; remove the folder to "
                     "free its space",

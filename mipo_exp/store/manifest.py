@@ -60,7 +60,7 @@ def damage(folder: Path, manifest: Mapping[str, Any], stage: str, key: str) -> s
 
 @cache
 def machine() -> str:
-    """What tells apart machines of different speed, and names none: processor and number of cores."""
+    """What distinguishes machines of different speed, and names none: processor and number of cores."""
     processor = platform.processor()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

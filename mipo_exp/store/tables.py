@@ -108,16 +108,16 @@ class ById(Mapping[str, Row]):
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
         ids = rows.column("id") if isinstance(rows, Table) else [row.id for row in rows]  # type: ignore[attr-defined]
-        self.places = {name: place for place, name in enumerate(ids)}
+        self.indices = {name: index for index, name in enumerate(ids)}
 
     def __getitem__(self, name: str) -> Row:
-        return self.rows[self.places[name]]
+        return self.rows[self.indices[name]]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
+        return iter(self.indices)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
 
 class Gathered(Generic[Row]):
@@ -127,20 +127,20 @@ class Gathered(Generic[Row]):
     def __init__(self, row_type: type[Row]) -> None:
         self.row_type = row_type
         self.batches: list[pa.RecordBatch] = []
-        self.places: dict[str, int] = {}
+        self.indices: dict[str, int] = {}
         self.count = 0
 
     def add(self, rows: Sequence[Row]) -> None:
         """Keep some more."""
         self.batches.append(_batch(rows, arrow_schema(self.row_type)))
         for name in self.batches[-1].column("id").to_pylist():
-            self.places[name] = self.count
+            self.indices[name] = self.count
             self.count += 1
 
     def in_order(self, ids: Sequence[str]) -> Sequence[Row]:
         """The rows of these ids. Raises `KeyError` for one that has not come."""
         table = Table(pa.Table.from_batches(self.batches, arrow_schema(self.row_type)), self.row_type)
-        return Mapped(table.__getitem__, [self.places[name] for name in ids])
+        return Mapped(table.__getitem__, [self.indices[name] for name in ids])
 
 
 def arrow_schema(row_type: type) -> pa.Schema:

@@ -77,7 +77,7 @@ def joined(parts: Sequence[Scored]) -> Scored:
     return Scored(**{name: together([getattr(part, name) for part in parts]) for name in names})
 
 
-def told_apart(scores: "torch.Tensor", contrasts: "torch.Tensor") -> float:
+def contrast_accuracy(scores: "torch.Tensor", contrasts: "torch.Tensor") -> float:
     """How often the own response, on the diagonal of (n, n) scores, is the best of those that are contrasts."""
     best = scores.detach().masked_fill(~contrasts, float("-inf")).argmax(dim=1)
     return float((best == best.new_tensor(range(len(best)))).float().mean())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 from mipo_exp.config.fields import Between, Tie, schema
 from mipo_exp.config.schema import METHODS
 from mipo_exp.training.groups import GroupMethod, Result
-from mipo_exp.training.scored_groups import Scored, told_apart
+from mipo_exp.training.scored_groups import Scored, contrast_accuracy
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ class Infonce(GroupMethod):
         """See `GroupMethod.loss`."""
         ratios = batch.log_ratios
         value = infonce_loss(ratios, batch.contrasts, self.beta, self.temperature)
-        return value, {"contrast/accuracies": told_apart(ratios, batch.contrasts)}
+        return value, {"contrast/accuracies": contrast_accuracy(ratios, batch.contrasts)}
 
 
 def infonce_loss(

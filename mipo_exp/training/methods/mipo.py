@@ -302,6 +302,6 @@ def _check_room_for_responses(pairs: Table[ScoredPair], max_length: int | None) 
     if full:
         longest = int(lengths.max())
         raise ConfigError(
-            f"trainer.max_length={max_length} cuts away the whole response of {full} of {len(pairs)} pairs; the "
+            f"trainer.max_length={max_length} truncates the whole response of {full} of {len(pairs)} pairs; the "
             f"longest prompt has {longest} tokens, so give more, or null"
         )

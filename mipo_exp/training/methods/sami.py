@@ -1,11 +1,11 @@
-"""SAMI over a batch: the responses are told apart by condition and the conditions by response."""
+"""SAMI over a batch: which condition belongs to a response, and which response to a condition."""
 
 from typing import TYPE_CHECKING
 
 from mipo_exp.config.fields import schema
 from mipo_exp.config.schema import METHODS
 from mipo_exp.training.groups import GroupMethod, Result
-from mipo_exp.training.scored_groups import Scored, told_apart
+from mipo_exp.training.scored_groups import Scored, contrast_accuracy
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ class Sami(GroupMethod):
     def loss(self, batch: Scored) -> Result:
         """See `GroupMethod.loss`."""
         means = batch.log_probs / batch.tokens
-        return sami_loss(means, batch.contrasts), {"contrast/accuracies": told_apart(means, batch.contrasts)}
+        return sami_loss(means, batch.contrasts), {"contrast/accuracies": contrast_accuracy(means, batch.contrasts)}
 
 
 def sami_loss(mean_log_probs: "torch.Tensor", contrasts: "torch.Tensor") -> "torch.Tensor":

@@ -1,12 +1,12 @@
-"""A strategy, a task, a method and a metric from outside mipo_exp."""
+"""A strategy, a task with a scorer, a method and a metric from outside mipo_exp."""
 
-from collections.abc import Callable, Sequence
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 from mipo_exp.config.fields import Between, schema
-from mipo_exp.config.schema import METHODS, STRATEGIES, TASKS, TaskConfig
+from mipo_exp.config.schema import METHODS, SCORERS, STRATEGIES, TASKS, TaskConfig
 from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.evaluation.metrics import Evaluated, metric
+from mipo_exp.evaluation.metrics import Evaluated, Measure, average, metric
 from mipo_exp.pairing.negatives import Draw
 from mipo_exp.store.records import Example, Negative
 from mipo_exp.training.groups import GroupMethod, Result
@@ -27,6 +27,12 @@ def next_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     ]
 
 
+@SCORERS.register("spelled")
+def spelled(references: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> dict[str, Measure]:
+    """`accuracy`: the response has the letters in their order, with spaces."""
+    return {"accuracy": average([of["answer"] in text for of, text in zip(references, texts, strict=True)])}
+
+
 @schema
 class SpellingConfig(TaskConfig):
     words: list[str]
@@ -38,7 +44,7 @@ class Spelling(Task):
 
     keys = SpellingConfig
     config: SpellingConfig
-    scorer = "none"
+    scorer = "spelled"
 
     def prepare(self, download: bool = True) -> str:
         self.refuse_source()

@@ -1,0 +1,77 @@
+"""What is in the keys of stages: the libraries and the parts of `kernels` that compute them, and no others."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mipo_exp.config.fields import KERNELS
+from mipo_exp.generation.transformers_engine import SAMPLING_PARTS
+from mipo_exp.judging.judge import Judge
+from mipo_exp.judging.local import Local
+from mipo_exp.judging.stage import Judging
+from mipo_exp.judging.templates import load_templates
+from mipo_exp.models.runtime import Runtime, declare_model
+from mipo_exp.pipeline import declare, declare_examples, declare_judgements
+from mipo_exp.store.artefacts import Stage
+from tests.conftest import composed, with_kernels
+
+
+def stages(runtime: Runtime, *overrides: str) -> dict[str, Stage]:
+    config = composed("+debug=quick", *overrides)
+    return declare(config, runtime, declare_examples(config, runtime.task, "data", None))
+
+
+def without(runtime: Runtime, part: str) -> Runtime:
+    return with_kernels(runtime, *(name for name in KERNELS if name != part))
+
+
+@pytest.mark.parametrize(
+    ("part", "first"),
+    [
+        ("generation_cache", "chosen"),
+        ("onednn", "chosen"),
+        ("prefix_sharing", "scored_pairs"),
+        ("prompt_sharing", "adapter"),
+        ("micro_batches", "adapter"),
+        ("causal_blocks", "adapter"),
+    ],
+)
+def test_without_a_part_of_the_kernels_only_what_uses_it_is_made_anew(tiny: Runtime, part: str, first: str) -> None:
+    before, after = stages(tiny), stages(without(tiny, part))
+    changed = {name for name in before if before[name].key != after[name].key}
+    order = ["chosen", "rejected", "pairs", "scored_pairs", "adapter"]
+    assert changed & set(order) == set(order[order.index(first) :])
+    assert ("before_responses" in changed) == (first == "chosen")
+    assert ("before_scores_base" in changed) == (first != "adapter")
+
+
+def test_a_method_that_samples_while_it_trains_depends_on_the_parts_that_sample_and_score(tiny: Runtime) -> None:
+    assert stages(tiny, "method=rlvr", "task=word_problems")["adapter"].config["runtime"]["kernels"] == sorted(KERNELS)
+    assert stages(tiny)["pairs"].config["runtime"]["kernels"] == []
+
+
+def test_the_libraries_of_near_negatives_and_of_a_gguf_are_in_the_keys(tiny: Runtime) -> None:
+    assert "bm25s" in stages(tiny, "negatives=hard_context")["rejected"].libraries
+    assert "bm25s" not in stages(tiny, "negatives=random_context")["rejected"].libraries
+    encoder = dataclasses.replace(composed("negatives=hard_prompt").negatives, embedding_model="some/encoder")
+    assert encoder.compares_with == "sentence-transformers"
+    source = dataclasses.replace(tiny.source, kind="gguf")
+    gguf = Runtime(tiny.config, source, tiny.task, "cpu")
+    model = declare_model(gguf)
+    assert model is not None
+    assert set(model.libraries) == {"gguf", "tokenizers", "torch", "transformers"}
+    assert "gguf" in stages(gguf)["chosen"].libraries
+    assert "gguf" not in stages(tiny)["chosen"].libraries
+
+
+def test_a_local_judges_libraries_are_in_the_keys_of_its_verdicts_and_replies(tiny: Runtime, tmp_path: Path) -> None:
+    config = composed("+debug=quick", "judge=local", "model@judge.model=tiny")
+    asked: Any = config.judge
+    backend = Local(asked, config.engine, tiny)
+    judging = Judging(asked, Judge(backend, load_templates(None), tmp_path), "rubric")
+    found = declare_judgements(judging, declare_examples(config, tiny.task, "data", None), stages(tiny))
+    assert found.libraries == backend.libraries == judging.judge.replies.identity["libraries"]
+    assert set(found.libraries) == {"tokenizers", "torch", "transformers"}
+    assert backend.identity["runtime"]["kernels"] == sorted(SAMPLING_PARTS)
