@@ -120,7 +120,7 @@ def assemble(config: Config, output: Path, fetch: bool = True, overrides: Sequen
     if team().main:
         check_harness(harness, [store.status(stage) for stage in stages.values() if stage.name == "harness"], fetch)
     check_layers(config, runtime, store.status(stages["adapter"]) if "adapter" in stages else "cached")
-    judgements = None if judging is None else declare_judgements(judging, examples, stages)
+    judgements = None if judging is None else declare_judgements(judging, examples, stages, settle)
     judges = judging, rewarding, judgements
     return Assembled(config, output, store, run, task, runtime, examples, stages, *judges, data, model, notes)
 
