@@ -1,10 +1,10 @@
-"""python -m benchmarks compare|growth|sweep|start|kernels|plan|gpu|statistics|trade_off: our pages, measured again."""
+"""python -m benchmarks COMMAND: our pages, measured again."""
 
 import argparse
 
-from benchmarks import compare, gpu, growth, kernels, plan, start, statistics, sweep, trade_off
+from benchmarks import compare, gpu, growth, kernels, plan, responses, start, statistics, sweep, trade_off
 
-MODULES = (compare, growth, sweep, start, kernels, plan, gpu, statistics, trade_off)
+MODULES = (compare, growth, sweep, start, kernels, plan, gpu, responses, statistics, trade_off)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
