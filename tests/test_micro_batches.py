@@ -41,7 +41,7 @@ def step(runtime: Runtime, config: Config, tmp_path: Path) -> tuple[Any, Any, An
         if "lora_B" in name:
             torch.nn.init.normal_(weight.data, std=0.05)
     if "prompt_sharing" in runtime.kernels:
-        _share_prompts(dpo, PAIRS, runtime.kernels)
+        _share_prompts(dpo, PAIRS)
         assert dpo.shares_prompts
     passes = []
     dpo.model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))

@@ -4,7 +4,7 @@ A batch is a pure function of the prompts and the engine's settings and has its 
 alone: after an interruption only the missing ones are, and they come out the same.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mipo_exp.models.runtime import Runtime
 
 # The parts of `kernels` that change what is sampled.
-SAMPLING_PARTS = ("generation_cache", "onednn")
+SAMPLING_PARTS = ("onednn",)
 
 
 @ENGINES.register("transformers")
@@ -65,8 +65,7 @@ class TransformersEngine:
         model = self.runtime.model(self.adapter)
         way_out = "lower engine.batch_tokens" if len(prompts) > 1 else "shorten the prompts, or use a smaller model"
         with memory_for(f"to sample {len(prompts)} responses at once", way_out):
-            stops, pad, kernels = renderer.stop_ids, renderer.pad_id, self.runtime.kernels
-            return sample_batch(model, prompts, sampling, stops, pad, shard_seed, contrast, kernels)
+            return sample_batch(model, prompts, sampling, renderer.stop_ids, renderer.pad_id, shard_seed, contrast)
 
     def close(self) -> None:
         """See `Engine.close`: the model is the runtime's."""
@@ -100,7 +99,6 @@ def sample_batch(
     pad_id: int,
     seed: int,
     contrast: Contrast | None = None,
-    kernels: Collection[str] = (),
 ) -> list[Sampled]:
     """One response for each prompt of a batch.
 
@@ -112,15 +110,9 @@ def sample_batch(
         pad_id: what the engine fills finished rows with; never read.
         seed: of the torch generators; theirs are restored afterwards.
         contrast: decode against the same prompts without their contexts.
-        kernels: the parts that are used.
     """
     import torch
 
-    cache = None
-    if "generation_cache" in kernels:
-        from mipo_exp.kernels.generation_cache import roomy_cache
-
-        cache = roomy_cache(model, sampling.max_new_tokens)
     device = next(model.parameters()).device
     ids, mask = _pad_left(prompts, pad_id)
     against = {}
@@ -138,7 +130,6 @@ def sample_batch(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=_generation_config(sampling, stop_ids, pad_id),
-            past_key_values=cache,
             **against,
         )
     stops = set(stop_ids)

@@ -90,7 +90,6 @@ class Local:
                     stops,
                     pad,
                     seed,
-                    kernels=self._model.kernels,
                 )
             for index, item in zip(rows, sampled, strict=True):
                 keep(index, Reply(renderer.text(item.token_ids), len(prompts[index]), len(item.token_ids)))

@@ -7,7 +7,7 @@ Transformers' Trainer with its schedules, checkpoints and logs, around log-proba
 import heapq
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mipo_exp.config.fields import schema
@@ -128,7 +128,7 @@ def build_trainer(
             f"method={job.method.name} reads without its adapter; leave it out"
         )
     share = "prompt_sharing" in runtime.kernels and _share_prompts(
-        base, groups, arguments.per_device_train_batch_size if across_batch else 1, runtime.kernels
+        base, groups, arguments.per_device_train_batch_size if across_batch else 1
     )
 
     class LossTrainer(Trainer):
@@ -213,7 +213,7 @@ def check_stored_references(model: Any, groups: Sequence[Group]) -> None:
     log.info("reference: the base model's stored log-probabilities; within %.1g nats on %d groups", gap, len(groups))
 
 
-def _share_prompts(base: Any, groups: Sequence[Group], rows: int, kernels: Collection[str]) -> bool:
+def _share_prompts(base: Any, groups: Sequence[Group], rows: int) -> bool:
     """Compute each prompt once, where this architecture allows it; the longest prompts are tried, with the first
     responses of all `rows` of them, or with all responses of the one."""
     longest_response = 0
@@ -229,4 +229,4 @@ def _share_prompts(base: Any, groups: Sequence[Group], rows: int, kernels: Colle
     firsts = [group.responses[0] for group in tried]
     responses = [tried[0].responses] if rows == 1 else [firsts] * len(tried)
     batch = as_batch([group.prompt_ids for group in tried], responses, next(base.parameters()).device)
-    return share_prompts(base, batch, most[0][0] + longest_response, kernels)
+    return share_prompts(base, batch, most[0][0] + longest_response)

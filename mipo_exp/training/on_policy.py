@@ -8,7 +8,7 @@ its own and no checkpoint lies within one, so an interrupted training resumes wi
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -194,14 +194,12 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     check_trainable(loop.model, job.lora)
     restore_lora_dropout(loop.model, job.lora)
     if "prompt_sharing" in runtime.kernels:
-        _share_prompts(loop, prompts, rollout.sampling.max_new_tokens, runtime.kernels)
+        _share_prompts(loop, prompts, rollout.sampling.max_new_tokens)
     loop.remove_callback(PrinterCallback)
     return loop
 
 
-def _share_prompts(
-    loop: "GRPOTrainer", prompts: Sequence[Sequence[int]], new_tokens: int, kernels: Collection[str]
-) -> None:
+def _share_prompts(loop: "GRPOTrainer", prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
     """Compute each prompt once for all responses to it, where this architecture allows it; the longest one is tried,
     with pieces of itself as responses."""
     prompt = max(prompts, key=len)
@@ -209,7 +207,7 @@ def _share_prompts(
     pieces = [(longest * (1 + new_tokens // len(longest)))[:new_tokens], longest[: (len(longest) + 1) // 2]]
     base = loop.accelerator.unwrap_model(loop.model).get_base_model()
     batch = as_batch([longest], [pieces], loop.args.device)
-    share_prompts(base, batch, len(longest) + new_tokens, kernels)
+    share_prompts(base, batch, len(longest) + new_tokens)
 
 
 def _trainer_class(job: Job, rollout: Rollout) -> Any:
@@ -258,7 +256,6 @@ def _trainer_class(job: Job, rollout: Rollout) -> Any:
                         runtime.renderer.stop_ids,
                         runtime.renderer.pad_id,
                         batch_seed(job.seed, purpose, number),
-                        kernels=runtime.kernels,
                     )
                     found.update((i, item.token_ids) for i, item in zip(batch, sampled, strict=True))
             return [found[i] for i in range(len(prompt_ids))], None

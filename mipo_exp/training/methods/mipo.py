@@ -7,7 +7,7 @@ step: with the adapter at its start the policy is the reference, so every margin
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -141,7 +141,7 @@ class Mipo(MethodConfig):
         check_trainable(dpo.model, job.lora)
         check_rotation(job, pairs)
         if "prompt_sharing" in job.runtime.kernels:
-            _share_prompts(dpo, pairs, job.runtime.kernels)
+            _share_prompts(dpo, pairs)
         check_first_loss(dpo, self, job.trainer.reference)
         return dpo
 
@@ -189,13 +189,13 @@ def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTraine
     return dpo
 
 
-def _share_prompts(dpo: "DPOTrainer", pairs: Table[ScoredPair], kernels: Collection[str]) -> None:
+def _share_prompts(dpo: "DPOTrainer", pairs: Table[ScoredPair]) -> None:
     """Compute each prompt once, where this architecture allows it; the longest pair is tried."""
     lengths = pairs.lengths("prompt_ids") + np.maximum(pairs.lengths("chosen_ids"), pairs.lengths("rejected_ids"))
     pair = pairs[int(lengths.argmax())]
     batch = as_batch([pair.prompt_ids], [[pair.chosen_ids, pair.rejected_ids]], dpo.args.device)
     base = dpo.accelerator.unwrap_model(dpo.model).get_base_model()
-    dpo.shares_prompts = share_prompts(base, batch, int(lengths.max()), kernels)
+    dpo.shares_prompts = share_prompts(base, batch, int(lengths.max()))
 
 
 def _dataset(pairs: Table[ScoredPair], reference: str) -> "Dataset":
