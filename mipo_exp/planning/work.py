@@ -18,7 +18,7 @@ from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
 from mipo_exp.pairing.negatives import sample_negatives
 from mipo_exp.pairing.similarity import in_order
-from mipo_exp.scoring.batches import computed_tokens, pass_tokens, plan_batches
+from mipo_exp.scoring.batches import pass_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.score import scored_conditions
 from mipo_exp.store.records import Condition, Example
@@ -129,9 +129,8 @@ def _sampling(prompts: Sequence[Sequence[int]], engine: EngineConfig, sampling: 
 def _scoring(config: Config, items: Sequence[Scorable], device: str) -> Work:
     items = list(dict.fromkeys(items))
     share = "prefix_sharing" in kernel_parts(config.kernels)
-    batches = [[items[i] for i in batch] for batch in plan_batches(items, pass_tokens(config.scoring, device), share)]
-    tokens = [computed_tokens(batch, share) for batch in batches]
-    heads = [sum(len(item.response_ids) for item in batch) for batch in batches]
+    batches, tokens = plan_batches(items, pass_tokens(config.scoring, device), share)
+    heads = [sum(len(items[i].response_ids) for i in batch) for batch in batches]
     return Work(scored=sum(tokens), widest=max(tokens, default=0), widest_heads=max(heads, default=0))
 
 
