@@ -20,21 +20,11 @@ from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.responses import check_lengths
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
-from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.models.memory import memory_for
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.store.records import Example
-from mipo_exp.training.job import (
-    Job,
-    Rollout,
-    adapting,
-    check_trainable,
-    lora_config,
-    restore_lora_dropout,
-    training_arguments,
-)
-from mipo_exp.training.scored_groups import as_batch
+from mipo_exp.training.job import Job, Prompted, Rollout, adapting, finish, lora_config, training_arguments
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -151,7 +141,6 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
         DataError: a prompt does not fit into the model's positions.
     """
     from datasets import Dataset
-    from transformers import PrinterCallback
 
     if job.rollout is None:
         raise ValueError(f"method={job.method.name} samples while it trains and has no rollout settings")
@@ -191,23 +180,15 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
             peft_config=lora_config(job.lora),
             callbacks=[job.callback],
         )
-    check_trainable(loop.model, job.lora)
-    restore_lora_dropout(loop.model, job.lora)
-    if "prompt_sharing" in runtime.kernels:
-        _share_prompts(loop, prompts, rollout.sampling.max_new_tokens)
-    loop.remove_callback(PrinterCallback)
+    finish(job, loop, lambda: _longest(prompts, rollout.sampling.max_new_tokens))
     return loop
 
 
-def _share_prompts(loop: "GRPOTrainer", prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
-    """Compute each prompt once for all responses to it, where this architecture allows it; the longest one is tried,
-    with pieces of itself as responses."""
-    prompt = max(prompts, key=len)
-    longest = list(prompt)
+def _longest(prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[list[Prompted], int]:
+    """As `finish` tries them: the longest prompt with pieces of itself as responses."""
+    longest = list(max(prompts, key=len))
     pieces = [(longest * (1 + new_tokens // len(longest)))[:new_tokens], longest[: (len(longest) + 1) // 2]]
-    base = loop.accelerator.unwrap_model(loop.model).get_base_model()
-    batch = as_batch([longest], [pieces], loop.args.device)
-    share_prompts(base, batch, len(longest) + new_tokens)
+    return [(longest, pieces)], len(longest) + new_tokens
 
 
 def _trainer_class(job: Job, rollout: Rollout) -> Any:
