@@ -34,6 +34,30 @@ class Contrast:
     alpha: float
 
 
+@dataclass(frozen=True)
+class Request:
+    """A shard to be sampled.
+
+    Attributes:
+        prompts: token ids, each of at least one token.
+        sampling: temperature 0 is greedy.
+        shard_seed: for an engine with one random generator for all rows.
+        seeds: for an engine with a generator for each row: what a row gets does not depend on the others.
+        contrast: decode against the same prompts without their contexts; None but for `engine=transformers`.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    sampling: SamplingConfig
+    shard_seed: int
+    seeds: Sequence[int]
+    contrast: Contrast | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its response."""
+        return max(map(len, self.prompts)) + self.sampling.max_new_tokens
+
+
 class Engine(Protocol):
     """Samples responses from one model.
 
@@ -45,23 +69,8 @@ class Engine(Protocol):
         """Indices of prompts by shard, from the prompts' lengths in tokens."""
         ...
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        shard_seed: int,
-        seeds: Sequence[int],
-        contrast: Contrast | None,
-    ) -> list[Sampled]:
-        """One response for each prompt of a shard.
-
-        Args:
-            prompts: token ids, each of at least one token.
-            sampling: temperature 0 is greedy.
-            shard_seed: for an engine with one random generator for all rows.
-            seeds: for an engine with a generator for each row: what a row gets does not depend on the others.
-            contrast: decode against the same prompts without their contexts; None but for `engine=transformers`.
-        """
+    def sample(self, request: Request) -> list[Sampled]:
+        """One response for each prompt of a shard."""
         ...
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import ENGINES, Config, EngineConfig
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation import openvino_model
-from mipo_exp.generation.engine import Contrast, Sampled, shards_of, up_to_stop
+from mipo_exp.generation.engine import Request, Sampled, shards_of, up_to_stop
 from mipo_exp.generation.openvino_model import FILE, properties, write_model
 from mipo_exp.generation.transformers_engine import in_process
 from mipo_exp.models.runtime import Runtime
@@ -86,14 +86,7 @@ class OpenvinoEngine:
         """See `Engine.plan`."""
         return shards_of(lengths, SHARD_ROWS)
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        shard_seed: int,
-        seeds: Sequence[int],
-        contrast: Contrast | None,
-    ) -> list[Sampled]:
+    def sample(self, request: Request) -> list[Sampled]:
         """See `Engine.sample`.
 
         Raises:
@@ -103,7 +96,8 @@ class OpenvinoEngine:
         import openvino
         import openvino_genai
 
-        pipeline = self._open(max(map(len, prompts)) + sampling.max_new_tokens)
+        prompts, sampling = request.prompts, request.sampling
+        pipeline = self._open(request.longest)
         needed = [_blocks(len(prompt) + sampling.max_new_tokens) for prompt in prompts]
         handles: list[Any] = []
         running: set[int] = set()
@@ -115,7 +109,7 @@ class OpenvinoEngine:
                 and sum(needed[i] for i in running) + needed[index] <= self._cache_blocks
             ):
                 ids = openvino.Tensor(np.array([prompts[index]], dtype=np.int64))
-                settings = self._generation_config(sampling, seeds[index])
+                settings = self._generation_config(sampling, request.seeds[index])
                 handles.append(pipeline.add_request(self._requests, ids, settings))
                 self._requests += 1
                 running.add(index)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mipo_exp.config.fields import schema
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import ENGINES, EngineConfig
-from mipo_exp.generation.engine import Contrast, Sampled, longest_first, up_to_stop
+from mipo_exp.generation.engine import Contrast, Request, Sampled, longest_first, up_to_stop
 from mipo_exp.models.memory import memory_for
 from mipo_exp.store.artefacts import digest
 
@@ -52,20 +52,14 @@ class TransformersEngine:
         """See `Engine.plan`: a shard is a batch."""
         return plan_batches(lengths, self.config, max_new_tokens)
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        shard_seed: int,
-        seeds: Sequence[int],
-        contrast: Contrast | None,
-    ) -> list[Sampled]:
+    def sample(self, request: Request) -> list[Sampled]:
         """See `Engine.sample`: the rows of a batch share a generator."""
-        renderer = self.runtime.renderer
+        renderer, count = self.runtime.renderer, len(request.prompts)
         model = self.runtime.model(self.adapter)
-        way_out = "lower engine.batch_tokens" if len(prompts) > 1 else "shorten the prompts, or use a smaller model"
-        with memory_for(f"to sample {len(prompts)} responses at once", way_out):
-            return sample_batch(model, prompts, sampling, renderer.stop_ids, renderer.pad_id, shard_seed, contrast)
+        way_out = "lower engine.batch_tokens" if count > 1 else "shorten the prompts, or use a smaller model"
+        how = request.sampling, renderer.stop_ids, renderer.pad_id, request.shard_seed, request.contrast
+        with memory_for(f"to sample {count} responses at once", way_out):
+            return sample_batch(model, request.prompts, *how)
 
     def close(self) -> None:
         """See `Engine.close`: the model is the runtime's."""

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mipo_exp.config.fields import Between, schema
-from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import ENGINES, Config, EngineConfig
 from mipo_exp.errors import ConfigError, ModelError
-from mipo_exp.generation.engine import Contrast, Sampled, shards_of, up_to_stop
+from mipo_exp.generation.engine import Request, Sampled, shards_of, up_to_stop
 from mipo_exp.models.loading import load_folder
 from mipo_exp.models.runtime import Runtime
 
@@ -70,25 +69,18 @@ class VllmEngine:
         """See `Engine.plan`."""
         return shards_of(lengths, SHARD_ROWS)
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        shard_seed: int,
-        seeds: Sequence[int],
-        contrast: Contrast | None,
-    ) -> list[Sampled]:
+    def sample(self, request: Request) -> list[Sampled]:
         """See `Engine.sample`.
 
         Raises:
             ModelError: the worker ended; the end of its log says why.
         """
         if self._worker is None:
-            self._worker = self._start(max(map(len, prompts)) + sampling.max_new_tokens)
-        stops = self.runtime.renderer.stop_ids
-        request = {
-            "prompts": [list(prompt) for prompt in prompts],
-            "seeds": list(seeds),
+            self._worker = self._start(request.longest)
+        stops, sampling = self.runtime.renderer.stop_ids, request.sampling
+        asked = {
+            "prompts": [list(prompt) for prompt in request.prompts],
+            "seeds": list(request.seeds),
             "sampling": {
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
@@ -97,7 +89,7 @@ class VllmEngine:
                 "stop_token_ids": list(stops),
             },
         }
-        found: list[list[int]] = self._ask(self._worker, request)
+        found: list[list[int]] = self._ask(self._worker, asked)
         return [up_to_stop(ids, set(stops)) for ids in found]
 
     def close(self) -> None:

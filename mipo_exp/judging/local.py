@@ -80,17 +80,10 @@ class Local:
         for batch in plan_batches([len(prompts[i]) for i in fitting], self.engine, config.max_tokens):
             rows = [fitting[i] for i in batch]
             seed = batch_seed(0, "judge", int(digest([list(requests[i]) for i in rows])[:8], 16))
-            stops, pad = renderer.stop_ids, renderer.pad_id
+            how = sampling, renderer.stop_ids, renderer.pad_id, seed
             way_out = "lower engine.batch_tokens or judge.max_tokens"
             with memory_for(f"for a batch of the judge {self.description}", way_out, JudgeError):
-                sampled = sample_batch(
-                    self._model.model(),
-                    [prompts[i] for i in rows],
-                    sampling,
-                    stops,
-                    pad,
-                    seed,
-                )
+                sampled = sample_batch(self._model.model(), [prompts[i] for i in rows], *how)
             for index, item in zip(rows, sampled, strict=True):
                 keep(index, Reply(renderer.text(item.token_ids), len(prompts[index]), len(item.token_ids)))
 

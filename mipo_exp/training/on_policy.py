@@ -226,18 +226,11 @@ def _trainer_class(job: Job, rollout: Rollout) -> Any:
             found: dict[int, list[int]] = {}
             purpose = f"on-policy, step {self.state.global_step}"
             with _evaluating(policy), memory_for("to sample for the training", "lower engine.batch_tokens"):
-                batches = plan_batches(
-                    [len(ids) for ids in prompt_ids], rollout.engine, rollout.sampling.max_new_tokens
-                )
-                for number, batch in enumerate(batches):
-                    sampled = sample_batch(
-                        policy,
-                        [prompt_ids[i] for i in batch],
-                        rollout.sampling,
-                        runtime.renderer.stop_ids,
-                        runtime.renderer.pad_id,
-                        batch_seed(job.seed, purpose, number),
-                    )
+                lengths, new = [len(ids) for ids in prompt_ids], rollout.sampling.max_new_tokens
+                for number, batch in enumerate(plan_batches(lengths, rollout.engine, new)):
+                    how = rollout.sampling, runtime.renderer.stop_ids, runtime.renderer.pad_id
+                    seed = batch_seed(job.seed, purpose, number)
+                    sampled = sample_batch(policy, [prompt_ids[i] for i in batch], *how, seed)
                     found.update((i, item.token_ids) for i, item in zip(batch, sampled, strict=True))
             return [found[i] for i in range(len(prompt_ids))], None
 
