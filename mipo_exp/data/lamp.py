@@ -42,13 +42,6 @@ SPLITS = ("train", "dev")
 PARTS = ("questions", "outputs")
 # Files that are no larger together are read whole before a model is loaded; larger ones have only their ends checked.
 READ_EARLY_BYTES = 64 * 2**20
-MOVIE_TAGS = (
-    *("sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic"),
-    *("psychology", "fantasy", "romance", "thought-provoking", "social commentary", "violence", "true story"),
-)
-LABELS: dict[int, Sequence[str]] = {1: ("[1]", "[2]"), 2: MOVIE_TAGS}
-RATINGS = ("1", "2", "3", "4", "5")
-SCORERS = {1: "lamp_label", 2: "lamp_label", 3: "lamp_rating"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,9 @@ class Row:
     output: str
 
 
-OmegaConf.register_new_resolver("lamp_direction", lambda number: SCORERS.get(number) != "lamp_rating", replace=True)
+OmegaConf.register_new_resolver(
+    "lamp_direction", lambda number: getattr(FORMS.get(number), "scorer", None) != "lamp_rating", replace=True
+)
 
 
 @schema
@@ -85,7 +80,7 @@ class Lamp(Task):
     def __init__(self, config: LampConfig, cache: Path) -> None:
         super().__init__(config, cache)
         self.form = FORMS[config.number]
-        self.scorer = SCORERS.get(config.number, "lamp_text")
+        self.scorer = self.form.scorer
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""
@@ -151,8 +146,8 @@ class Lamp(Task):
         }
 
     def _example(self, split: str, row: Row, user: str) -> Example:
-        labels = LABELS.get(self.config.number)
-        gold = reference(answer=row.output, **({"labels": labels} if labels else {}))
+        labelled = self.scorer == "lamp_label"
+        gold = reference(answer=row.output, **({"labels": self.form.answers} if labelled else {}))
         return Example(
             id=f"{split}/{row.id}",
             user=user,
@@ -295,7 +290,7 @@ def gold_output(number: int, record: Record) -> str:
         DataError: it is none that the task has.
     """
     output = record.text("output").strip()
-    allowed = LABELS.get(number) or (RATINGS if number == 3 else None)
-    if allowed is not None and output not in allowed:
+    allowed = FORMS[number].answers
+    if allowed and output not in allowed:
         raise DataError(f"{record.where}: the output {output!r} is none of {', '.join(allowed)}; {WAY_OUT}")
     return output

@@ -21,7 +21,7 @@ from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout
-from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows
+from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows, read_table
 from mipo_exp.data.histories import HistoryConfig, earlier, shorten
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
@@ -30,28 +30,10 @@ from mipo_exp.store.records import Example
 
 # How the source writes a response without text.
 EMPTY = "EMPTY STRING"
-# What the survey's sliders are about, each from 0 (not important) to 100.
-TRAITS = {
-    "values": "reflects my values",
-    "creativity": "is creative",
-    "fluency": "is well written",
-    "factuality": "is factual",
-    "diversity": "shows several viewpoints",
-    "safety": "is safe",
-    "personalisation": "learns from our conversations",
-    "helpfulness": "is helpful",
-}
-# Where `demographics` finds what it says: a field of the survey, or one inside a field.
-DEMOGRAPHICS = {
-    "age": ("age",),
-    "gender": ("gender",),
-    "education": ("education",),
-    "employment": ("employment_status",),
-    "marital status": ("marital_status",),
-    "country": ("location", "reside_country"),
-    "religion": ("religion", "simplified"),
-    "ethnicity": ("ethnicity", "simplified"),
-}
+_TABLE = read_table("prism")
+TITLES: dict[str, str] = _TABLE["titles"]
+TRAITS: dict[str, str] = _TABLE["traits"]
+DEMOGRAPHICS: dict[str, list[str]] = _TABLE["demographics"]
 UNSAID = ("Prefer not to say", "")
 
 
@@ -212,12 +194,6 @@ def _demographics(record: Record) -> str:
     return ", ".join(found)
 
 
-TITLES = {
-    "self_description": "About me",
-    "system_string": "How an assistant should be",
-    "stated_prefs": "How important it is to me, from 0 to 100, that an assistant",
-    "demographics": "My background",
-}
 PROFILE: dict[str, Callable[[Record], str]] = {
     "self_description": lambda record: record.optional("self_description") or "",
     "system_string": lambda record: record.optional("system_string") or "",

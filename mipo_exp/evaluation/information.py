@@ -9,7 +9,6 @@ from mipo_exp.evaluation.metrics import (
     FLUENCY,
     INFORMATION,
     POLICY_INFORMATION,
-    RELEVANCE,
     RESPONSES,
     Evaluated,
     Measure,
@@ -88,29 +87,6 @@ def mutual_information(of: Evaluated) -> dict[str, Measure]:
             f"mi/{name}/{of.contrasted}_accuracy": average(identified(log_probs)),
         }
     return found
-
-
-register(
-    Metric(
-        *("mi/prompt/nats", "Mutual information with the prompt", RELEVANCE, "nats", 1),
-        "Whether the response still answers its prompt: mean of log p(y | context, true prompt) − log of the mean "
-        "of p(y | context, prompt) over K prompts with the same context, the true one and K − 1 of other examples. A "
-        "lower bound that cannot exceed log K. A rise of the information about the context is a gain only where this "
-        "does not fall.",
-        column=True,
-        cost="prompt relevance",
-        plot="with the prompt\n(base model)",
-    ),
-    Metric(
-        *("mi/prompt/accuracy", "Prompt identified", RELEVANCE, "proportion", 1),
-        "Share of responses for which the base model gives the true prompt the highest likelihood of all K; a tie of m "
-        "prompts counts 1/m. Chance is 1/K.",
-        column=True,
-        cost="prompt relevance",
-        chance=True,
-        plot="prompt identified\n(base model)",
-    ),
-)
 
 
 @measuring
