@@ -6,11 +6,11 @@
 Labels may be 1–4 instead of A–D: options are lettered by position here, and the key is translated.
 """
 
-from mipo_exp.data.base import reference
+from mipo_exp.data.base import choice_example
 from mipo_exp.data.consistency import Fact
 from mipo_exp.data.file_task import SplitTask
 from mipo_exp.data.files import WAY_OUT, Record
-from mipo_exp.data.options import choice_fact, letters, question_text
+from mipo_exp.data.options import choice_fact
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.store.records import Example
@@ -33,14 +33,8 @@ class Ai2Task(SplitTask):
         key = record.text("answerKey")
         if key not in labels:
             raise DataError(f"{record.where}: answerKey {key!r} is none of the labels {', '.join(labels)}; {WAY_OUT}")
-        return Example(
-            id=f"{split}/{record.text('id')}",
-            user=None,
-            question=question_key(question),
-            context=None,
-            prompt=question_text(question, options),
-            reference=reference(answer=letters(len(options))[labels.index(key)], options=options),
-        )
+        name = f"{split}/{record.text('id')}"
+        return choice_example(name, question, options, labels.index(key), question_key(question))
 
 
 def _hub_choices(record: Record, stem: str) -> tuple[str, list[str], list[str]]:

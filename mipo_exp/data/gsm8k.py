@@ -10,10 +10,9 @@ import re
 from collections.abc import Sequence
 
 from mipo_exp.config.schema import TASKS
-from mipo_exp.data.base import reference
+from mipo_exp.data.base import new_example, reference
 from mipo_exp.data.file_task import SPLITS, Layout, SplitTask
 from mipo_exp.data.files import WAY_OUT, Record
-from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.store.records import Example
 
@@ -34,14 +33,7 @@ class Gsm8k(SplitTask):
     def example(self, split: str, index: int, record: Record) -> Example:
         """See `SplitTask.example`."""
         question = record.text("question")
-        return Example(
-            id=f"{split}/{index:05d}",
-            user=None,
-            question=question_key(question),
-            context=None,
-            prompt=question,
-            reference=reference(answer=gold_answer(record)),
-        )
+        return new_example(f"{split}/{index:05d}", question, reference(answer=gold_answer(record)))
 
 
 def gold_answer(record: Record) -> str:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from mipo_exp.config.fields import MAX_SEQUENCE_TOKENS, Between, Count, schema
 from mipo_exp.config.schema import TASKS, TaskConfig
-from mipo_exp.data.base import Examples, Task, reference
+from mipo_exp.data.base import Examples, Task, new_example, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.downloads import download_json
 from mipo_exp.data.files import (
@@ -33,7 +33,6 @@ from mipo_exp.data.files import (
 from mipo_exp.data.lamp_prompts import FORMS, Item, compose, profile_text, retrieve
 from mipo_exp.data.lamp_users import recover_users
 from mipo_exp.data.left_out import LeftOut
-from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.models.rendering import Message
 from mipo_exp.store.records import Example
@@ -148,14 +147,7 @@ class Lamp(Task):
     def _example(self, split: str, row: Row, user: str) -> Example:
         labelled = self.scorer == "lamp_label"
         gold = reference(answer=row.output, **({"labels": self.form.answers} if labelled else {}))
-        return Example(
-            id=f"{split}/{row.id}",
-            user=user,
-            question=question_key(row.input),
-            context=None,
-            prompt=row.input,
-            reference=gold,
-        )
+        return new_example(f"{split}/{row.id}", row.input, gold, user=user)
 
     def _with_contexts(
         self, examples: Sequence[Example], rows: Mapping[str, Row], count_tokens: Callable[[str], int]

@@ -16,12 +16,12 @@ from typing import Annotated
 
 from mipo_exp.config.fields import one_of, schema
 from mipo_exp.config.schema import TASKS, TaskConfig
-from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.base import Examples, choice_example
 from mipo_exp.data.consistency import Fact, check_contradictions, contradictions
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, Record, read_csv, read_parquet, read_table
 from mipo_exp.data.left_out import LeftOut
-from mipo_exp.data.options import letters, option_lines, options_key, question_text, stem_of
+from mipo_exp.data.options import option_lines, options_key, stem_of
 from mipo_exp.errors import DataError
 from mipo_exp.store.records import Example
 
@@ -170,14 +170,7 @@ def to_examples(split: str, rows: Sequence[Question]) -> list[Example]:
     examples = []
     for row in rows:
         number = counts[row.subject] = counts.get(row.subject, -1) + 1
-        examples.append(
-            Example(
-                id="/".join(filter(None, (split, row.subject, f"{number:05d}"))),
-                user=None,
-                question=options_key(row.stem, row.options),
-                context=None,
-                prompt=question_text(row.stem, row.options),
-                reference=reference(answer=letters(len(row.options))[row.answer], options=row.options),
-            )
-        )
+        name = "/".join(filter(None, (split, row.subject, f"{number:05d}")))
+        key = options_key(row.stem, row.options)
+        examples.append(choice_example(name, row.stem, row.options, row.answer, key))
     return examples

@@ -18,13 +18,12 @@ from typing import Annotated, Any
 
 from mipo_exp.config.fields import one_of, schema
 from mipo_exp.config.schema import TASKS
-from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.base import Examples, new_example, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows, read_table
 from mipo_exp.data.histories import HistoryConfig, earlier, shorten
 from mipo_exp.data.left_out import LeftOut
-from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.store.records import Example
 
@@ -137,16 +136,7 @@ class Prism(FileTask):
             if config.history and shown:
                 parts.append("\n\n".join(["My earlier conversations:", *shown[-config.history :]]))
             if parts:
-                found.append(
-                    Example(
-                        id=one.id,
-                        user=one.user,
-                        question=question_key(one.prompt),
-                        context="\n\n".join(parts),
-                        prompt=one.prompt,
-                        reference=reference(),
-                    )
-                )
+                found.append(new_example(one.id, one.prompt, reference(), user=one.user, context="\n\n".join(parts)))
         return found
 
     def profile(self, record: Record) -> str:

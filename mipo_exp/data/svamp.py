@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mipo_exp.config.schema import TASKS
-from mipo_exp.data.base import reference
+from mipo_exp.data.base import new_example, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import SPLITS, Layout, SplitTask
 from mipo_exp.data.files import WAY_OUT, Record, read_json_rows, read_text, resource
 from mipo_exp.data.left_out import LeftOut
-from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.store.records import Example
 
@@ -52,14 +51,7 @@ class Svamp(SplitTask):
     def example(self, split: str, index: int, record: Record) -> Example:
         """See `SplitTask.example`."""
         prompt = f"{record.text('Body').strip()} {record.text('Question').strip()}"
-        return Example(
-            id=f"{split}/{record.text('ID')}",
-            user=None,
-            question=question_key(prompt),
-            context=None,
-            prompt=prompt,
-            reference=reference(answer=_answer(record)),
-        )
+        return new_example(f"{split}/{record.text('ID')}", prompt, reference(answer=_answer(record)))
 
 
 def test_ids() -> frozenset[str]:
