@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from string import Template
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -140,9 +141,11 @@ def register(*metrics: Metric, by: str | None = None) -> None:
         METRICS[item.name], _DESCRIBED_BY[item.name] = item, by
 
 
-def register_file(path: Path) -> None:
-    """Describe the metrics of a YAML file: by name, the other attributes of `Metric`."""
-    for name, facts in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+def register_file(path: Path, **values: str) -> None:
+    """Describe the metrics of a YAML file: by name, the other attributes of `Metric`. `values` stand for their `$name`
+    in it."""
+    text = Template(path.read_text(encoding="utf-8")).substitute(values)
+    for name, facts in yaml.safe_load(text).items():
         register(Metric(name, **facts), by=str(path))
 
 
