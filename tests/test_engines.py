@@ -17,7 +17,7 @@ from transformers import LlamaConfig, Qwen2Config
 
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.errors import ConfigError, ModelError
-from mipo_exp.generation import openvino_engine, responses
+from mipo_exp.generation import responses
 from mipo_exp.generation.engine import Request, check_engine, request_seed
 from mipo_exp.generation.openvino_engine import OpenvinoConfig, OpenvinoEngine
 from mipo_exp.generation.openvino_model import check_type, write_model
@@ -170,7 +170,7 @@ def test_a_cache_too_small_for_all_is_enough_for_each(tiny: Runtime, converted: 
 def test_an_interrupted_stage_goes_on_to_the_same_responses(
     tiny: Runtime, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino_engine, "SHARD_ROWS", 2)
+    monkeypatch.setattr(OpenvinoEngine, "shard_rows", 2)
     conditions = [(f"e{i}", Condition(None, f"prompt {i}")) for i in range(5)]
 
     def build(folder: Path) -> Any:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 from mipo_exp.config.fields import schema
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import ENGINES, EngineConfig
-from mipo_exp.generation.engine import Contrast, Request, Sampled, longest_first, up_to_stop
+from mipo_exp.generation.engine import Contrast, Engine, Request, Sampled, longest_first, up_to_stop
 from mipo_exp.models.memory import memory_for
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import digest
 
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedModel
-
-    from mipo_exp.models.runtime import Runtime
 
 # The parts of `kernels` that change what is sampled.
 SAMPLING_PARTS = ("onednn",)
@@ -32,7 +31,7 @@ class TransformersConfig(EngineConfig):
 
     contrasts = True
 
-    def open(self, runtime: "Runtime", adapter: Path | None, *_: Path | None) -> "TransformersEngine":
+    def open(self, runtime: Runtime, adapter: Path | None, *_: Path | None) -> "TransformersEngine":
         """See `EngineConfig.open`."""
         return TransformersEngine(self, runtime, adapter)
 
@@ -42,11 +41,12 @@ def in_process(config: EngineConfig) -> TransformersConfig:
     return TransformersConfig("transformers", config.batch_rows, config.batch_tokens)
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Samples in this process, from the model that scores and trains."""
 
-    def __init__(self, config: EngineConfig, runtime: "Runtime", adapter: Path | None) -> None:
-        self.config, self.runtime, self.adapter = config, runtime, adapter
+    def __init__(self, config: EngineConfig, runtime: Runtime, adapter: Path | None) -> None:
+        super().__init__(runtime, adapter)
+        self.config = config
 
     def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
         """See `Engine.plan`: a shard is a batch."""
@@ -60,9 +60,6 @@ class TransformersEngine:
         how = request.sampling, renderer.stop_ids, renderer.pad_id, request.shard_seed, request.contrast
         with memory_for(f"to sample {count} responses at once", way_out):
             return sample_batch(model, request.prompts, *how)
-
-    def close(self) -> None:
-        """See `Engine.close`: the model is the runtime's."""
 
 
 def plan_batches(lengths: Sequence[int], engine: EngineConfig, max_new_tokens: int) -> list[list[int]]:
