@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.compare import run_part, step, step_with_reference
 from benchmarks.ours import SAME_TRAINING, Sizes, prepared, train
 from benchmarks.plain import report
+from mipo_exp.generation.engine import Request
 from mipo_exp.generation.responses import opened_engine
 from mipo_exp.pipeline import Assembled
 from mipo_exp.planning.shape import find_shape
@@ -166,13 +167,13 @@ def _vllm(args: argparse.Namespace) -> None:
     prompts = _token_ids(ready, args)
     sampling = ready.config.sampling
     with opened_engine(ready.runtime, None, ready.config.engine, None, args.cache) as engine:
-        engine.sample(prompts[:1], sampling, 0, [0], None)
+        engine.sample(Request(prompts[:1], sampling, 0, [0]))
         started = time.perf_counter()
         shards = engine.plan([len(prompt) for prompt in prompts], sampling.max_new_tokens)
         found = [
             row
             for number, shard in enumerate(shards)
-            for row in engine.sample([prompts[i] for i in shard], sampling, number, shard, None)
+            for row in engine.sample(Request([prompts[i] for i in shard], sampling, number, shard))
         ]
     report("vllm", time.perf_counter() - started, sum(len(row.token_ids) for row in found))
 

@@ -25,6 +25,7 @@ from benchmarks.plain import WORKLOADS, add_sizes, report
 from mipo_exp import cli
 from mipo_exp.config.parsing import parse
 from mipo_exp.experiment import assemble
+from mipo_exp.generation.engine import Request
 from mipo_exp.generation.responses import opened_engine
 from mipo_exp.pipeline import Assembled
 from mipo_exp.store.records import Pair, Response
@@ -119,7 +120,7 @@ def _open_engine(ready: Assembled) -> None:
     folder = ready.run.path("engine_model") / "model"
     one_token = dataclasses.replace(ready.config.sampling, max_new_tokens=1)
     with opened_engine(ready.runtime, None, ready.config.engine.settled(), folder, folder) as engine:
-        engine.sample([[1]], one_token, 0, [0], None)
+        engine.sample(Request([[1]], one_token, 0, [0]))
 
 
 def train(ready: Assembled, sizes: Sizes, stage: str = "train") -> None:

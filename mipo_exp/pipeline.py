@@ -74,7 +74,7 @@ SCORING_PARTS = ("prefix_sharing", "onednn")
 PARTS: dict[str, Sequence[str]] = {
     **dict.fromkeys(("chosen", "rejected", "responses"), SAMPLING_PARTS),
     **dict.fromkeys(("scored_pairs", "scores", "option_scores"), SCORING_PARTS),
-    "adapter": ("prompt_sharing", "micro_batches", "onednn", "causal_blocks"),
+    "adapter": ("prompt_sharing", "micro_batches", "onednn"),
     "harness": ("onednn",),
 }
 

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, Qwen2Config
 
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.errors import ConfigError, ModelError
-from mipo_exp.generation import openvino_engine, responses
-from mipo_exp.generation.engine import check_engine, request_seed
+from mipo_exp.generation import responses
+from mipo_exp.generation.engine import Request, check_engine, request_seed
 from mipo_exp.generation.openvino_engine import OpenvinoConfig, OpenvinoEngine
 from mipo_exp.generation.openvino_model import check_type, write_model
 from mipo_exp.generation.transformers_engine import TransformersConfig, TransformersEngine, in_process
@@ -45,7 +45,7 @@ def sampling(tokens: int, temperature: float = 1.0, top_p: float = 1.0, top_k: i
 def sample(
     engine: Any, prompts: Sequence[Sequence[int]], how: SamplingConfig, seeds: Sequence[int] | None = None
 ) -> list[list[int]]:
-    found = engine.sample(prompts, how, 1, seeds or list(range(len(prompts))), None)
+    found = engine.sample(Request(prompts, how, 1, seeds or list(range(len(prompts)))))
     return [item.token_ids for item in found]
 
 
@@ -170,7 +170,7 @@ def test_a_cache_too_small_for_all_is_enough_for_each(tiny: Runtime, converted: 
 def test_an_interrupted_stage_goes_on_to_the_same_responses(
     tiny: Runtime, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino_engine, "SHARD_ROWS", 2)
+    monkeypatch.setattr(OpenvinoEngine, "shard_rows", 2)
     conditions = [(f"e{i}", Condition(None, f"prompt {i}")) for i in range(5)]
 
     def build(folder: Path) -> Any:
@@ -341,10 +341,10 @@ def test_the_vllm_process_takes_ids_and_gives_ids(tiny: Runtime, fake_vllm: Path
     config = VllmConfig("vllm", 16, 8, 0.5)
     engine = config.open(tiny, None, None, tmp_path / "scratch")
     stop = tiny.renderer.stop_ids[0]
-    found = engine.sample([[50, 51, 52], [53]], sampling(4), 0, [1000, 2000], None)
+    found = engine.sample(Request([[50, 51, 52], [53]], sampling(4), 0, [1000, 2000]))
     assert [item.token_ids for item in found] == [[50, 51, 52, 1000], [53, 2000, stop]]
     assert [item.finished for item in found] == [False, True]
-    assert engine.sample([[54]], sampling(4), 0, [3000], None)[0].token_ids == [54, 3000, stop]
+    assert engine.sample(Request([[54]], sampling(4), 0, [3000]))[0].token_ids == [54, 3000, stop]
     worker = engine._worker  # type: ignore[attr-defined]
     engine.close()
     engine.close()

@@ -30,12 +30,10 @@ def without(runtime: Runtime, part: str) -> Runtime:
 @pytest.mark.parametrize(
     ("part", "first"),
     [
-        ("generation_cache", "chosen"),
         ("onednn", "chosen"),
         ("prefix_sharing", "scored_pairs"),
         ("prompt_sharing", "adapter"),
         ("micro_batches", "adapter"),
-        ("causal_blocks", "adapter"),
     ],
 )
 def test_without_a_part_of_the_kernels_only_what_uses_it_is_made_anew(tiny: Runtime, part: str, first: str) -> None:

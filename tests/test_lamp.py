@@ -9,7 +9,7 @@ import pytest
 
 from mipo_exp.data import lamp
 from mipo_exp.data.base import Examples
-from mipo_exp.data.lamp import MOVIE_TAGS, Lamp, LampConfig
+from mipo_exp.data.lamp import Lamp, LampConfig
 from mipo_exp.data.lamp_prompts import FORMS, profile_text, retrieve, truncate
 from mipo_exp.data.lamp_users import recover_users
 from mipo_exp.errors import DataError
@@ -456,7 +456,7 @@ def test_mails_without_their_texts_are_explained(tmp_path: Path) -> None:
 
 
 def test_unknown_movie_tags_are_named(tmp_path: Path) -> None:
-    assert len(MOVIE_TAGS) == len(set(MOVIE_TAGS)) == 15
+    assert len(FORMS[2].answers) == len(set(FORMS[2].answers)) == 15
     write_files(tmp_path, 2, [row("1", "description: a", [])], [row("2", "description: b", [])], output="western")
     with pytest.raises(DataError, match=r"the output 'western' is none of sci-fi, based on a book"):
         task(number=2, path=str(tmp_path)).load(words)

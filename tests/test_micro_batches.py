@@ -14,7 +14,8 @@ from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import declare, declare_examples
 from mipo_exp.store.artefacts import Store
 from mipo_exp.store.records import ScoredPair
-from mipo_exp.training.methods.mipo import LOSS_TYPES, WHOLE_BATCH_LOSSES, _share_prompts, make_trainer
+from mipo_exp.training.job import finish
+from mipo_exp.training.methods.mipo import LOSS_TYPES, WHOLE_BATCH_LOSSES, longest_pair, make_trainer
 from mipo_exp.training.micro_batches import may_split, settle_budget, token_budget
 from tests.conftest import composed, make_runtime, table_of, with_kernels
 from tests.test_methods import train as train_method
@@ -35,14 +36,14 @@ PAIRS = table_of(ROWS, ScoredPair)
 
 def step(runtime: Runtime, config: Config, tmp_path: Path) -> tuple[Any, Any, Any, int]:
     """Loss, metrics and gradients of one training step, and how often the model was called with a gradient."""
-    dpo: Any = make_trainer(job(runtime, config, tmp_path), config.method, PAIRS)
+    of = job(runtime, config, tmp_path)
+    dpo: Any = make_trainer(of, config.method, PAIRS)
     torch.manual_seed(1)
     for name, weight in dpo.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight.data, std=0.05)
-    if "prompt_sharing" in runtime.kernels:
-        _share_prompts(dpo, PAIRS, runtime.kernels)
-        assert dpo.shares_prompts
+    finish(of, dpo, lambda: longest_pair(PAIRS))
+    assert dpo.shares_prompts == ("prompt_sharing" in runtime.kernels)
     passes = []
     dpo.model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     dpo.current_gradient_accumulation_steps = 2

@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN against torch's own, and keys and values with room against transformers' own."""
+"""Linear layers through oneDNN against torch's own."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,10 @@ import peft
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 from transformers import Qwen2ForCausalLM as Qwen2
-from transformers.cache_utils import DynamicLayer
 
-from mipo_exp.config.groups import SamplingConfig
-from mipo_exp.generation.transformers_engine import sample_batch
 from mipo_exp.kernels import onednn
-from mipo_exp.kernels.generation_cache import RoomyLayer, roomy_cache
 from mipo_exp.kernels.onednn import OnednnLinear, lay_out, linear, use_onednn
 from mipo_exp.models.runtime import Runtime
 
@@ -30,7 +26,6 @@ SIZES: dict[str, Any] = {
 MODELS = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen": (Qwen2, Qwen2Config)}  # Qwen's layers have biases
 # Without the down projection, so that a gradient also goes through a layer without an adapter.
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"]
-PROMPTS = [[5, 6, 7, 8], [9, 10], [11] * 40]
 
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this build of torch has no oneDNN products")
 
@@ -218,46 +213,3 @@ def test_no_rows_are_no_error() -> None:
     assert layer(torch.empty(2, 0, 48)).shape == (2, 0, 32)
     use_onednn(layer, packed=False)
     assert not layer[0].weight.is_mkldnn
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_sampling_with_room_gives_the_same_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make(name)
-    settings = SamplingConfig(1.0, 1.0, 0, 20)
-    made: list[DynamicCache] = []
-
-    def sample(cache: Any) -> list[list[int]]:
-        monkeypatch.setattr(
-            "mipo_exp.kernels.generation_cache.roomy_cache", lambda *args: made.append(cache(*args)) or made[-1]
-        )
-        kernels = {"generation_cache"}
-        return [row.token_ids for row in sample_batch(model, PROMPTS, settings, [0], 0, seed=3, kernels=kernels)]
-
-    assert sample(roomy_cache) == sample(lambda *_: DynamicCache(config=model.config))
-    roomy, plain = made
-    assert roomy.layers[0].keys.shape == plain.layers[0].keys.shape
-    torch.testing.assert_close(roomy.layers[1].values, plain.layers[1].values)
-
-
-def test_a_full_layer_grows_as_transformers_does() -> None:
-    ours, theirs = RoomyLayer(2), DynamicLayer()
-    for tokens in (5, 1, 1, 1, 3):
-        states = torch.randn(2, 3, tokens, 4), torch.randn(2, 3, tokens, 4)
-        for found, expected in zip(ours.update(*states), theirs.update(*states), strict=True):
-            assert torch.equal(found, expected)
-
-
-def test_a_layer_whose_rows_were_selected_goes_on_with_them() -> None:
-    ours, theirs = RoomyLayer(9), DynamicLayer()
-    for layer in (ours, theirs):
-        torch.manual_seed(0)
-        layer.update(torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4))
-        layer.batch_select_indices(torch.tensor([2, 0]))
-        layer.update(torch.randn(2, 2, 1, 4), torch.randn(2, 2, 1, 4))
-    assert torch.equal(ours.keys, theirs.keys)
-    assert torch.equal(ours.values, theirs.values)
-
-
-def test_a_model_with_sliding_windows_keeps_transformers_cache() -> None:
-    assert roomy_cache(make("llama"), 4) is not None
-    assert roomy_cache(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)), 4) is None

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mipo_exp.config.schema import Config
 from mipo_exp.planning import memory
 from mipo_exp.planning.describe import Plan, Row, render
-from mipo_exp.planning.fit import find_limits
+from mipo_exp.planning.fit import Examples, find_limits
 from mipo_exp.planning.memory import free_bytes, needs
 from mipo_exp.planning.rates import earlier_rate
 from mipo_exp.planning.shape import Shape, find_shape, parameter_count
@@ -118,17 +119,23 @@ def test_stages_that_jobs_share_count_once() -> None:
     assert "judge: asked (in each of 2 jobs)" in lines
 
 
+def limits(config: Config, examples: Examples, free: float, *stages: str) -> str:
+    works = estimate_work(config, *examples)
+    works = {name: works[name] for name in stages or works}
+    return find_limits(config, works, needs(config, works, LARGE, "cpu"), "cpu", free)
+
+
 def test_limits_are_found_that_fit() -> None:
     config = composed("model=qwen7b", "trainer.batch_tokens.cpu=null", "engine.batch_tokens=400000")
     examples = users(300), users(300)
     works = estimate_work(config, *examples)
     most = max(need.total for need in needs(config, works, LARGE, "cpu").values())
-    found = find_limits(config, examples, LARGE, "cpu", 0.8 * most, list(works))
+    found = limits(config, examples, 0.8 * most)
     assert found.startswith("fits with ")
     small = composed("model=qwen7b", "trainer.batch_tokens.cpu=null", "engine.batch_tokens=400000", *found.split()[2:])
     again = needs(small, estimate_work(small, *examples), LARGE, "cpu")
     assert all(need.total <= 0.8 * most for need in again.values())
-    assert "does not fit with any limit" in find_limits(config, examples, LARGE, "cpu", 2**30, list(works))
+    assert "does not fit with any limit" in limits(config, examples, 2**30)
 
 
 ROWS = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -141,13 +148,13 @@ def test_a_batch_that_stays_whole_is_made_of_fewer_rows() -> None:
         config = composed(task, "model=qwen7b", f"method={method}", "trainer.per_device_train_batch_size=6")
         examples = users(300), users(300)
         most = needs(config, estimate_work(config, *examples), LARGE, "cpu")["adapter"]
-        found = find_limits(config, examples, LARGE, "cpu", most.fixed + most.batch / 2.9, ["adapter"])
-        limits = dict(limit.split("=") for limit in found.removeprefix("fits with ").split())
-        rows, batches = (int(limits.pop(f"trainer.{name}", 1)) for name in ROWS)
-        assert not limits
+        found = limits(config, examples, most.fixed + most.batch / 2.9, "adapter")
+        overrides = dict(limit.split("=") for limit in found.removeprefix("fits with ").split())
+        rows, batches = (int(overrides.pop(f"trainer.{name}", 1)) for name in ROWS)
+        assert not overrides
         assert fewest <= rows <= 3
         assert batches == (1 if method == "infonce" else 6 / rows), "as many rows in a step as before"
-        assert "does not fit" in find_limits(config, examples, LARGE, "cpu", most.fixed, ["adapter"])
+        assert "does not fit" in limits(config, examples, most.fixed, "adapter")
 
 
 def test_parts_of_the_kernels_that_are_off_are_not_planned_with() -> None:
@@ -157,7 +164,7 @@ def test_parts_of_the_kernels_that_are_off_are_not_planned_with() -> None:
     examples = (users(32), users(32))
     works = estimate_work(plain, *examples, "cpu")
     most = needs(plain, works, LARGE, "cpu")["adapter"]
-    found = find_limits(plain, examples, LARGE, "cpu", most.fixed + most.batch / 2.9, ["adapter"])
+    found = limits(plain, examples, most.fixed + most.batch / 2.9, "adapter")
     assert found.startswith("fits with trainer.per_device_train_batch_size=4 ")
     assert "batch_tokens" not in found
     tied = dataclasses.replace(LARGE, total=LARGE.body + LARGE.vocabulary * LARGE.width, itemsize=4)

@@ -58,7 +58,7 @@ def step(runtime: Runtime, pairs: list[ScoredPair], tmp_path: Path, shared: bool
     if shared:
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
         tried = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
-        assert share_prompts(base, tried, 64, runtime.kernels)
+        assert share_prompts(base, tried, 64)
     loss = dpo.compute_loss(dpo.model, batch)
     loss.backward()
     metrics = {name: values[-1] for name, values in dpo._metrics["train"].items()}

@@ -6,63 +6,35 @@
 Labels may be 1–4 instead of A–D: options are lettered by position here, and the key is translated.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
-
-from mipo_exp.data.base import reference
-from mipo_exp.data.consistency import Fact, check_contradictions, check_unique
-from mipo_exp.data.files import WAY_OUT, Record, read_rows
-from mipo_exp.data.left_out import LeftOut
-from mipo_exp.data.options import choice_fact, letters, question_text
+from mipo_exp.data.base import choice_example
+from mipo_exp.data.consistency import Fact
+from mipo_exp.data.file_task import SplitTask
+from mipo_exp.data.files import WAY_OUT, Record
+from mipo_exp.data.options import choice_fact
 from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.store.records import Example
 
 
-def read_questions(files: Mapping[str, Sequence[Path]], stem: str, left_out: LeftOut) -> dict[str, list[Example]]:
-    """The examples of each split.
+class Ai2Task(SplitTask):
+    """Multiple choice in either layout; `columns` are the hub's."""
 
-    Args:
-        files: by split, which begins the examples' ids: one JSON-lines file of the release, or the hub's shards.
-        stem: the hub's name of the column with the question.
-        left_out: counts the incomplete rows.
+    scorer = "letter"
+    unique = "id"
 
-    Raises:
-        DataError: a file is damaged, too many rows are incomplete, an id is used twice, a key is none of its
-            row's labels, or two rows give one question with the same options different keys.
-    """
-    sides: dict[str, list[Example]] = {}
-    facts: list[Fact] = []
-    for split, paths in files.items():
-        records = read_rows(paths, ("id", stem, "choices", "answerKey"))
-        read = left_out.read(records, partial(to_example, split, stem=stem))
-        check_unique([record for record, _ in read], "id")
-        sides[split] = [example for _, example in read]
-        facts += [choice_fact(record.where, example.question, example.reference) for record, example in read]
-    check_contradictions(facts)
-    return sides
+    def fact(self, where: str, example: Example) -> Fact:
+        """See `SplitTask.fact`: with these options in any order."""
+        return choice_fact(where, example.question, example.reference)
 
-
-def to_example(split: str, record: Record, stem: str) -> Example:
-    """One row, of either layout, as an example.
-
-    Raises:
-        DataError: a field is missing, or the key is none of the labels.
-    """
-    hub = "choices" in record.values
-    question, options, labels = _hub_choices(record, stem) if hub else _release_choices(record)
-    key = record.text("answerKey")
-    if key not in labels:
-        raise DataError(f"{record.where}: answerKey {key!r} is none of the labels {', '.join(labels)}; {WAY_OUT}")
-    return Example(
-        id=f"{split}/{record.text('id')}",
-        user=None,
-        question=question_key(question),
-        context=None,
-        prompt=question_text(question, options),
-        reference=reference(answer=letters(len(options))[labels.index(key)], options=options),
-    )
+    def example(self, split: str, index: int, record: Record) -> Example:
+        """See `SplitTask.example`; a key that is none of its row's labels is an error."""
+        hub = "choices" in record.values
+        question, options, labels = _hub_choices(record, self.columns[1]) if hub else _release_choices(record)
+        key = record.text("answerKey")
+        if key not in labels:
+            raise DataError(f"{record.where}: answerKey {key!r} is none of the labels {', '.join(labels)}; {WAY_OUT}")
+        name = f"{split}/{record.text('id')}"
+        return choice_example(name, question, options, labels.index(key), question_key(question))
 
 
 def _hub_choices(record: Record, stem: str) -> tuple[str, list[str], list[str]]:

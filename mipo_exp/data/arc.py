@@ -6,18 +6,15 @@
 From the hub (`allenai/ai2_arc`), or from the folder `ARC-V1-Feb2018-2` of AI2's release. How rows are read: `ai2`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from mipo_exp.config.fields import schema
 from mipo_exp.config.schema import TASKS, TaskConfig
-from mipo_exp.data.ai2 import read_questions
-from mipo_exp.data.base import Examples
-from mipo_exp.data.file_task import FileTask, Layout
-from mipo_exp.data.left_out import LeftOut
+from mipo_exp.data.ai2 import Ai2Task
+from mipo_exp.data.file_task import SPLITS, Layout
 
-SPLITS = ("train", "test")
 FOLDERS = {"easy": "ARC-Easy", "challenge": "ARC-Challenge"}
 RELEASE = "ARC-V1-Feb2018-2"
 
@@ -28,12 +25,12 @@ class ArcConfig(TaskConfig):
 
 
 @TASKS.register("arc")
-class Arc(FileTask):
-    """Train and test of one subset; a training row whose question is also in test is dropped and counted."""
+class Arc(Ai2Task):
+    """Train and test of one subset."""
 
     keys = ArcConfig
     config: ArcConfig
-    scorer = "letter"
+    columns = ("id", "question", "choices", "answerKey")
 
     def layouts(self) -> Sequence[Layout]:
         """See `FileTask.layouts`."""
@@ -48,9 +45,3 @@ class Arc(FileTask):
         """See `FileTask.root`. Only the folder's name says which subset parquet files are of: it may be given, too."""
         root = super().root(download)
         return root.parent if root.name == FOLDERS[self.config.subset] else root
-
-    def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`."""
-        left_out = LeftOut()
-        sides = read_questions(self.files(download=False), "question", left_out)
-        return self.select(sides["train"], sides["test"], left_out.notes(self.config.name))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mipo_exp.config.schema import SCORERS, TaskConfig
-from mipo_exp.data.options import stem_of
-from mipo_exp.data.overlap import separate
+from mipo_exp.data.options import letters, question_text, stem_of
+from mipo_exp.data.overlap import question_key, separate
 from mipo_exp.data.splitting import named, split_rows
 from mipo_exp.errors import DataError
 from mipo_exp.models.rendering import Message
@@ -191,6 +191,19 @@ class Task(ABC):
         order = list(range(len(rows)))
         random.Random(f"draw/{self.config.seed}").shuffle(order)
         return [rows[index] for index in order[:limit]]
+
+
+def new_example(
+    id: str, prompt: str, gold: str, *, question: str | None = None, user: str | None = None, context: str | None = None
+) -> Example:
+    """An example with this `reference`; its question is named by the prompt, unless it has a name of its own."""
+    return Example(id, user, question_key(prompt) if question is None else question, context, prompt, gold)
+
+
+def choice_example(id: str, stem: str, options: Sequence[str], answer: int, question: str) -> Example:
+    """A multiple-choice example whose right option is the one at that position; `question` names it."""
+    gold = reference(answer=letters(len(options))[answer], options=options)
+    return new_example(id, question_text(stem, options), gold, question=question)
 
 
 def reference(**values: Any) -> str:

@@ -14,13 +14,12 @@ from typing import Annotated
 
 from mipo_exp.config.fields import Between, schema
 from mipo_exp.config.schema import TASKS
-from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.base import Examples, new_example, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, Record, read_rows
 from mipo_exp.data.histories import HistoryConfig, earlier, shorten
 from mipo_exp.data.left_out import LeftOut
-from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.store.records import Example
 
@@ -128,16 +127,8 @@ class CommunityAlignment(FileTask):
             if len(before) < config.min_history:
                 continue
             shown = [texts[index] for index in before[-config.history :]]
-            found.append(
-                Example(
-                    id=choice.id,
-                    user=choice.annotator,
-                    question=question_key(choice.prompt),
-                    context="\n\n".join(["Responses that I chose before:", *shown]),
-                    prompt=choice.prompt,
-                    reference=reference(),
-                )
-            )
+            context = "\n\n".join(["Responses that I chose before:", *shown])
+            found.append(new_example(choice.id, choice.prompt, reference(), user=choice.annotator, context=context))
         return found
 
     def _shown(self, choice: Choice) -> str:

@@ -1,12 +1,19 @@
 """Tasks that are read from files: of a data set on the hub, or of a folder that has the same or the authors' layout."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from mipo_exp.data.base import Task
+from mipo_exp.data.base import Examples, Task
+from mipo_exp.data.consistency import Fact, check_contradictions, check_unique
 from mipo_exp.data.downloads import has_all_shards, hub_snapshot
+from mipo_exp.data.files import Record, read_rows
+from mipo_exp.data.left_out import LeftOut
 from mipo_exp.errors import DataError
+from mipo_exp.store.records import Example
+
+SPLITS = ("train", "test")
 
 # The files of a data set, by what they are for (`train`, `test`, …): a pattern below the folder, or several of which
 # the first that is there counts.
@@ -46,6 +53,52 @@ class FileTask(Task):
             return Path(config.path).expanduser()
         patterns = [_choices(pattern) for pattern in self.layouts()[0].values()]
         return hub_snapshot(config.hub_id, config.revision, patterns, config.name, download)
+
+
+class SplitTask(FileTask):
+    """Train and test as the source has them; a training row whose question is also in test is dropped and counted."""
+
+    columns: Sequence[str]  # of the source
+    unique: str | None = None  # the column that names a row
+
+    @abstractmethod
+    def example(self, split: str, index: int, record: Record) -> Example:
+        """A row of the source as an example.
+
+        Raises:
+            IncompleteError: it lacks something.
+            DataError: a field is not what the task needs.
+        """
+
+    def records(self, files: Mapping[str, Sequence[Path]], left_out: LeftOut) -> dict[str, list[Record]]:
+        """The rows of both splits."""
+        return {split: read_rows(files[split], self.columns) for split in SPLITS}
+
+    def fact(self, where: str, example: Example) -> Fact:
+        """What a row says is right."""
+        return Fact(where, example.question, example.reference)
+
+    def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
+        """See `Task.load`.
+
+        Raises:
+            DataError: also where two rows of a split have one name, or two rows different answers to one question.
+        """
+        left_out = LeftOut()
+        sides: dict[str, list[Example]] = {}
+        facts: list[Fact] = []
+        for split, records in self.records(self.files(download=False), left_out).items():
+            rows = list(enumerate(records))
+            read = [(record, one) for (_, record), one in left_out.read(rows, partial(self._numbered, split))]
+            if self.unique is not None:
+                check_unique([record for record, _ in read], self.unique)
+            sides[split] = [example for _, example in read]
+            facts += [self.fact(record.where, example) for record, example in read]
+        check_contradictions(facts)
+        return self.select(sides["train"], sides["test"], left_out.notes(self.config.name))
+
+    def _numbered(self, split: str, row: tuple[int, Record]) -> Example:
+        return self.example(split, *row)
 
 
 def find_layout(root: Path, layouts: Sequence[Layout], task: str) -> dict[str, list[Path]]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from mipo_exp.errors import DataError
 
@@ -364,6 +365,11 @@ def read_rows(paths: Sequence[Path], columns: Sequence[str] | None = None) -> li
         DataError: a file cannot be read, has no rows, or lacks a column.
     """
     return READERS[paths[0].suffix](paths, columns)
+
+
+def read_table(name: str) -> Any:
+    """What a YAML file that ships with the package holds."""
+    return yaml.safe_load(resource(f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def resource(name: str) -> Path:

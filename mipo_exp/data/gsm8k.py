@@ -7,65 +7,33 @@ From the hub (`openai/gsm8k`, config `main`), or from a folder with the authors'
 """
 
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from mipo_exp.config.schema import TASKS
-from mipo_exp.data.base import Examples, reference
-from mipo_exp.data.consistency import Fact, check_contradictions
-from mipo_exp.data.file_task import FileTask, Layout
-from mipo_exp.data.files import WAY_OUT, Record, read_rows
-from mipo_exp.data.left_out import LeftOut
-from mipo_exp.data.overlap import question_key
+from mipo_exp.data.base import new_example, reference
+from mipo_exp.data.file_task import SPLITS, Layout, SplitTask
+from mipo_exp.data.files import WAY_OUT, Record
 from mipo_exp.errors import DataError
 from mipo_exp.store.records import Example
 
-SPLITS = ("train", "test")
-COLUMNS = ("question", "answer")
 _GOLD = re.compile(r"-?\d+(\.\d+)?")
 
 
 @TASKS.register("gsm8k")
-class Gsm8k(FileTask):
-    """Train and test as they are; a training question that is also in test is dropped and counted."""
+class Gsm8k(SplitTask):
+    """The answer is the number after the last `####`."""
 
     scorer = "number"
+    columns = ("question", "answer")
 
     def layouts(self) -> Sequence[Layout]:
         """See `FileTask.layouts`."""
         return [{split: (f"{split}.jsonl", f"main/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS}]
 
-    def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`."""
-        records = {split: read_rows(paths, COLUMNS) for split, paths in self.files(download=False).items()}
-        left_out = LeftOut()
-        read = {
-            split: left_out.read(list(enumerate(rows)), partial(_numbered, split)) for split, rows in records.items()
-        }
-        check_contradictions(
-            Fact(record.where, example.question, example.reference)
-            for split in SPLITS
-            for (_, record), example in read[split]
-        )
-        train, test = ([example for _, example in read[split]] for split in SPLITS)
-        return self.select(train, test, left_out.notes(self.config.name))
-
-
-def _numbered(split: str, row: tuple[int, Record]) -> Example:
-    return to_example(split, *row)
-
-
-def to_example(split: str, index: int, record: Record) -> Example:
-    """One row of the source as an example."""
-    question = record.text("question")
-    return Example(
-        id=f"{split}/{index:05d}",
-        user=None,
-        question=question_key(question),
-        context=None,
-        prompt=question,
-        reference=reference(answer=gold_answer(record)),
-    )
+    def example(self, split: str, index: int, record: Record) -> Example:
+        """See `SplitTask.example`."""
+        question = record.text("question")
+        return new_example(f"{split}/{index:05d}", question, reference(answer=gold_answer(record)))
 
 
 def gold_answer(record: Record) -> str:

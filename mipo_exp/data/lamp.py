@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from mipo_exp.config.fields import MAX_SEQUENCE_TOKENS, Between, Count, schema
 from mipo_exp.config.schema import TASKS, TaskConfig
-from mipo_exp.data.base import Examples, Task, reference
+from mipo_exp.data.base import Examples, Task, new_example, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.downloads import download_json
 from mipo_exp.data.files import (
@@ -33,7 +33,6 @@ from mipo_exp.data.files import (
 from mipo_exp.data.lamp_prompts import FORMS, Item, compose, profile_text, retrieve
 from mipo_exp.data.lamp_users import recover_users
 from mipo_exp.data.left_out import LeftOut
-from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.models.rendering import Message
 from mipo_exp.store.records import Example
@@ -42,13 +41,6 @@ SPLITS = ("train", "dev")
 PARTS = ("questions", "outputs")
 # Files that are no larger together are read whole before a model is loaded; larger ones have only their ends checked.
 READ_EARLY_BYTES = 64 * 2**20
-MOVIE_TAGS = (
-    *("sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic"),
-    *("psychology", "fantasy", "romance", "thought-provoking", "social commentary", "violence", "true story"),
-)
-LABELS: dict[int, Sequence[str]] = {1: ("[1]", "[2]"), 2: MOVIE_TAGS}
-RATINGS = ("1", "2", "3", "4", "5")
-SCORERS = {1: "lamp_label", 2: "lamp_label", 3: "lamp_rating"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,9 @@ class Row:
     output: str
 
 
-OmegaConf.register_new_resolver("lamp_direction", lambda number: SCORERS.get(number) != "lamp_rating", replace=True)
+OmegaConf.register_new_resolver(
+    "lamp_direction", lambda number: getattr(FORMS.get(number), "scorer", None) != "lamp_rating", replace=True
+)
 
 
 @schema
@@ -85,7 +79,7 @@ class Lamp(Task):
     def __init__(self, config: LampConfig, cache: Path) -> None:
         super().__init__(config, cache)
         self.form = FORMS[config.number]
-        self.scorer = SCORERS.get(config.number, "lamp_text")
+        self.scorer = self.form.scorer
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""
@@ -151,16 +145,9 @@ class Lamp(Task):
         }
 
     def _example(self, split: str, row: Row, user: str) -> Example:
-        labels = LABELS.get(self.config.number)
-        gold = reference(answer=row.output, **({"labels": labels} if labels else {}))
-        return Example(
-            id=f"{split}/{row.id}",
-            user=user,
-            question=question_key(row.input),
-            context=None,
-            prompt=row.input,
-            reference=gold,
-        )
+        labelled = self.scorer == "lamp_label"
+        gold = reference(answer=row.output, **({"labels": self.form.answers} if labelled else {}))
+        return new_example(f"{split}/{row.id}", row.input, gold, user=user)
 
     def _with_contexts(
         self, examples: Sequence[Example], rows: Mapping[str, Row], count_tokens: Callable[[str], int]
@@ -295,7 +282,7 @@ def gold_output(number: int, record: Record) -> str:
         DataError: it is none that the task has.
     """
     output = record.text("output").strip()
-    allowed = LABELS.get(number) or (RATINGS if number == 3 else None)
-    if allowed is not None and output not in allowed:
+    allowed = FORMS[number].answers
+    if allowed and output not in allowed:
         raise DataError(f"{record.where}: the output {output!r} is none of {', '.join(allowed)}; {WAY_OUT}")
     return output

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mipo_exp.data.files import read_table
+
 Item = Mapping[str, str]
 CountTokens = Callable[[str], int]
 
@@ -24,95 +26,35 @@ INPUT_SHARE = 0.6
 
 @dataclass(frozen=True)
 class Form:
-    """How one LaMP task turns profile items and the input into a prompt.
+    """How one LaMP task turns profile items and the input into a prompt (`resources/lamp.yaml`).
 
     `item` is written once for every profile item, with the item's fields in braces; `cut` is the field that is
-    shortened to the budget. `bridge` stands between the profile and the input.
+    shortened to the budget. `bridge` stands between the profile and the input. `answers` are those that there are,
+    where they are few.
     """
 
-    fields: tuple[str, ...]
-    retrieve_by: tuple[str, ...]
-    query: Callable[[str], str]
+    fields: Sequence[str]
+    retrieve_by: Sequence[str]
     item: str
     cut: str
     bridge: str
+    query_after: Sequence[str] = ()
     reserve: str = ""
     end_token: int = 1
+    scorer: str = "lamp_text"
+    answers: Sequence[str] = ()
 
-
-def after(*marks: str) -> Callable[[str], str]:
-    """A query that is the input's text after whichever mark comes first; the whole input if none occurs."""
-    pattern = re.compile("|".join(map(re.escape, marks)))
-
-    def query(text: str) -> str:
-        found = pattern.search(text)
+    def query(self, text: str) -> str:
+        """What profile items are compared with: the input's text after whichever of the marks comes first, else the
+        whole input; LaMP-1, without marks, has the titles of the two candidate references."""
+        if not self.query_after:
+            found = re.search(r'\[1\]:\s*"(.*?)"\s*\[2\]:\s*"(.*)"', text, re.DOTALL)
+            return f"{found[1]} {found[2]}" if found else text
+        found = re.search("|".join(map(re.escape, self.query_after)), text)
         return text[found.end() :].strip() if found else text
 
-    return query
 
-
-def both_titles(text: str) -> str:
-    """LaMP-1's query: the titles of the two candidate references."""
-    found = re.search(r'\[1\]:\s*"(.*?)"\s*\[2\]:\s*"(.*)"', text, re.DOTALL)
-    return f"{found[1]} {found[2]}" if found else text
-
-
-_NEWS = Form(
-    fields=("title", "text"),
-    retrieve_by=("title", "text"),
-    query=after("article:"),
-    item='"{title}" is the title for "{text}" ',
-    cut="text",
-    bridge=". ",
-)
-
-FORMS: dict[int, Form] = {
-    1: Form(
-        fields=("title", "abstract"),
-        retrieve_by=("title", "abstract"),
-        query=both_titles,
-        item='"{title}"',
-        cut="title",
-        bridge="",  # the titles go into the input: see `compose`
-        end_token=0,
-    ),
-    2: Form(
-        fields=("tag", "description"),
-        retrieve_by=("description",),
-        query=after("description:"),
-        item='the tag for the movie: "{description}" is "{tag}" ',
-        cut="description",
-        bridge=". ",
-    ),
-    3: Form(
-        fields=("text", "score"),
-        retrieve_by=("text",),
-        query=after("review:"),
-        item='{score} is the score for "{text}" ',
-        cut="text",
-        bridge=". ",
-    ),
-    4: _NEWS,
-    5: Form(
-        fields=("title", "abstract"),
-        retrieve_by=("title", "abstract"),
-        query=after("abstract:", "paper:"),
-        item='"{title}" is a title for "{abstract}" ',
-        cut="abstract",
-        bridge=". Following the given patterns ",
-        reserve="Following the given patterns",
-    ),
-    6: Form(_NEWS.fields, _NEWS.retrieve_by, after(":"), _NEWS.item, _NEWS.cut, _NEWS.bridge),
-    7: Form(
-        fields=("text",),
-        retrieve_by=("text",),
-        query=after(":"),
-        item='"{text}" ',
-        cut="text",
-        bridge=" are written by a person. Following the given patterns ",
-        reserve="are written by a person. Following the given patterns",
-    ),
-}
+FORMS = {number: Form(**form) for number, form in read_table("lamp").items()}
 
 
 def retrieve(form: Form, method: str, text: str, profile: Sequence[Item], count: int, seed: str) -> list[Item]:

@@ -16,12 +16,12 @@ from typing import Annotated
 
 from mipo_exp.config.fields import one_of, schema
 from mipo_exp.config.schema import TASKS, TaskConfig
-from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.base import Examples, choice_example
 from mipo_exp.data.consistency import Fact, check_contradictions, contradictions
 from mipo_exp.data.file_task import FileTask, Layout
-from mipo_exp.data.files import WAY_OUT, Record, read_csv, read_parquet
+from mipo_exp.data.files import WAY_OUT, Record, read_csv, read_parquet, read_table
 from mipo_exp.data.left_out import LeftOut
-from mipo_exp.data.options import letters, option_lines, options_key, question_text, stem_of
+from mipo_exp.data.options import option_lines, options_key, stem_of
 from mipo_exp.errors import DataError
 from mipo_exp.store.records import Example
 
@@ -48,21 +48,7 @@ class Question:
         return Fact(self.where, options_key(self.stem, self.options), self.options[self.answer])
 
 
-MMLU_SUBJECTS = (
-    *("abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge", "college_biology"),
-    *("college_chemistry", "college_computer_science", "college_mathematics", "college_medicine"),
-    *("college_physics", "computer_security", "conceptual_physics", "econometrics", "electrical_engineering"),
-    *("elementary_mathematics", "formal_logic", "global_facts", "high_school_biology", "high_school_chemistry"),
-    *("high_school_computer_science", "high_school_european_history", "high_school_geography"),
-    *("high_school_government_and_politics", "high_school_macroeconomics", "high_school_mathematics"),
-    *("high_school_microeconomics", "high_school_physics", "high_school_psychology", "high_school_statistics"),
-    *("high_school_us_history", "high_school_world_history", "human_aging", "human_sexuality"),
-    *("international_law", "jurisprudence", "logical_fallacies", "machine_learning", "management", "marketing"),
-    *("medical_genetics", "miscellaneous", "moral_disputes", "moral_scenarios", "nutrition", "philosophy"),
-    *("prehistory", "professional_accounting", "professional_law", "professional_medicine"),
-    *("professional_psychology", "public_relations", "security_studies", "sociology", "us_foreign_policy"),
-    *("virology", "world_religions"),
-)
+MMLU_SUBJECTS: tuple[str, ...] = tuple(read_table("mmlu_subjects"))
 
 
 @schema
@@ -184,14 +170,7 @@ def to_examples(split: str, rows: Sequence[Question]) -> list[Example]:
     examples = []
     for row in rows:
         number = counts[row.subject] = counts.get(row.subject, -1) + 1
-        examples.append(
-            Example(
-                id="/".join(filter(None, (split, row.subject, f"{number:05d}"))),
-                user=None,
-                question=options_key(row.stem, row.options),
-                context=None,
-                prompt=question_text(row.stem, row.options),
-                reference=reference(answer=letters(len(row.options))[row.answer], options=row.options),
-            )
-        )
+        name = "/".join(filter(None, (split, row.subject, f"{number:05d}")))
+        key = options_key(row.stem, row.options)
+        examples.append(choice_example(name, row.stem, row.options, row.answer, key))
     return examples

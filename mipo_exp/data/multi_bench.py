@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from mipo_exp.config.fields import Share, schema
 from mipo_exp.config.schema import TASKS, TaskConfig
-from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.base import Examples, new_example, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, check_unique, without_repetitions
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows
@@ -65,14 +65,9 @@ class MultiBench(FileTask):
 def to_example(index: int, record: Record) -> Example:
     """One row as an example; the persona names the user."""
     persona, prompt = record.text("system").strip(), record.text("prompt").strip()
-    return Example(
-        id=record.name("id") if record.values.get("id") is not None else f"{index:05d}",
-        user=f"persona/{question_key(persona)}",
-        question=question_key(prompt),
-        context=persona,
-        prompt=prompt,
-        reference=reference(reference_answer=record.text("reference_answer"), rubrics=read_rubrics(record)),
-    )
+    name = record.name("id") if record.values.get("id") is not None else f"{index:05d}"
+    gold = reference(reference_answer=record.text("reference_answer"), rubrics=read_rubrics(record))
+    return new_example(name, prompt, gold, user=f"persona/{question_key(persona)}", context=persona)
 
 
 def read_rubrics(record: Record) -> list[dict[str, object]]:

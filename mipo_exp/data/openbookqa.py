@@ -3,30 +3,27 @@
     prompt     "The sun is responsible for\\n\\nA. puppies learning new tricks\\nB. children growing up …\\nC. …"
     reference  {"answer": "D", "options": ["puppies learning new tricks", …, "plants sprouting, blooming and wilting"]}
 
-From the hub (`allenai/openbookqa`, config `main`), or from the folder `OpenBookQA-V1-Sep2018` of AI2's release. The
-"open book" of facts is not shown. How rows are read: `ai2`.
+From the hub (`allenai/openbookqa`, config `main`), or from the folder `OpenBookQA-V1-Sep2018` of AI2's release. How
+rows are read: `ai2`.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from mipo_exp.config.schema import TASKS
-from mipo_exp.data.ai2 import read_questions
-from mipo_exp.data.base import Examples
-from mipo_exp.data.file_task import FileTask, Layout
-from mipo_exp.data.left_out import LeftOut
+from mipo_exp.data.ai2 import Ai2Task
+from mipo_exp.data.file_task import SPLITS, Layout
 from mipo_exp.data.options import stem_of
 from mipo_exp.store.records import Example
 
-SPLITS = ("train", "test")
 RELEASE = "OpenBookQA-V1-Sep2018/Data/Main"
 
 
 @TASKS.register("openbookqa")
-class OpenBookQa(FileTask):
-    """Train and test as they are; a training row whose question is also in test is dropped and counted."""
+class OpenBookQa(Ai2Task):
+    """Train and test; the "open book" of facts is not shown."""
 
-    scorer = "letter"
+    columns = ("id", "question_stem", "choices", "answerKey")
 
     def layouts(self) -> Sequence[Layout]:
         """See `FileTask.layouts`."""
@@ -34,12 +31,6 @@ class OpenBookQa(FileTask):
             {split: (f"main/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS},
             {split: (f"{RELEASE}/{split}.jsonl", f"Data/Main/{split}.jsonl", f"{split}.jsonl") for split in SPLITS},
         ]
-
-    def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`."""
-        left_out = LeftOut()
-        sides = read_questions(self.files(download=False), "question_stem", left_out)
-        return self.select(sides["train"], sides["test"], left_out.notes(self.config.name))
 
     def plain_question(self, example: Example) -> str:
         """See `Task.plain_question`; the harness's `openbookqa` is the stem alone."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from mipo_exp.config.fields import MAX_EXAMPLES, Between, Count, schema
 from mipo_exp.config.schema import TASKS, TaskConfig
-from mipo_exp.data.base import Examples, Task, reference
+from mipo_exp.data.base import Examples, Task, new_example, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.files import Record, read_json, read_json_rows, resource
 from mipo_exp.errors import ConfigError
@@ -85,15 +85,7 @@ def cross(side: str, users: Sequence[Record], requests: Sequence[tuple[str, str]
     for step in range(count_users * count_requests):
         user = users[step % count_users]
         name, text = requests[(step + step // period) % count_requests]
-        keywords = user.get("keywords", list)
-        rows.append(
-            Example(
-                id=f"{side}/{user.text('id')}/{name}",
-                user=user.text("id"),
-                question=name,
-                context=user.text("profile"),
-                prompt=text,
-                reference=reference(keywords=keywords),
-            )
-        )
+        known = {"user": user.text("id"), "context": user.text("profile")}
+        gold = reference(keywords=user.get("keywords", list))
+        rows.append(new_example(f"{side}/{known['user']}/{name}", text, gold, question=name, **known))
     return rows

@@ -23,7 +23,7 @@ from typing import Literal
 
 from mipo_exp.config.fields import ResponseTokens, Share, schema
 from mipo_exp.config.schema import TASKS, TaskConfig
-from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.base import Examples, new_example, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
 from mipo_exp.data.file_task import FileTask, Layout
 from mipo_exp.data.files import WAY_OUT, Record, read_rows
@@ -144,14 +144,9 @@ class Prefeval(FileTask):
         """One row as an example that asks for free text; the preference names the user."""
         judged = self.config.answering == "generation"
         explanation = {"explanation": row.record.text("explanation").strip()} if judged else {}
-        return Example(
-            id=f"{row.topic}/{row.position:03d}",
-            user=f"preference/{question_key(row.preference)}",
-            question=question_key(row.question),
-            context=CONTEXTS[self.config.form](row.record),
-            prompt=row.question,
-            reference=reference(preference=row.preference, **explanation),
-        )
+        gold = reference(preference=row.preference, **explanation)
+        user, context = f"preference/{question_key(row.preference)}", CONTEXTS[self.config.form](row.record)
+        return new_example(f"{row.topic}/{row.position:03d}", row.question, gold, user=user, context=context)
 
     def _with_options(self, example: Example, options: Sequence[str]) -> Example:
         """The example as multiple choice; of the options, the right one is first."""

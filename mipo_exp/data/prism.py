@@ -18,40 +18,21 @@ from typing import Annotated, Any
 
 from mipo_exp.config.fields import one_of, schema
 from mipo_exp.config.schema import TASKS
-from mipo_exp.data.base import Examples, reference
+from mipo_exp.data.base import Examples, new_example, reference
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.file_task import FileTask, Layout
-from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows
+from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows, read_table
 from mipo_exp.data.histories import HistoryConfig, earlier, shorten
 from mipo_exp.data.left_out import LeftOut
-from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.store.records import Example
 
 # How the source writes a response without text.
 EMPTY = "EMPTY STRING"
-# What the survey's sliders are about, each from 0 (not important) to 100.
-TRAITS = {
-    "values": "reflects my values",
-    "creativity": "is creative",
-    "fluency": "is well written",
-    "factuality": "is factual",
-    "diversity": "shows several viewpoints",
-    "safety": "is safe",
-    "personalisation": "learns from our conversations",
-    "helpfulness": "is helpful",
-}
-# Where `demographics` finds what it says: a field of the survey, or one inside a field.
-DEMOGRAPHICS = {
-    "age": ("age",),
-    "gender": ("gender",),
-    "education": ("education",),
-    "employment": ("employment_status",),
-    "marital status": ("marital_status",),
-    "country": ("location", "reside_country"),
-    "religion": ("religion", "simplified"),
-    "ethnicity": ("ethnicity", "simplified"),
-}
+_TABLE = read_table("prism")
+TITLES: dict[str, str] = _TABLE["titles"]
+TRAITS: dict[str, str] = _TABLE["traits"]
+DEMOGRAPHICS: dict[str, list[str]] = _TABLE["demographics"]
 UNSAID = ("Prefer not to say", "")
 
 
@@ -155,16 +136,7 @@ class Prism(FileTask):
             if config.history and shown:
                 parts.append("\n\n".join(["My earlier conversations:", *shown[-config.history :]]))
             if parts:
-                found.append(
-                    Example(
-                        id=one.id,
-                        user=one.user,
-                        question=question_key(one.prompt),
-                        context="\n\n".join(parts),
-                        prompt=one.prompt,
-                        reference=reference(),
-                    )
-                )
+                found.append(new_example(one.id, one.prompt, reference(), user=one.user, context="\n\n".join(parts)))
         return found
 
     def profile(self, record: Record) -> str:
@@ -212,12 +184,6 @@ def _demographics(record: Record) -> str:
     return ", ".join(found)
 
 
-TITLES = {
-    "self_description": "About me",
-    "system_string": "How an assistant should be",
-    "stated_prefs": "How important it is to me, from 0 to 100, that an assistant",
-    "demographics": "My background",
-}
 PROFILE: dict[str, Callable[[Record], str]] = {
     "self_description": lambda record: record.optional("self_description") or "",
     "system_string": lambda record: record.optional("system_string") or "",

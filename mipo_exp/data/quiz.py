@@ -10,10 +10,9 @@ import random
 from collections.abc import Callable
 
 from mipo_exp.config.schema import TASKS
-from mipo_exp.data.base import Examples, Task, reference
+from mipo_exp.data.base import Examples, Task, choice_example
 from mipo_exp.data.consistency import check_unique
 from mipo_exp.data.files import Record, read_jsonl, resource
-from mipo_exp.data.options import letters, question_text
 from mipo_exp.store.records import Example
 
 RESOURCE = "quiz.jsonl"
@@ -46,13 +45,6 @@ class Quiz(Task):
 
 def to_example(side: str, record: Record) -> Example:
     """One question as an example."""
-    options = record.get("options", list)
-    answer = letters(len(options))[options.index(record.text("answer"))]
-    return Example(
-        id=f"{side}/{record.text('id')}",
-        user=None,
-        question=record.text("id"),
-        context=None,
-        prompt=question_text(record.text("question"), options),
-        reference=reference(answer=answer, options=options),
-    )
+    options, name = record.get("options", list), record.text("id")
+    answer = options.index(record.text("answer"))
+    return choice_example(f"{side}/{name}", record.text("question"), options, answer, name)

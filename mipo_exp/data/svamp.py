@@ -11,31 +11,28 @@ the authors' `SVAMP.json`. That file has no split: test is the hub's, by the 300
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mipo_exp.config.schema import TASKS
-from mipo_exp.data.base import Examples, reference
-from mipo_exp.data.consistency import Fact, check_contradictions, check_unique
-from mipo_exp.data.file_task import FileTask, Layout
-from mipo_exp.data.files import WAY_OUT, Record, read_json_rows, read_rows, read_text, resource
+from mipo_exp.data.base import new_example, reference
+from mipo_exp.data.consistency import check_unique
+from mipo_exp.data.file_task import SPLITS, Layout, SplitTask
+from mipo_exp.data.files import WAY_OUT, Record, read_json_rows, read_text, resource
 from mipo_exp.data.left_out import LeftOut
-from mipo_exp.data.overlap import question_key
 from mipo_exp.errors import DataError
 from mipo_exp.store.records import Example
 
-SPLITS = ("train", "test")
-COLUMNS = ("ID", "Body", "Question", "Answer")
 FILE = "SVAMP.json"
 TEST_IDS = "svamp_test_ids.json"
 
 
 @TASKS.register("svamp")
-class Svamp(FileTask):
-    """The hub's train and test; a training question that is also in test is dropped and counted."""
+class Svamp(SplitTask):
+    """The hub's train and test."""
 
     scorer = "float_number"
+    columns = ("ID", "Body", "Question", "Answer")
 
     def layouts(self) -> Sequence[Layout]:
         """See `FileTask.layouts`."""
@@ -44,22 +41,17 @@ class Svamp(FileTask):
             {"all": (FILE, f"data/{FILE}")},
         ]
 
-    def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`."""
-        files, left_out = self.files(download=False), LeftOut()
-        if "all" in files:
-            records = split_records(files["all"][0], left_out)
-        else:
-            records = {split: read_rows(files[split], COLUMNS) for split in SPLITS}
-        read = {split: left_out.read(records[split], partial(to_example, split)) for split in SPLITS}
-        check_unique([record for split in SPLITS for record, _ in read[split]], "ID")
-        check_contradictions(
-            Fact(record.where, example.question, example.reference)
-            for split in SPLITS
-            for record, example in read[split]
-        )
-        train, test = ([example for _, example in read[split]] for split in SPLITS)
-        return self.select(train, test, left_out.notes(self.config.name))
+    def records(self, files: Mapping[str, Sequence[Path]], left_out: LeftOut) -> dict[str, list[Record]]:
+        """See `SplitTask.records`."""
+        found = split_records(files["all"][0], left_out) if "all" in files else super().records(files, left_out)
+        named = [one for of in found.values() for one in of if str(one.values.get("ID") or "").strip()]
+        check_unique(named, "ID")
+        return {split: found[split] for split in SPLITS}
+
+    def example(self, split: str, index: int, record: Record) -> Example:
+        """See `SplitTask.example`."""
+        prompt = f"{record.text('Body').strip()} {record.text('Question').strip()}"
+        return new_example(f"{split}/{record.text('ID')}", prompt, reference(answer=_answer(record)))
 
 
 def test_ids() -> frozenset[str]:
@@ -85,19 +77,6 @@ def split_records(path: Path, left_out: LeftOut) -> dict[str, list[Record]]:
         )
     sides = {True: "test", False: "train"}
     return {side: [record for record, name in records if (name in ids) is held_out] for held_out, side in sides.items()}
-
-
-def to_example(split: str, record: Record) -> Example:
-    """One row of the source as an example."""
-    prompt = f"{record.text('Body').strip()} {record.text('Question').strip()}"
-    return Example(
-        id=f"{split}/{record.text('ID')}",
-        user=None,
-        question=question_key(prompt),
-        context=None,
-        prompt=prompt,
-        reference=reference(answer=_answer(record)),
-    )
 
 
 def _answer(record: Record) -> float:

@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-import yaml
-
 from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.data.files import resource
+from mipo_exp.data.files import read_table
 from mipo_exp.store.artefacts import digest
 from mipo_exp.store.records import Example
 
@@ -50,7 +48,7 @@ class Template:
 @cache
 def templates() -> tuple[list[str], list[Template]]:
     """The names of people and the templates that ship with the package."""
-    found = yaml.safe_load(resource("word_problems.yaml").read_text(encoding="utf-8"))
+    found = read_table("word_problems")
     return found["names"], [Template(**row) for row in found["templates"]]
 
 

@@ -21,61 +21,12 @@ from mipo_exp.evaluation.answers import (
     strict_number,
     strict_value,
 )
-from mipo_exp.evaluation.metrics import QUALITY, Measure, Metric, average, mean, register
+from mipo_exp.evaluation.metrics import Measure, average, mean
 
 # Raised when a response is read or scored in another way: it is part of what a model learns from `method=rlvr`.
 VERSION = 3
 
 References = Sequence[Mapping[str, Any]]
-
-register(
-    Metric(
-        *("accuracy", "Accuracy", QUALITY, "proportion", 1),
-        "Share of responses that the task's own check accepts, with the lenient reading of the answer.",
-        column=True,
-        headline="first gain",
-        plot="task accuracy",
-    ),
-    Metric(
-        *("accuracy/strict", "Accuracy, strict", QUALITY, "proportion", 1),
-        "The same, but the answer must stand in exactly the form that the task asks for.",
-        column=True,
-        plot="task accuracy,\nstrict",
-    ),
-    Metric(
-        *("macro_f1", "Macro F1", QUALITY, "score", 1),
-        "Mean over the labels of each label's F1, from 0 to 1.",
-        column=True,
-        headline="first gain",
-    ),
-    Metric(
-        *("mae", "Mean absolute error", QUALITY, "score", -1),
-        "Mean distance between answer and reference.",
-        column=True,
-        headline="first gain",
-    ),
-    Metric(
-        *("rmse", "Root mean squared error", QUALITY, "score", -1),
-        "Root of the mean squared distance between answer and reference; large misses weigh more.",
-        column=True,
-    ),
-    Metric(
-        *("rouge1", "ROUGE-1", QUALITY, "score", 1),
-        "F1 of the words shared with the reference, from 0 to 1.",
-        column=True,
-        headline="first gain",
-    ),
-    Metric(
-        *("rougeL", "ROUGE-L", QUALITY, "score", 1),
-        "F1 of the longest common subsequence of words with the reference, from 0 to 1.",
-        column=True,
-    ),
-    Metric(
-        *("answer/unparsed_rate", "Answers not found", QUALITY, "proportion", -1),
-        "Share of responses in which no answer could be read; they count as wrong.",
-        column=True,
-    ),
-)
 
 
 def root_mean(values: np.ndarray) -> float:

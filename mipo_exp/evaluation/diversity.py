@@ -13,28 +13,11 @@ from functools import partial
 
 import numpy as np
 
-from mipo_exp.evaluation.metrics import DIVERSITY, Evaluated, Measure, Metric, clusters, measuring, register
+from mipo_exp.evaluation.metrics import Evaluated, Measure, clusters, measuring
 from mipo_exp.evaluation.responses import words
 from mipo_exp.evaluation.statistics import Values
 
 Rows = Sequence[int]
-
-register(
-    Metric(
-        *("diversity/self_bleu", "Self-BLEU", DIVERSITY, "score", -1),
-        "Mean sentence BLEU of each response of a fixed set against all others, from 0 to 1: high where responses to "
-        "different prompts say the same. It rises with the size of the set.",
-        column=True,
-    ),
-    Metric(
-        *("diversity/distinct_1", "Distinct words", DIVERSITY, "score", 1),
-        "Different words / all words of the same set, from 0 to 1. It falls with the length of the responses.",
-    ),
-    Metric(
-        *("diversity/distinct_2", "Distinct word pairs", DIVERSITY, "score", 1),
-        "Different pairs of neighbouring words / all pairs of the same set, from 0 to 1.",
-    ),
-)
 
 
 def fixed_set(clusters: Sequence[str], size: int, seed: int) -> list[int]:

@@ -20,6 +20,7 @@ response's words, so that a bare wrong answer is not off topic.
 
 from collections.abc import Sequence
 from json import loads
+from pathlib import Path
 from typing import Any
 
 from mipo_exp.config.schema import SCORERS
@@ -36,18 +37,7 @@ SIDES = ("right_to_right", "right_to_wrong", "wrong_to_right", "wrong_to_wrong")
 # Shorter responses ("It is 12 apples") say too little to tell whether they are on topic.
 OFF_TOPIC_WORDS = 3
 
-_STOP_WORDS = """
-a about above after again all also am an and any are as at be because been before being below between both but by
-can could did do does doing down during each few for from further had has have having he her here hers him his how
-if in into is it its itself just let like may me might more most much must my no nor not now of off on once one only
-or other our ours out over own per same shall she should so some such than that the their theirs them then there
-these they this those through to too under until up upon us very was we were what when where which while who whom
-whose why will with would you your yours
-don't doesn't didn't isn't aren't can't won't it's i'm i'll i'd i've let's that's there's we'll we're you're
-answer answers choice choose correct correctly final finally first hence letter next option options question result
-right second solution step steps sure therefore think third thus
-"""
-STOP_WORDS = frozenset(_STOP_WORDS.split())
+STOP_WORDS = frozenset(Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8").split())
 
 
 def kind(right: bool, as_asked: bool, readable: bool, off_topic: bool, finished: bool) -> str:

@@ -1,7 +1,7 @@
 """Metrics of the log-probabilities: mutual information with contexts and prompts, fluency, distance from the base."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
 
@@ -9,72 +9,26 @@ from mipo_exp.evaluation.metrics import (
     FLUENCY,
     INFORMATION,
     POLICY_INFORMATION,
-    RELEVANCE,
     RESPONSES,
     Evaluated,
     Measure,
-    Metric,
     average,
     measuring,
     metric,
     ratio,
-    register,
+    register_file,
 )
 from mipo_exp.scoring.mutual_information import identified, infonce_pmi, log_ratio, own_marginal_pmi
 from mipo_exp.store.records import Scores
 
-_OWN = "log p(y | {given}) − log p(y | {left}), the marginal being the {of} left out"
-
-
-def _register_information(scorer: str, words: str, group: str, main: bool) -> None:
-    """The metrics under one model; those under the base model are what MIPO maximizes."""
-    headline: Literal["gain"] | None = "gain" if main else None
-    register(
-        Metric(
-            *(f"mi/{scorer}/nats", "Mutual information with the {of}", group, "nats", 1),
-            "Mean of log p(y | true {of}) − log of the mean of p(y | {of}) over K {of}s, the true one and K − 1 of "
-            f"other examples, under the {words} and summed over the response's tokens. A lower bound that cannot "
-            "exceed log K.",
-            column=main,
-            headline=headline,
-            plot=f"with the {{of}}\n({words})",
-        ),
-        Metric(
-            *(f"mi/{scorer}/nats_per_token", "The same per token", group, "nats per token", 1),
-            "The nats of all responses divided by their tokens, so that longer responses do not score higher by their "
-            "length alone.",
-        ),
-        *(
-            Metric(
-                *(f"mi/{scorer}/{of}_accuracy", f"{of.capitalize()} identified", group, "proportion", 1),
-                f"Share of responses for which the {words} gives the true {of} the highest likelihood of all K; a tie "
-                f"of m {of}s counts 1/m. Chance is 1/K.",
-                column=main,
-                headline=headline,
-                chance=True,
-                plot=f"{of} identified\n({words})",
-            )
-            for of in ("context", "prompt")
-        ),
-        Metric(
-            *(f"mi/{scorer}/own_marginal_nats", "Own-marginal information", group, "nats", 1),
-            f"Mean of {_OWN}. Not bounded by log K; grows with length.",
-        ),
-        Metric(
-            f"mi/{scorer}/own_marginal_nats_per_token",
-            *("Own-marginal information per token", group, "nats per token", 1),
-            f"The sum over all responses of ({_OWN}), divided by their tokens.",
-        ),
-    )
-
-
-_register_information("base", "base model", INFORMATION, main=True)
-_register_information("policy", "trained model", POLICY_INFORMATION, main=False)
+_FILE = Path(__file__).with_name("information.yaml")
+register_file(_FILE, scorer="base", words="base model", group=INFORMATION, main="true", headline="gain")
+register_file(_FILE, scorer="policy", words="trained model", group=POLICY_INFORMATION, main="false", headline="null")
 
 
 @measuring
 def mutual_information(of: Evaluated) -> dict[str, Measure]:
-    """The metrics of `_register_information` under each scoring model."""
+    """The metrics of `information.yaml` under each scoring model."""
     found: dict[str, Measure] = {}
     for name, scores in of.scores.items():
         log_probs, tokens = _log_probs(scores), _tokens(scores)
@@ -88,29 +42,6 @@ def mutual_information(of: Evaluated) -> dict[str, Measure]:
             f"mi/{name}/{of.contrasted}_accuracy": average(identified(log_probs)),
         }
     return found
-
-
-register(
-    Metric(
-        *("mi/prompt/nats", "Mutual information with the prompt", RELEVANCE, "nats", 1),
-        "Whether the response still answers its prompt: mean of log p(y | context, true prompt) − log of the mean "
-        "of p(y | context, prompt) over K prompts with the same context, the true one and K − 1 of other examples. A "
-        "lower bound that cannot exceed log K. A rise of the information about the context is a gain only where this "
-        "does not fall.",
-        column=True,
-        cost="prompt relevance",
-        plot="with the prompt\n(base model)",
-    ),
-    Metric(
-        *("mi/prompt/accuracy", "Prompt identified", RELEVANCE, "proportion", 1),
-        "Share of responses for which the base model gives the true prompt the highest likelihood of all K; a tie of m "
-        "prompts counts 1/m. Chance is 1/K.",
-        column=True,
-        cost="prompt relevance",
-        chance=True,
-        plot="prompt identified\n(base model)",
-    ),
-)
 
 
 @measuring

@@ -6,8 +6,8 @@
         return [text.rstrip().endswith("?") for text in of.texts]
 
 is a whole metric, in any module that is imported before the config is checked. Functions that compute several metrics
-are marked with `measuring`, and their metrics described by `register`. A metric that nobody describes is still
-reported, under its own name and without an explanation.
+are marked with `measuring`, and their metrics described by `register`; this package's are in `metrics.yaml`. A metric
+that nobody describes is still reported, under its own name and without an explanation.
 """
 
 import math
@@ -15,9 +15,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from string import Template
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import yaml
 
 from mipo_exp.config.groups import EvaluationConfig
 from mipo_exp.errors import ConfigError
@@ -138,6 +141,14 @@ def register(*metrics: Metric, by: str | None = None) -> None:
         METRICS[item.name], _DESCRIBED_BY[item.name] = item, by
 
 
+def register_file(path: Path, **values: str) -> None:
+    """Describe the metrics of a YAML file: by name, the other attributes of `Metric`. `values` stand for their `$name`
+    in it."""
+    text = Template(path.read_text(encoding="utf-8")).substitute(values)
+    for name, facts in yaml.safe_load(text).items():
+        register(Metric(name, **facts), by=str(path))
+
+
 def measuring(compute: Compute) -> Compute:
     """Add a function that computes metrics of every evaluation, by name; none where they are not measured."""
     COMPUTED.append(compute)
@@ -228,3 +239,6 @@ def ratio_of_sums(values: np.ndarray) -> float:
     """Σ of the first column / Σ of the second, shape (n, 2); NaN where the second is 0."""
     total = float(values[:, 1].sum())
     return float(values[:, 0].sum()) / total if total else math.nan
+
+
+register_file(Path(__file__).with_name("metrics.yaml"))

@@ -6,24 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mipo_exp.data.options import letters
-from mipo_exp.evaluation.metrics import QUALITY, Evaluated, Measure, Metric, average, measuring, register
+from mipo_exp.evaluation.metrics import Evaluated, Measure, average, measuring
 from mipo_exp.store.records import Example, OptionScores
-
-register(
-    Metric(
-        *("options/accuracy", "Likeliest option", QUALITY, "proportion", 1),
-        "Multiple choice: share of questions whose right option has the largest log-probability as the response, "
-        "whatever the model writes.",
-        column=True,
-        headline="gain",
-        plot="likeliest option",
-    ),
-    Metric(
-        *("options/accuracy_norm", "Likeliest option, by length", QUALITY, "proportion", 1),
-        "The same with each option's log-probability divided by its number of characters.",
-        column=True,
-    ),
-)
 
 
 @measuring

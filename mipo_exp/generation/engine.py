@@ -5,13 +5,15 @@ come out; prompts are rendered and responses decoded elsewhere.
 """
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import Config
 from mipo_exp.errors import ConfigError
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import digest
 
 
@@ -34,39 +36,53 @@ class Contrast:
     alpha: float
 
 
-class Engine(Protocol):
-    """Samples responses from one model.
+@dataclass(frozen=True)
+class Request:
+    """A shard to be sampled.
+
+    Attributes:
+        prompts: token ids, each of at least one token.
+        sampling: temperature 0 is greedy.
+        shard_seed: for an engine with one random generator for all rows.
+        seeds: for an engine with a generator for each row: what a row gets does not depend on the others.
+        contrast: decode against the same prompts without their contexts; None but for `engine=transformers`.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    sampling: SamplingConfig
+    shard_seed: int
+    seeds: Sequence[int]
+    contrast: Contrast | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its response."""
+        return max(map(len, self.prompts)) + self.sampling.max_new_tokens
+
+
+class Engine(ABC):
+    """Samples responses from one model: the base model, or the policy with the adapter of a folder.
 
     A shard is what is sampled, and kept, at a time. Which prompts stand in it depends on nothing but their lengths and
     what is in the engine's key, so that after an interruption the missing shards come out the same.
     """
 
+    shard_rows: int  # of an engine that makes its own batches of a shard
+
+    def __init__(self, runtime: Runtime, adapter: Path | None) -> None:
+        self.runtime, self.adapter = runtime, adapter
+
     def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
-        """Indices of prompts by shard, from the prompts' lengths in tokens."""
-        ...
+        """Indices of prompts by shard, the longest first, from the prompts' lengths in tokens."""
+        order = longest_first(lengths)
+        return [order[start : start + self.shard_rows] for start in range(0, len(order), self.shard_rows)]
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        shard_seed: int,
-        seeds: Sequence[int],
-        contrast: Contrast | None,
-    ) -> list[Sampled]:
-        """One response for each prompt of a shard.
+    @abstractmethod
+    def sample(self, request: Request) -> list[Sampled]:
+        """One response for each prompt of a shard."""
 
-        Args:
-            prompts: token ids, each of at least one token.
-            sampling: temperature 0 is greedy.
-            shard_seed: for an engine with one random generator for all rows.
-            seeds: for an engine with a generator for each row: what a row gets does not depend on the others.
-            contrast: decode against the same prompts without their contexts; None but for `engine=transformers`.
-        """
-        ...
-
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - not every engine holds something
         """Give memory and processes back."""
-        ...
 
 
 def check_engine(config: Config, device: str) -> None:
@@ -95,12 +111,6 @@ def request_seed(seed: int, purpose: str, name: str) -> int:
 def longest_first(lengths: Sequence[int]) -> list[int]:
     """Indices by falling length, so that what does not fit into memory shows at once."""
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-
-
-def shards_of(lengths: Sequence[int], rows: int) -> list[list[int]]:
-    """Indices of prompts, longest first, `rows` a shard: for engines that make their own batches of a shard."""
-    order = longest_first(lengths)
-    return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
 def up_to_stop(ids: Sequence[int], stops: set[int]) -> Sampled:

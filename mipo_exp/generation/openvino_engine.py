@@ -6,7 +6,6 @@ rounding of sums.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +14,11 @@ from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import ENGINES, Config, EngineConfig
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation import openvino_model
-from mipo_exp.generation.engine import Contrast, Sampled, shards_of, up_to_stop
+from mipo_exp.generation.engine import Engine, Request, Sampled, up_to_stop
 from mipo_exp.generation.openvino_model import FILE, properties, write_model
 from mipo_exp.generation.transformers_engine import in_process
 from mipo_exp.models.runtime import Runtime
 
-# Prompts in a shard: several times what is sampled at once, or the last responses of each would run alone for long.
-SHARD_ROWS = 256
 BLOCK_TOKENS = 32  # of the paged cache on CPUs
 STEP_TOKENS = 4096  # prompts are read in pieces of at most so many tokens together
 
@@ -66,7 +63,7 @@ class OpenvinoConfig(EngineConfig):
         return OpenvinoEngine(self, runtime, adapter, scratch if folder is None else folder)
 
 
-class OpenvinoEngine:
+class OpenvinoEngine(Engine):
     """One model in a continuous-batching pipeline.
 
     Args:
@@ -76,24 +73,16 @@ class OpenvinoEngine:
         folder: of the converted base model; where there is an adapter, the policy is written there.
     """
 
+    shard_rows = 256  # several times what is sampled at once, or the last responses of each would run alone for long
+
     def __init__(self, config: OpenvinoConfig, runtime: Runtime, adapter: Path | None, folder: Path) -> None:
-        self.config, self.runtime, self.adapter, self.folder = config, runtime, adapter, folder
+        super().__init__(runtime, adapter)
+        self.config, self.folder = config, folder
         self._pipeline: Any = None
         self._requests = 0
         self._cache_blocks = 0
 
-    def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
-        """See `Engine.plan`."""
-        return shards_of(lengths, SHARD_ROWS)
-
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        shard_seed: int,
-        seeds: Sequence[int],
-        contrast: Contrast | None,
-    ) -> list[Sampled]:
+    def sample(self, request: Request) -> list[Sampled]:
         """See `Engine.sample`.
 
         Raises:
@@ -103,7 +92,8 @@ class OpenvinoEngine:
         import openvino
         import openvino_genai
 
-        pipeline = self._open(max(map(len, prompts)) + sampling.max_new_tokens)
+        prompts, sampling = request.prompts, request.sampling
+        pipeline = self._open(request.longest)
         needed = [_blocks(len(prompt) + sampling.max_new_tokens) for prompt in prompts]
         handles: list[Any] = []
         running: set[int] = set()
@@ -115,7 +105,7 @@ class OpenvinoEngine:
                 and sum(needed[i] for i in running) + needed[index] <= self._cache_blocks
             ):
                 ids = openvino.Tensor(np.array([prompts[index]], dtype=np.int64))
-                settings = self._generation_config(sampling, seeds[index])
+                settings = self._generation_config(sampling, request.seeds[index])
                 handles.append(pipeline.add_request(self._requests, ids, settings))
                 self._requests += 1
                 running.add(index)

@@ -13,7 +13,7 @@ from mipo_exp.config.schema import Decoding, EngineConfig, NegativesConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.progress import Progress
 from mipo_exp.execution.shards import Shard, compute_shards
-from mipo_exp.generation.engine import Contrast, Engine, request_seed
+from mipo_exp.generation.engine import Contrast, Engine, Request, request_seed
 from mipo_exp.generation.transformers_engine import batch_seed
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pairing.negatives import sample_negatives
@@ -123,15 +123,10 @@ def sample_responses(
         contrast = None
         if against is not None:
             contrast = Contrast([runtime.prompt_ids(against[0][i][1]) for i in batch], against[1])
-        return partial(
-            sample_shard,
-            ids=[ids[i] for i in batch],
-            prompts=[runtime.prompt_ids(conditions[i][1]) for i in batch],
-            sampling=sampling,
-            shard_seed=batch_seed(seed, purpose, number),
-            seeds=[request_seed(seed, purpose, ids[i]) for i in batch],
-            contrast=contrast,
-        )
+        prompts = [runtime.prompt_ids(conditions[i][1]) for i in batch]
+        seeds = [request_seed(seed, purpose, ids[i]) for i in batch]
+        request = Request(prompts, sampling, batch_seed(seed, purpose, number), seeds, contrast)
+        return partial(sample_shard, ids=[ids[i] for i in batch], request=request)
 
     def fits(number: int, rows: Sequence[Response]) -> bool:  # not if another version planned other batches
         return [row.id for row in rows] == [ids[i] for i in batches[number]]
@@ -173,21 +168,11 @@ def opened_engine(
         yield engine
 
 
-def sample_shard(
-    runtime: Runtime,
-    engine: Engine,
-    ids: Sequence[str],
-    prompts: Sequence[Sequence[int]],
-    sampling: SamplingConfig,
-    shard_seed: int,
-    seeds: Sequence[int],
-    contrast: Contrast | None,
-) -> list[Response]:
+def sample_shard(runtime: Runtime, engine: Engine, ids: Sequence[str], request: Request) -> list[Response]:
     """One response for each id, to the prompt at the same index."""
-    sampled = engine.sample(prompts, sampling, shard_seed, seeds, contrast)
     return [
         Response(name, item.token_ids, runtime.renderer.text(item.token_ids), item.finished)
-        for name, item in zip(ids, sampled, strict=True)
+        for name, item in zip(ids, engine.sample(request), strict=True)
     ]
 
 

@@ -4,25 +4,24 @@ A batch is a pure function of the prompts and the engine's settings and has its 
 alone: after an interruption only the missing ones are, and they come out the same.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mipo_exp.config.fields import schema
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import ENGINES, EngineConfig
-from mipo_exp.generation.engine import Contrast, Sampled, longest_first, up_to_stop
+from mipo_exp.generation.engine import Contrast, Engine, Request, Sampled, longest_first, up_to_stop
 from mipo_exp.models.memory import memory_for
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import digest
 
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedModel
 
-    from mipo_exp.models.runtime import Runtime
-
 # The parts of `kernels` that change what is sampled.
-SAMPLING_PARTS = ("generation_cache", "onednn")
+SAMPLING_PARTS = ("onednn",)
 
 
 @ENGINES.register("transformers")
@@ -32,7 +31,7 @@ class TransformersConfig(EngineConfig):
 
     contrasts = True
 
-    def open(self, runtime: "Runtime", adapter: Path | None, *_: Path | None) -> "TransformersEngine":
+    def open(self, runtime: Runtime, adapter: Path | None, *_: Path | None) -> "TransformersEngine":
         """See `EngineConfig.open`."""
         return TransformersEngine(self, runtime, adapter)
 
@@ -42,34 +41,25 @@ def in_process(config: EngineConfig) -> TransformersConfig:
     return TransformersConfig("transformers", config.batch_rows, config.batch_tokens)
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Samples in this process, from the model that scores and trains."""
 
-    def __init__(self, config: EngineConfig, runtime: "Runtime", adapter: Path | None) -> None:
-        self.config, self.runtime, self.adapter = config, runtime, adapter
+    def __init__(self, config: EngineConfig, runtime: Runtime, adapter: Path | None) -> None:
+        super().__init__(runtime, adapter)
+        self.config = config
 
     def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
         """See `Engine.plan`: a shard is a batch."""
         return plan_batches(lengths, self.config, max_new_tokens)
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        shard_seed: int,
-        seeds: Sequence[int],
-        contrast: Contrast | None,
-    ) -> list[Sampled]:
+    def sample(self, request: Request) -> list[Sampled]:
         """See `Engine.sample`: the rows of a batch share a generator."""
-        renderer = self.runtime.renderer
+        renderer, count = self.runtime.renderer, len(request.prompts)
         model = self.runtime.model(self.adapter)
-        way_out = "lower engine.batch_tokens" if len(prompts) > 1 else "shorten the prompts, or use a smaller model"
-        with memory_for(f"to sample {len(prompts)} responses at once", way_out):
-            stops, pad, kernels = renderer.stop_ids, renderer.pad_id, self.runtime.kernels
-            return sample_batch(model, prompts, sampling, stops, pad, shard_seed, contrast, kernels)
-
-    def close(self) -> None:
-        """See `Engine.close`: the model is the runtime's."""
+        way_out = "lower engine.batch_tokens" if count > 1 else "shorten the prompts, or use a smaller model"
+        how = request.sampling, renderer.stop_ids, renderer.pad_id, request.shard_seed, request.contrast
+        with memory_for(f"to sample {count} responses at once", way_out):
+            return sample_batch(model, request.prompts, *how)
 
 
 def plan_batches(lengths: Sequence[int], engine: EngineConfig, max_new_tokens: int) -> list[list[int]]:
@@ -100,7 +90,6 @@ def sample_batch(
     pad_id: int,
     seed: int,
     contrast: Contrast | None = None,
-    kernels: Collection[str] = (),
 ) -> list[Sampled]:
     """One response for each prompt of a batch.
 
@@ -112,15 +101,9 @@ def sample_batch(
         pad_id: what the engine fills finished rows with; never read.
         seed: of the torch generators; theirs are restored afterwards.
         contrast: decode against the same prompts without their contexts.
-        kernels: the parts that are used.
     """
     import torch
 
-    cache = None
-    if "generation_cache" in kernels:
-        from mipo_exp.kernels.generation_cache import roomy_cache
-
-        cache = roomy_cache(model, sampling.max_new_tokens)
     device = next(model.parameters()).device
     ids, mask = _pad_left(prompts, pad_id)
     against = {}
@@ -138,7 +121,6 @@ def sample_batch(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=_generation_config(sampling, stop_ids, pad_id),
-            past_key_values=cache,
             **against,
         )
     stops = set(stop_ids)

@@ -8,19 +8,16 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from mipo_exp.config.fields import Between, schema
-from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import ENGINES, Config, EngineConfig
 from mipo_exp.errors import ConfigError, ModelError
-from mipo_exp.generation.engine import Contrast, Sampled, shards_of, up_to_stop
+from mipo_exp.generation.engine import Engine, Request, Sampled, up_to_stop
 from mipo_exp.models.loading import load_folder
 from mipo_exp.models.runtime import Runtime
 
-SHARD_ROWS = 4096  # several times what is sampled at once: towards its end a shard has fewer and fewer rows
 # Of LoRA adapters, what vLLM has kernels for; larger ones are refused.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 LOG_TAIL = 2000  # characters of the worker's log that an error shows
@@ -52,7 +49,7 @@ class VllmConfig(EngineConfig):
         return VllmEngine(self, runtime, adapter, scratch)
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """A worker that serves one model, the adapter unmerged.
 
     Args:
@@ -62,33 +59,25 @@ class VllmEngine:
         scratch: where the worker's log is written.
     """
 
+    shard_rows = 4096  # several times what is sampled at once: towards its end a shard has fewer and fewer rows
+
     def __init__(self, config: VllmConfig, runtime: Runtime, adapter: Path | None, scratch: Path) -> None:
-        self.config, self.runtime, self.adapter, self.log = config, runtime, adapter, scratch / "vllm.log"
+        super().__init__(runtime, adapter)
+        self.config, self.log = config, scratch / "vllm.log"
         self._worker: subprocess.Popen[str] | None = None
 
-    def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
-        """See `Engine.plan`."""
-        return shards_of(lengths, SHARD_ROWS)
-
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        shard_seed: int,
-        seeds: Sequence[int],
-        contrast: Contrast | None,
-    ) -> list[Sampled]:
+    def sample(self, request: Request) -> list[Sampled]:
         """See `Engine.sample`.
 
         Raises:
             ModelError: the worker ended; the end of its log says why.
         """
         if self._worker is None:
-            self._worker = self._start(max(map(len, prompts)) + sampling.max_new_tokens)
-        stops = self.runtime.renderer.stop_ids
-        request = {
-            "prompts": [list(prompt) for prompt in prompts],
-            "seeds": list(seeds),
+            self._worker = self._start(request.longest)
+        stops, sampling = self.runtime.renderer.stop_ids, request.sampling
+        asked = {
+            "prompts": [list(prompt) for prompt in request.prompts],
+            "seeds": list(request.seeds),
             "sampling": {
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
@@ -97,7 +86,7 @@ class VllmEngine:
                 "stop_token_ids": list(stops),
             },
         }
-        found: list[list[int]] = self._ask(self._worker, request)
+        found: list[list[int]] = self._ask(self._worker, asked)
         return [up_to_stop(ids, set(stops)) for ids in found]
 
     def close(self) -> None:

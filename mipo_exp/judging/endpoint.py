@@ -16,10 +16,9 @@ from mipo_exp.config.fields import Between, schema
 from mipo_exp.config.redaction import blot, name_variable, redact
 from mipo_exp.config.schema import JUDGES
 from mipo_exp.errors import ConfigError, JudgeError
-from mipo_exp.judging.judge import Keep
+from mipo_exp.judging.judge import Backend, Keep
 from mipo_exp.judging.kinds import AskedJudgeConfig
 from mipo_exp.judging.replies import Messages, Reply
-from mipo_exp.models.runtime import Runtime
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -72,16 +71,12 @@ def check_endpoint(config: EndpointJudgeConfig) -> None:
         raise ConfigError(f"judge.extra.{taken[0]}: this field of the request is set by the judge's own keys")
 
 
-class Endpoint:
+class Endpoint(Backend):
     """Asks `concurrency` requests at a time, and gives up when the server fails again and again.
 
     Args:
         config: checked by `check_endpoint`.
     """
-
-    shared = True
-    runtime: Runtime | None = None
-    libraries: Mapping[str, str] = {}
 
     def __init__(self, config: EndpointJudgeConfig) -> None:
         self.config = config
@@ -130,9 +125,6 @@ class Endpoint:
         if prices[0] is None or prices[1] is None:
             return None
         return (input_tokens * prices[0] + output_tokens * prices[1]) / 1e6
-
-    def release(self) -> None:
-        """See `Backend.release`: the connections are closed after every `answer`."""
 
 
 class _Calls:

@@ -2,9 +2,10 @@
 
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -19,17 +20,18 @@ Keep = Callable[[int, Reply], None]
 RUBRIC_PROMPTS = ("rubric", "rubric_reference")
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """Who is asked. `identity` is everything that its replies depend on beside the messages and the versions of the
     `libraries` that compute them here."""
 
     identity: Mapping[str, Any]
-    libraries: Mapping[str, str]
+    libraries: Mapping[str, str] = {}
     description: str
-    shared: bool  # whether several runs ask the same one, and take turns
-    runtime: Runtime | None  # whose model stage has to be done before
+    shared: bool = True  # whether several runs ask the same one, and take turns
+    runtime: Runtime | None = None  # whose model stage has to be done before
     model: Any  # which model it is, wherever it is and however its replies are sampled
 
+    @abstractmethod
     def answer(self, requests: Sequence[Messages], keep: Keep) -> None:
         """Get a reply to each request and hand it to `keep` with the request's index, at once, from any thread.
 
@@ -39,9 +41,10 @@ class Backend(Protocol):
 
     def cost(self, input_tokens: int, output_tokens: int) -> float | None:
         """In the currency of the prices; None where there are none."""
+        return None
 
-    def release(self) -> None:
-        """Give memory and connections back."""
+    def release(self) -> None:  # noqa: B027 - not every judge holds something
+        """Give memory back."""
 
 
 class Judge:

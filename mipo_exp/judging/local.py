@@ -10,7 +10,7 @@ from mipo_exp.config.schema import JUDGES, EngineConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import JudgeError, ModelError
 from mipo_exp.generation.transformers_engine import SAMPLING_PARTS, batch_seed, plan_batches, sample_batch
-from mipo_exp.judging.judge import Keep
+from mipo_exp.judging.judge import Backend, Keep
 from mipo_exp.judging.kinds import AskedJudgeConfig
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.models.loading import locate
@@ -38,7 +38,7 @@ class LocalJudgeConfig(AskedJudgeConfig):
         return Local(self, engine, Runtime(self.model, source, task, device, kernels))
 
 
-class Local:
+class Local(Backend):
     """Answers in batches of similar length.
 
     Args:
@@ -80,24 +80,12 @@ class Local:
         for batch in plan_batches([len(prompts[i]) for i in fitting], self.engine, config.max_tokens):
             rows = [fitting[i] for i in batch]
             seed = batch_seed(0, "judge", int(digest([list(requests[i]) for i in rows])[:8], 16))
-            stops, pad = renderer.stop_ids, renderer.pad_id
+            how = sampling, renderer.stop_ids, renderer.pad_id, seed
             way_out = "lower engine.batch_tokens or judge.max_tokens"
             with memory_for(f"for a batch of the judge {self.description}", way_out, JudgeError):
-                sampled = sample_batch(
-                    self._model.model(),
-                    [prompts[i] for i in rows],
-                    sampling,
-                    stops,
-                    pad,
-                    seed,
-                    kernels=self._model.kernels,
-                )
+                sampled = sample_batch(self._model.model(), [prompts[i] for i in rows], *how)
             for index, item in zip(rows, sampled, strict=True):
                 keep(index, Reply(renderer.text(item.token_ids), len(prompts[index]), len(item.token_ids)))
-
-    def cost(self, input_tokens: int, output_tokens: int) -> float | None:
-        """See `Backend.cost`: a local model has no price."""
-        return None
 
     def release(self) -> None:
         """See `Backend.release`."""

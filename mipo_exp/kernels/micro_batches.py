@@ -66,6 +66,7 @@ class MicroBatches:
 
     # The budget; None leaves every batch whole.
     batch_tokens: int | None = None
+    shares_prompts = False  # whether the model computes a prompt once for all responses to it
     _share = 1.0
 
     @property

@@ -106,14 +106,15 @@ def build_tree(sequences: Sequence[tuple[int, ...]]) -> PrefixTree:
     return PrefixTree(token_ids, position_ids, nodes, leaves)
 
 
-def plan_trees(sequences: Sequence[tuple[int, ...]], tokens: int) -> list[list[int]]:
+def plan_trees(sequences: Sequence[tuple[int, ...]], tokens: int) -> tuple[list[list[int]], list[int]]:
     """Indices of sequences in batches whose trees have at most so many tokens, or that are one sequence; what begins
-    alike stands together."""
+    alike stands together. And how many tokens each of these trees has at most."""
     order = sorted(range(len(sequences)), key=lambda i: (sequences[i], i))
     shared = [0, *(common_prefix(sequences[a], sequences[b]) for a, b in itertools.pairwise(order))]
     # How many tokens a tree computes once for a sequence and the one before it, at least.
     shared = [max(0, count - MIN_SHARED_TOKENS + 1) for count in shared]
     batches: list[list[int]] = []
+    computed: list[int] = []
     start = 0
     while start < len(order):
         used = [len(sequences[order[start]])]
@@ -130,5 +131,6 @@ def plan_trees(sequences: Sequence[tuple[int, ...]], tokens: int) -> list[list[i
             enough = [cut for cut in range(start + 1, stop + 1) if 2 * used[cut - start - 1] >= used[-1]]
             stop = min(enough, key=lambda cut: (shared[cut], -cut))
         batches.append(order[start:stop])
+        computed.append(used[stop - start - 1])
         start = stop
-    return batches
+    return batches, computed

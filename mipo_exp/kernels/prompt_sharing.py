@@ -15,7 +15,7 @@ import functools
 import itertools
 import logging
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +56,7 @@ class Layout:
     targets: "torch.Tensor"
 
 
-def share_prompts(
-    model: "PreTrainedModel", batch: Mapping[str, "torch.Tensor"], longest: int, parts: Collection[str]
-) -> bool:
+def share_prompts(model: "PreTrainedModel", batch: Mapping[str, "torch.Tensor"], longest: int) -> bool:
     """Make `model(…, labels=…, fused_lm_head=True)`, as TRL's trainers call it, compute each prompt once, where this
     architecture computes the same then; logs it where not.
 
@@ -69,17 +67,16 @@ def share_prompts(
         model: the base model after TRL has given it its fused output head.
         batch: one to try: `input_ids`, `attention_mask` and `labels` as TRL has them.
         longest: tokens of the longest prompt with its response in all of the data.
-        parts: of `kernels`; `causal_blocks` is for models that share prompts.
     """
     import torch
 
-    plain, attention, training = model.forward, model.config._attn_implementation, model.training
+    plain, training = model.forward, model.training
     model.eval()
     with torch.no_grad():
         expected = plain(**batch, fused_lm_head=True).log_probs
         shares = _may_share(model, longest)
         if shares:
-            _install(model, parts)
+            _install(model)
             try:
                 found = model.forward(**batch, fused_lm_head=True).log_probs
                 shares = _agree(found, expected, batch["labels"][:, 1:] != IGNORED, next(model.parameters()).dtype)
@@ -90,7 +87,6 @@ def share_prompts(
     model.train(training)
     if not shares:
         model.forward = plain
-        model.set_attn_implementation(attention)
         log.info("this architecture cannot share a prompt between responses: each gets its own")
     return shares
 
@@ -107,12 +103,8 @@ def _may_share(model: "PreTrainedModel", longest: int) -> bool:
     return all("attention" in kind for kind in kinds) and not (slides and (window is None or longest > window))
 
 
-def _install(model: "PreTrainedModel", parts: Collection[str]) -> None:
+def _install(model: "PreTrainedModel") -> None:
     plain = model.forward
-    if "causal_blocks" in parts:
-        from mipo_exp.kernels.causal_blocks import use_causal_blocks
-
-        use_causal_blocks(model)
 
     @functools.wraps(plain)
     def forward(self: "PreTrainedModel", *args: Any, **kwargs: Any) -> Any:

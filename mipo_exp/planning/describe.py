@@ -104,7 +104,7 @@ def make_plan(assembled: Assembled, overrides: Sequence[str] = ()) -> Plan:
         about[-1] += f", {shape.total / 1e9:.2f}B parameters, {gib(shape.total * shape.itemsize)}"
         disk += 2 * BYTES["float32"] * shape.total if config.engine.convert is not None else 0  # in its own form
     if shape is not None and examples is not None and any(need.total > free for need in memory.values()):
-        notes.append(find_limits(config, examples, shape, runtime.device, free, missing, encode))
+        notes.append(find_limits(config, works, memory, runtime.device, free))
     if any(stage.name == "harness" for stage in stages.values()):
         notes.append("(the tokens of the harness are not estimated)")
     if examples is not None:

@@ -50,8 +50,10 @@ def _need(config: Config, work: Work, shape: Shape, device: str) -> Need:
         projections = 4 * shape.width + 2 * (shape.width + shape.kv_width) + 3 * (shape.width + shape.inner)
         fixed += 16 * config.lora.r * shape.layers * projections  # float32, with gradients and both moments of AdamW
         kept = KEPT_WIDTHS * shape.width + KEPT_INNERS * shape.inner + KEPT_KV * shape.kv_width
-        logits = TRAINING_LOGITS * min(work.widest_heads * shape.vocabulary, TRL_HEAD_TILE) * 4
-        return Need(fixed, work.widest * shape.layers * kept * shape.itemsize + logits)
+        logits = TRAINING_LOGITS * work.widest_heads * shape.vocabulary * 4
+        return _capped(
+            fixed, work.widest * shape.layers * kept * shape.itemsize, logits, TRAINING_LOGITS * TRL_HEAD_TILE * 4
+        )
     if "onednn" in kernel_parts(config.kernels) and on == "cpu" and shape.itemsize == 4 and shape.tied:
         fixed += shape.vocabulary * shape.width * shape.itemsize  # an output head of its own (`onednn.pack`)
     living = (LIVING_WIDTHS * shape.width + LIVING_INNERS * shape.inner) * shape.itemsize
@@ -60,7 +62,12 @@ def _need(config: Config, work: Work, shape: Shape, device: str) -> Need:
         if config.engine.convert is not None:
             fixed += 4 * shape.total  # its float32 weights stand beside those that score
         return Need(fixed, work.widest * (CACHE_COPIES * shape.kv_bytes + living) + logits)
-    return Need(fixed, work.widest * living + min(logits, SCORING_LOGITS * MAX_LOGITS_BYTES[on]))
+    return _capped(fixed, work.widest * living, logits, SCORING_LOGITS * MAX_LOGITS_BYTES[on])
+
+
+def _capped(fixed: float, states: float, logits: float, most: float) -> Need:
+    """A need whose logits are at most `most` bytes, and no more what a batch decides where they would be more."""
+    return Need(fixed, states + logits) if logits < most else Need(fixed + most, states)
 
 
 def free_bytes(device: str) -> int:

@@ -18,7 +18,7 @@ from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
 from mipo_exp.pairing.negatives import sample_negatives
 from mipo_exp.pairing.similarity import in_order
-from mipo_exp.scoring.batches import computed_tokens, pass_tokens, plan_batches
+from mipo_exp.scoring.batches import pass_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.score import scored_conditions
 from mipo_exp.store.records import Condition, Example
@@ -42,6 +42,7 @@ class Work:
         trained: of forward and backward passes.
         rows: of what is trained on, each prompt once for a row of data, or for a response that is sampled.
         widest: of the largest pass, or of the largest cache while sampling.
+        longest: of the pass, or the cache, of one row alone, at most.
         widest_heads: positions of the largest pass whose prediction is needed; rows while sampling.
     """
 
@@ -50,6 +51,7 @@ class Work:
     trained: int = 0
     rows: int = 0
     widest: int = 0
+    longest: int = 0
     widest_heads: int = 0
 
     @property
@@ -123,16 +125,18 @@ def _sampling(prompts: Sequence[Sequence[int]], engine: EngineConfig, sampling: 
     new = sampling.max_new_tokens
     batches = plan_sampling([len(prompt) for prompt in prompts], engine, new)
     caches = [len(batch) * (max(len(prompts[i]) for i in batch) + new) for batch in batches]
-    return Work(sampled=len(prompts) * new, widest=max(caches), widest_heads=max(map(len, batches)))
+    longest = max(map(len, prompts)) + new
+    return Work(sampled=len(prompts) * new, widest=max(caches), longest=longest, widest_heads=max(map(len, batches)))
 
 
 def _scoring(config: Config, items: Sequence[Scorable], device: str) -> Work:
     items = list(dict.fromkeys(items))
     share = "prefix_sharing" in kernel_parts(config.kernels)
-    batches = [[items[i] for i in batch] for batch in plan_batches(items, pass_tokens(config.scoring, device), share)]
-    tokens = [computed_tokens(batch, share) for batch in batches]
-    heads = [sum(len(item.response_ids) for item in batch) for batch in batches]
-    return Work(scored=sum(tokens), widest=max(tokens, default=0), widest_heads=max(heads, default=0))
+    batches, tokens = plan_batches(items, pass_tokens(config.scoring, device), share)
+    heads = [sum(len(items[i].response_ids) for i in batch) for batch in batches]
+    longest = max((len(item.input_ids) for item in items), default=0)
+    widest, widest_heads = max(tokens, default=0), max(heads, default=0)
+    return Work(scored=sum(tokens), widest=widest, longest=longest, widest_heads=widest_heads)
 
 
 def _contrasts(config: Config, examples: Sequence[Example], encode: Encode, prompts: bool) -> list[Scorable]:
@@ -204,6 +208,7 @@ def _training(config: Config, examples: int, prompts: Sequence[Sequence[int]], d
         trained=math.ceil(seen * row(mean) * iterations),
         rows=math.ceil(seen * (mean + own * new)),
         widest=math.ceil(at_once * longest if budget is None else max(longest, min(budget, at_once * row(mean)))),
+        longest=math.ceil(longest),
         widest_heads=math.ceil(at_once * responses * new),
     )
     if method.trains_on != "examples":

@@ -29,8 +29,9 @@ def pass_tokens(scoring: ScoringConfig, device: str) -> int:
     return min(scoring.batch_tokens, CPU_BATCH_TOKENS) if device == "cpu" else scoring.batch_tokens
 
 
-def plan_batches(items: Sequence[Scorable], batch_tokens: int, share: bool) -> list[list[int]]:
-    """Indices of `items` in batches that compute at most `batch_tokens` tokens, or have one item.
+def plan_batches(items: Sequence[Scorable], batch_tokens: int, share: bool) -> tuple[list[list[int]], list[int]]:
+    """Indices of `items` in batches that compute at most `batch_tokens` tokens, or have one item, and how many tokens
+    each of them computes at most, padding included.
 
     A pure function of its arguments: an interrupted scoring finds the same batches.
 
@@ -49,15 +50,7 @@ def plan_batches(items: Sequence[Scorable], batch_tokens: int, share: bool) -> l
             batches[-1].append(index)
         else:
             batches.append([index])
-    return batches
-
-
-def computed_tokens(items: Sequence[Scorable], share: bool) -> int:
-    """How many tokens a batch computes, padding included."""
-    sequences = [item.input_ids for item in items]
-    if share:
-        return len(prefix_tree.build_tree(sequences).token_ids)
-    return len(sequences) * max(map(len, sequences))
+    return batches, [len(batch) * len(sequences[batch[-1]]) for batch in batches]  # the last is the longest
 
 
 class Scorer:
@@ -90,7 +83,7 @@ class Scorer:
     def _score(self, items: Sequence[Scorable]) -> list[float]:
         share = self.share and bool(items) and can_share(self.model, items)
         found: dict[int, float] = {}
-        waiting = plan_batches(items, self.budget, share)
+        waiting, _ = plan_batches(items, self.budget, share)
         while waiting:
             batch = waiting[0]
             rows = self._try([items[i] for i in batch], share)
@@ -102,7 +95,7 @@ class Scorer:
             before = self.budget
             while waiting[0] == batch:
                 self.budget //= 2
-                smaller = plan_batches([items[i] for i in left], self.budget, share)
+                smaller, _ = plan_batches([items[i] for i in left], self.budget, share)
                 waiting = [[left[i] for i in part] for part in smaller]
             log.warning(
                 "out of memory while scoring %d tokens at once; continuing with at most %d", before, self.budget

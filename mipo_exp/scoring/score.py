@@ -14,7 +14,7 @@ from mipo_exp.execution.progress import Progress
 from mipo_exp.execution.shards import Shard, compute_shards
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pairing.negatives import contrast_conditions, contrast_prompts
-from mipo_exp.scoring.batches import Scorer, computed_tokens, plan_batches
+from mipo_exp.scoring.batches import Scorer, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.store.artefacts import Workspace
 from mipo_exp.store.records import Condition, Example, Pair, Response, ScoredPair, Scores
@@ -150,9 +150,8 @@ def score_items(
             first_equal.append(indices.setdefault(item, number))
             tokens.append(len(item.response_ids))
         numbers = list(indices.values())
-        planned = plan_batches(list(indices), scoring.batch_tokens, share)
-        own = list(indices)
-        computed += sum(computed_tokens([own[i] for i in batch], share) for batch in planned)
+        planned, counts = plan_batches(list(indices), scoring.batch_tokens, share)
+        computed += sum(counts)
         batches += [[numbers[i] for i in batch] for batch in planned]
     if len(window) == len(items):
         items = window  # there is one window: nothing is made twice

@@ -7,7 +7,7 @@ Transformers' Trainer with its schedules, checkpoints and logs, around log-proba
 import heapq
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mipo_exp.config.fields import schema
@@ -15,12 +15,10 @@ from mipo_exp.config.schema import MethodConfig, TrainsOn
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.processes import mean_over_processes
 from mipo_exp.kernels.micro_batches import Agree, MicroBatches, Part
-from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.store.records import Example, Response
 from mipo_exp.store.tables import ById, Mapped
-from mipo_exp.training.job import Job, adapting, check_gap, check_trainable, lora_config, training_arguments
-from mipo_exp.training.micro_batches import settle_budget
-from mipo_exp.training.scored_groups import Count, Group, Scored, as_batch, joined, score_groups, split_groups
+from mipo_exp.training.job import Job, Prompted, adapting, check_gap, finish, lora_config, training_arguments
+from mipo_exp.training.scored_groups import Count, Group, Scored, joined, score_groups, split_groups
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +103,7 @@ def build_trainer(
         DataError: there are fewer groups than a batch across which is contrasted.
     """
     import peft
-    from transformers import PrinterCallback, Trainer
+    from transformers import Trainer
     from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
     runtime, across_batch = job.runtime, job.method.across_batch
@@ -121,15 +119,11 @@ def build_trainer(
         )
     with adapting(job.lora):
         model: Any = peft.get_peft_model(base, lora_config(job.lora))
-    check_trainable(model, job.lora)
     if isinstance(base.get_output_embeddings(), peft.tuners.tuners_utils.BaseTunerLayer):
         raise ConfigError(
             f"lora.target_modules={job.lora.target_modules} adapts the output head, which "
             f"method={job.method.name} reads without its adapter; leave it out"
         )
-    share = "prompt_sharing" in runtime.kernels and _share_prompts(
-        base, groups, arguments.per_device_train_batch_size if across_batch else 1, runtime.kernels
-    )
 
     class LossTrainer(Trainer):
         """Trains with `loss`."""
@@ -165,7 +159,7 @@ def build_trainer(
                 self.weight = 1.0
 
         def parts_of(self, inputs: Any, budget: int, agree: Agree | None) -> list[Part]:
-            return split_groups(inputs["groups"], share, mean_over, budget, agree)
+            return split_groups(inputs["groups"], self.shares_prompts, mean_over, budget, agree)
 
         def finish_batch(self, parts: Sequence[Part]) -> None:
             _, metrics = loss(joined(self.scored))
@@ -187,9 +181,7 @@ def build_trainer(
         callbacks=[job.callback],
     )
     loop.seen, loop.scored = defaultdict(list), []
-    if "micro_batches" in runtime.kernels:
-        loop.batch_tokens = settle_budget(job.trainer, job.method, job.lora, runtime.device)
-    loop.remove_callback(PrinterCallback)
+    finish(job, loop, lambda: _longest(groups, arguments.per_device_train_batch_size if across_batch else 1))
     if groups[0].ref_log_probs is not None and reference:
         check_stored_references(model, groups[: arguments.per_device_train_batch_size])
     return loop
@@ -213,9 +205,9 @@ def check_stored_references(model: Any, groups: Sequence[Group]) -> None:
     log.info("reference: the base model's stored log-probabilities; within %.1g nats on %d groups", gap, len(groups))
 
 
-def _share_prompts(base: Any, groups: Sequence[Group], rows: int, kernels: Collection[str]) -> bool:
-    """Compute each prompt once, where this architecture allows it; the longest prompts are tried, with the first
-    responses of all `rows` of them, or with all responses of the one."""
+def _longest(groups: Sequence[Group], rows: int) -> tuple[list[Prompted], int]:
+    """As `finish` tries them: the longest prompts with the first responses of all `rows` of them, or the longest one
+    with all of its responses."""
     longest_response = 0
 
     def prompt_lengths() -> Iterator[tuple[int, int]]:
@@ -228,5 +220,4 @@ def _share_prompts(base: Any, groups: Sequence[Group], rows: int, kernels: Colle
     tried = [groups[-number] for _, number in most]
     firsts = [group.responses[0] for group in tried]
     responses = [tried[0].responses] if rows == 1 else [firsts] * len(tried)
-    batch = as_batch([group.prompt_ids for group in tried], responses, next(base.parameters()).device)
-    return share_prompts(base, batch, most[0][0] + longest_response, kernels)
+    return [(group.prompt_ids, row) for group, row in zip(tried, responses, strict=True)], most[0][0] + longest_response

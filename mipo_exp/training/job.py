@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,16 @@ from mipo_exp.errors import ConfigError
 from mipo_exp.execution.processes import team
 from mipo_exp.judging.stage import Judging
 from mipo_exp.kernels import rounding
+from mipo_exp.kernels.micro_batches import MicroBatches
+from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.models.loading import read_config
 from mipo_exp.models.rotation import rotation_limit
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import Workspace
 from mipo_exp.store.records import ScoredPair
 from mipo_exp.store.tables import Table
+from mipo_exp.training.micro_batches import settle_budget
+from mipo_exp.training.scored_groups import as_batch
 
 if TYPE_CHECKING:
     import peft
@@ -49,6 +53,8 @@ FORMER_NAMES = {"activation_checkpointing": "gradient_checkpointing"}
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 # Keys of the trainer group that are ours, not TRL's.
 OWN_KEYS = ("reference", "batch_tokens", "extra")
+# A prompt and responses to it, as token ids.
+Prompted = tuple[Sequence[int], Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -254,19 +260,33 @@ def check_gap(gap: float, model: "nn.Module", longest: int) -> None:
         )
 
 
-def check_trainable(model: Any, lora: LoraConfig) -> None:
-    """Raise `ConfigError` where a PEFT model has nothing to train."""
-    if not model.get_nb_trainable_parameters()[0]:
-        raise ConfigError(f"lora.target_modules={lora.target_modules} leaves nothing to train")
+def finish(job: Job, loop: Any, tried: Callable[[], tuple[Sequence[Prompted], int]]) -> None:
+    """Make a trainer with a new adapter ready to train: TRL's fused output head is in its base model.
 
+    Args:
+        job: what is trained.
+        loop: the trainer.
+        tried: prompts with responses, on which it is tried whether prompts can be shared, and the tokens of the longest
+            prompt with its response in all of the data.
 
-def restore_lora_dropout(model: "nn.Module", lora: LoraConfig) -> None:
-    """Set the adapter's dropout again after TRL has switched off every dropout of the model, the adapter's included."""
+    Raises:
+        ConfigError: nothing is trainable.
+    """
     from torch import nn
+    from transformers import PrinterCallback
 
-    for name, module in model.named_modules():
+    loop.remove_callback(PrinterCallback)
+    if not loop.model.get_nb_trainable_parameters()[0]:
+        raise ConfigError(f"lora.target_modules={job.lora.target_modules} leaves nothing to train")
+    for name, module in loop.model.named_modules():  # TRL has switched off every dropout, the adapter's included
         if "lora_dropout" in name and isinstance(module, nn.Dropout):
-            module.p = lora.lora_dropout
+            module.p = job.lora.lora_dropout
+    if isinstance(loop, MicroBatches) and "micro_batches" in job.runtime.kernels:
+        loop.batch_tokens = settle_budget(job.trainer, job.method, job.lora, job.runtime.device)
+    if "prompt_sharing" in job.runtime.kernels:
+        prompted, longest = tried()
+        base = loop.accelerator.unwrap_model(loop.model).get_base_model()
+        loop.shares_prompts = share_prompts(base, as_batch(*zip(*prompted, strict=True), loop.args.device), longest)
 
 
 def check_layers(config: Config, runtime: Runtime, status: str) -> None:

@@ -8,7 +8,7 @@ its own and no checkpoint lies within one, so an interrupted training resumes wi
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,21 +20,11 @@ from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.responses import check_lengths
 from mipo_exp.generation.transformers_engine import batch_seed, plan_batches, sample_batch
-from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.models.memory import memory_for
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.store.records import Example
-from mipo_exp.training.job import (
-    Job,
-    Rollout,
-    adapting,
-    check_trainable,
-    lora_config,
-    restore_lora_dropout,
-    training_arguments,
-)
-from mipo_exp.training.scored_groups import as_batch
+from mipo_exp.training.job import Job, Prompted, Rollout, adapting, finish, lora_config, training_arguments
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -151,7 +141,6 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
         DataError: a prompt does not fit into the model's positions.
     """
     from datasets import Dataset
-    from transformers import PrinterCallback
 
     if job.rollout is None:
         raise ValueError(f"method={job.method.name} samples while it trains and has no rollout settings")
@@ -191,25 +180,15 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
             peft_config=lora_config(job.lora),
             callbacks=[job.callback],
         )
-    check_trainable(loop.model, job.lora)
-    restore_lora_dropout(loop.model, job.lora)
-    if "prompt_sharing" in runtime.kernels:
-        _share_prompts(loop, prompts, rollout.sampling.max_new_tokens, runtime.kernels)
-    loop.remove_callback(PrinterCallback)
+    finish(job, loop, lambda: _longest(prompts, rollout.sampling.max_new_tokens))
     return loop
 
 
-def _share_prompts(
-    loop: "GRPOTrainer", prompts: Sequence[Sequence[int]], new_tokens: int, kernels: Collection[str]
-) -> None:
-    """Compute each prompt once for all responses to it, where this architecture allows it; the longest one is tried,
-    with pieces of itself as responses."""
-    prompt = max(prompts, key=len)
-    longest = list(prompt)
+def _longest(prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[list[Prompted], int]:
+    """As `finish` tries them: the longest prompt with pieces of itself as responses."""
+    longest = list(max(prompts, key=len))
     pieces = [(longest * (1 + new_tokens // len(longest)))[:new_tokens], longest[: (len(longest) + 1) // 2]]
-    base = loop.accelerator.unwrap_model(loop.model).get_base_model()
-    batch = as_batch([longest], [pieces], loop.args.device)
-    share_prompts(base, batch, len(longest) + new_tokens, kernels)
+    return [(longest, pieces)], len(longest) + new_tokens
 
 
 def _trainer_class(job: Job, rollout: Rollout) -> Any:
@@ -247,19 +226,11 @@ def _trainer_class(job: Job, rollout: Rollout) -> Any:
             found: dict[int, list[int]] = {}
             purpose = f"on-policy, step {self.state.global_step}"
             with _evaluating(policy), memory_for("to sample for the training", "lower engine.batch_tokens"):
-                batches = plan_batches(
-                    [len(ids) for ids in prompt_ids], rollout.engine, rollout.sampling.max_new_tokens
-                )
-                for number, batch in enumerate(batches):
-                    sampled = sample_batch(
-                        policy,
-                        [prompt_ids[i] for i in batch],
-                        rollout.sampling,
-                        runtime.renderer.stop_ids,
-                        runtime.renderer.pad_id,
-                        batch_seed(job.seed, purpose, number),
-                        kernels=runtime.kernels,
-                    )
+                lengths, new = [len(ids) for ids in prompt_ids], rollout.sampling.max_new_tokens
+                for number, batch in enumerate(plan_batches(lengths, rollout.engine, new)):
+                    how = rollout.sampling, runtime.renderer.stop_ids, runtime.renderer.pad_id
+                    seed = batch_seed(job.seed, purpose, number)
+                    sampled = sample_batch(policy, [prompt_ids[i] for i in batch], *how, seed)
                     found.update((i, item.token_ids) for i, item in zip(batch, sampled, strict=True))
             return [found[i] for i in range(len(prompt_ids))], None
 

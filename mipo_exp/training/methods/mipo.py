@@ -7,7 +7,7 @@ step: with the adapter at its start the policy is the reference, so every margin
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -18,22 +18,19 @@ from mipo_exp.config.groups import SamplingConfig, TrainerConfig
 from mipo_exp.config.schema import METHODS, Config, MethodConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.kernels.micro_batches import Agree, MicroBatches, Part, merge_pair_metrics, pair_counts, split_pairs
-from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.store.records import ScoredPair
 from mipo_exp.store.tables import Table
 from mipo_exp.training.job import (
     Job,
+    Prompted,
     adapting,
     check_gap,
     check_rotation,
-    check_trainable,
     fields_of,
+    finish,
     lora_config,
-    restore_lora_dropout,
     training_arguments,
 )
-from mipo_exp.training.micro_batches import settle_budget
-from mipo_exp.training.scored_groups import as_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -138,23 +135,22 @@ class Mipo(MethodConfig):
         pairs = job.work.inputs["scored_pairs"].table("pairs", ScoredPair)
         _check_room_for_responses(pairs, job.trainer.max_length)
         dpo = make_trainer(job, self, pairs)
-        check_trainable(dpo.model, job.lora)
         check_rotation(job, pairs)
-        if "prompt_sharing" in job.runtime.kernels:
-            _share_prompts(dpo, pairs, job.runtime.kernels)
+        finish(job, dpo, lambda: longest_pair(pairs))
         check_first_loss(dpo, self, job.trainer.reference)
         return dpo
 
 
 def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTrainer":
     """TRL's trainer with a new adapter on a base model of its own."""
-    from transformers import PrinterCallback
     from trl import DPOTrainer
 
     class PairTrainer(MicroBatches, DPOTrainer):
         """TRL's trainer on pairs that are token ids already."""
 
-        shares_prompts = False
+        @property
+        def splits(self) -> bool:
+            return super().splits and not self.aux_loss_enabled  # a router's balance is one of the whole batch
 
         def _prepare_dataset(self, dataset: "Dataset", *_: Any, **__: Any) -> "Dataset":
             return dataset
@@ -163,7 +159,7 @@ def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTraine
             return split_pairs(inputs, self.shares_prompts, budget, agree)
 
         def finish_batch(self, parts: Sequence[Part]) -> None:
-            if self.batch_tokens is not None:
+            if self.splits:
                 counts = self.accelerator.reduce(pair_counts(parts), reduction="sum")
                 merge_pair_metrics(self._metrics["train"], counts)
 
@@ -177,25 +173,17 @@ def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTraine
             peft_config=lora_config(job.lora),
             callbacks=[job.callback],
         )
-    restore_lora_dropout(dpo.model, job.lora)
-    dpo.remove_callback(PrinterCallback)
     # TRL reads the reference's log-probabilities from the batch where this is set. Asking for it through its config
     # instead would hash the whole model first, to name a cache file that is not used here.
     dpo.precompute_ref_logps = reference == "scored"
-    if (
-        "micro_batches" in runtime.kernels and not dpo.aux_loss_enabled
-    ):  # the balance of a router is a property of the whole batch
-        dpo.batch_tokens = settle_budget(job.trainer, method, job.lora, runtime.device)
     return dpo
 
 
-def _share_prompts(dpo: "DPOTrainer", pairs: Table[ScoredPair], kernels: Collection[str]) -> None:
-    """Compute each prompt once, where this architecture allows it; the longest pair is tried."""
+def longest_pair(pairs: Table[ScoredPair]) -> tuple[list[Prompted], int]:
+    """As `finish` tries them: the longest pair."""
     lengths = pairs.lengths("prompt_ids") + np.maximum(pairs.lengths("chosen_ids"), pairs.lengths("rejected_ids"))
     pair = pairs[int(lengths.argmax())]
-    batch = as_batch([pair.prompt_ids], [[pair.chosen_ids, pair.rejected_ids]], dpo.args.device)
-    base = dpo.accelerator.unwrap_model(dpo.model).get_base_model()
-    dpo.shares_prompts = share_prompts(base, batch, int(lengths.max()), kernels)
+    return [(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])], int(lengths.max())
 
 
 def _dataset(pairs: Table[ScoredPair], reference: str) -> "Dataset":
