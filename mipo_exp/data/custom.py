@@ -151,10 +151,10 @@ class Custom(Task):
         columns, family = self.config.columns, self.config.family
         cells = [Cells(record) for record in records]
         contexts = [None if columns.context is None else cell.context(columns.context) for cell in cells]
-        users = [
-            _context_user(context) if columns.user is None else cell.required(columns.user).strip()
-            for cell, context in zip(cells, contexts, strict=True)
-        ]
+        if columns.user is not None:
+            users: list[str | None] = [cell.required(columns.user).strip() for cell in cells]
+        else:
+            users = [None if context is None else f"context/{question_key(context)}" for context in contexts]
         kept = [i for i in range(len(cells)) if family != "personalization" or contexts[i] is not None]
         if not kept:
             raise DataError(
@@ -232,7 +232,8 @@ def find_sides(folder: Path, source: str) -> dict[str, list[Path]]:
     """
     found = []
     for base in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        sides = {side: _side_files(base, side) for side in SIDES}
+        files = [path for path in sorted(base.iterdir()) if path.suffix in READERS and path.is_file()]
+        sides = {side: [path for path in files if re.match(rf"{side}[-_.]", path.name)] for side in SIDES}
         if all(sides.values()):
             found.append((base, sides))
             if base == folder:
@@ -254,11 +255,3 @@ def find_sides(folder: Path, source: str) -> dict[str, list[Path]]:
         if not has_all_shards(paths):
             raise DataError(f"{base} lacks some parts of {paths[0].name}; download the data again")
     return sides
-
-
-def _side_files(folder: Path, side: str) -> list[Path]:
-    return sorted(path for path in folder.glob(f"{side}[-_.]*") if path.suffix in READERS and path.is_file())
-
-
-def _context_user(context: str | None) -> str | None:
-    return None if context is None else f"context/{question_key(context)}"

@@ -137,8 +137,8 @@ class Prefeval(FileTask):
         examples = without_repetitions(made)
         notes["repeated_rows"] = len(made) - len(examples)
         notes |= left_out.notes(self.config.name)
-        by_topic = self.config.split == "topic"
-        return self.divide(examples, self.config.eval_share, notes, unit=topic_of if by_topic else None)
+        unit = (lambda example: example.id.rpartition("/")[0]) if self.config.split == "topic" else None
+        return self.divide(examples, self.config.eval_share, notes, unit)
 
     def _example(self, row: Row) -> Example:
         """One row as an example that asks for free text; the preference names the user."""
@@ -158,11 +158,6 @@ class Prefeval(FileTask):
             prompt=question_text(example.prompt, shown),
             reference=reference(answer=letters(len(shown))[order.index(0)], options=shown),
         )
-
-
-def topic_of(example: Example) -> str:
-    """The topic that an example's id begins with."""
-    return example.id.rpartition("/")[0]
 
 
 def in_topics(paths: Sequence[Path], left_out: LeftOut) -> list[Row]:
@@ -193,7 +188,9 @@ def find_options(rows: Sequence[Row], others: Sequence[Row], left_out: LeftOut) 
     """
     known: dict[tuple[str, str], list[tuple[Row, list[str]]]] = {}
     offering = [other for other in others if other.record.values.get(OPTIONS) is not None]
-    for other, (_, question, options) in left_out.read(offering, _offer):
+    for other, (_, question, options) in left_out.read(
+        offering, lambda row: (row.preference, row.question, read_options(row.record))
+    ):
         known.setdefault((other.topic, normalise(question)), []).append((other, options))
     if not known:
         raise DataError(
@@ -213,10 +210,6 @@ def find_options(rows: Sequence[Row], others: Sequence[Row], left_out: LeftOut) 
         ]
         found.append(min(fits)[2] if fits else None)
     return found
-
-
-def _offer(row: Row) -> tuple[str, str, list[str]]:
-    return row.preference, row.question, read_options(row.record)
 
 
 def read_options(record: Record) -> list[str]:

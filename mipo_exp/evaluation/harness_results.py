@@ -75,7 +75,7 @@ def document_values(outcome: HarnessOutcome) -> dict[str, dict[int, float]]:
     found = {}
     for row in outcome.results:
         values = documents.get((row.task, row.metric, row.filter), {})
-        if values and _is_mean(row, values):
+        if values and math.isclose(row.value, float(np.mean(list(values.values()))), abs_tol=1e-9):
             found[metric_name(row)] = {document: values[document] for document in sorted(values)}
     return found
 
@@ -89,10 +89,6 @@ def _difference(
         return _estimate(new.value - old.value, error, len(changes))
     both = None if old.stderr is None or new.stderr is None else math.hypot(old.stderr, new.stderr)
     return _estimate(new.value - old.value, both, new.n)
-
-
-def _is_mean(result: HarnessResult, values: Mapping[int, float]) -> bool:
-    return math.isclose(result.value, float(np.mean(list(values.values()))), abs_tol=1e-9)
 
 
 def _by_metric(samples: Sequence[HarnessSample]) -> dict[tuple[str, str, str], dict[int, float]]:

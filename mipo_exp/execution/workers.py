@@ -92,7 +92,9 @@ class RayWorkers:
         from ray.util import ActorPool
 
         pool = ActorPool([worker for _ in range(AHEAD) for worker in self._started(shards.runtime)])
-        job = ray.put((shards.opened, None if shards.adapter is None else _content(shards.adapter)))
+        files = [] if shards.adapter is None else [path for path in shards.adapter.iterdir() if path.is_file()]
+        content = {path.name: path.read_bytes() for path in sorted(files)}
+        job = ray.put((shards.opened, None if shards.adapter is None else content))
 
         def send(worker: Any, number: int) -> Any:
             return worker.compute.remote(str(work.path), [job], number, shards.shard(number))
@@ -231,7 +233,3 @@ class Worker:
         for name, content in adapter.items():
             (folder / name).write_bytes(content)
         return folder
-
-
-def _content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

@@ -55,7 +55,8 @@ def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig) -> None:
                 )
 
     if not work.write_table("pairs", kept(), Pair):
-        raise DataError(f"no pair is left after the filters of the pairs group ({_listed(counts)}); loosen them")
+        why = ", ".join(f"{name}={count}" for name, count in sorted(counts.items()) if count)
+        raise DataError(f"no pair is left after the filters of the pairs group ({why}); loosen them")
     work.write_json("counts", dict(counts))
 
 
@@ -71,7 +72,3 @@ def why_dropped(chosen: Response, rejected: Response, config: PairsConfig) -> st
     if config.max_length_ratio is not None and longer > config.max_length_ratio * shorter:
         return "length_ratio"
     return None
-
-
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{name}={count}" for name, count in sorted(counts.items()) if count)
