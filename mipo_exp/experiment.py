@@ -53,8 +53,6 @@ def assemble(config: Config, output: Path, fetch: bool = True, overrides: Sequen
     """Put an experiment together and check all of it that needs no model, before anything heavy is loaded.
 
     Args:
-        config: checked.
-        output: the run's folder.
         fetch: get the data, the model's files and the examples. Without, as for a plan, what is not here is noted and
             something stands in its place.
         overrides: what the user asked for beside the files, and is to have as it stands.
@@ -166,11 +164,7 @@ def run_experiment(
     several processes the main one writes, and the others do their part of the stages.
 
     Args:
-        config: checked.
         resolved: the same as plain Python, for the record.
-        output: the run's folder.
-        command: how this run was asked for.
-        overrides: as `assemble`.
 
     Returns:
         the metric that `objective` names, which a sweeper optimizes, and what is missing.
@@ -257,7 +251,6 @@ def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None
     main one: take part in those that are shared.
 
     Args:
-        assembled: what to run.
         log_row: gets each of the rows as soon as it is there.
     """
     run, runtime, rewarding, together = assembled.run, assembled.runtime, assembled.rewarding, team()

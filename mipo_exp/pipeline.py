@@ -84,12 +84,7 @@ class Assembled:
     """An experiment, put together and checked as far as that needs no model (`experiment.assemble`).
 
     Attributes:
-        config: the checked config.
-        output: the run's folder.
-        store: the cache.
-        run: fetches the stages.
         task: where the examples come from, and how they are asked.
-        runtime: the base model.
         examples: the stage of the examples.
         stages: those after it, in an order in which they can be built.
         judging: the judge of the results, where there is one.

@@ -80,12 +80,7 @@ def groups() -> list[str]:
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str | None:
-    """What to say of an error that was raised while the config was composed; None for any other error.
-
-    Args:
-        error: as Hydra or OmegaConf raised it.
-        arguments: of the command line.
-    """
+    """What to say of an error that was raised while the config was composed; None for any other error."""
     if isinstance(error, MissingConfigException):
         return _unknown_option(error, arguments)
     if isinstance(error, HydraException | OmegaConfBaseException):

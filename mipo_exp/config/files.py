@@ -15,9 +15,7 @@ def unreadable(error: Exception, folders: Iterable[Path], arguments: Sequence[st
     """A message that names the file and the line, or the override.
 
     Args:
-        error: what Hydra raised while it composed the config.
         folders: where configs are read from; the codec does not say which file it failed on.
-        arguments: of the command line.
     """
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark

@@ -38,7 +38,6 @@ def settle(raw: DictConfig, overrides: Sequence[str], of_hydra: Sequence[str] = 
     """Put the weights in effect into a composed config, in place.
 
     Args:
-        raw: the composed config.
         overrides: the command line's. In their order, `negatives.weights={…}` replaces every weight, those of files
             too, and `negatives.weights.NAME=…` changes one.
         of_hydra: those of Hydra itself, where they are not among `overrides`.

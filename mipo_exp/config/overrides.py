@@ -12,12 +12,7 @@ FORM = "an override is KEY=VALUE or GROUP=OPTION, such as method.beta=0.05 or ta
 
 
 def wrong_override(arguments: Sequence[str], groups: Collection[str]) -> str | None:
-    """What is wrong with the first argument that cannot be an override, None if nothing is.
-
-    Args:
-        arguments: of the command line.
-        groups: of the config, all of which a run needs.
-    """
+    """What is wrong with the first argument that cannot be an override, None if nothing is."""
     for argument in arguments:
         if argument.startswith("-"):
             continue
@@ -41,8 +36,6 @@ def without_file(group: str, name: str, arguments: Sequence[str]) -> str | None:
     """The message for an option that has no YAML, where a plugin cannot be imported or registers it; else None.
 
     Args:
-        group: of the config.
-        name: of the option.
         arguments: of the command line, which may name plugins.
     """
     from mipo_exp.config.schema import REGISTRIES

@@ -29,7 +29,6 @@ class Registry(Mapping[str, T]):
     """What `group=NAME` means, by NAME.
 
     Args:
-        group: of the config.
         make: what is kept of a variant, where it is not the variant itself.
     """
 

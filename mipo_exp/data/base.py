@@ -36,7 +36,6 @@ class Task(ABC):
     responses.
 
     Args:
-        config: the task group.
         cache: the cache's folder: downloads that no library keeps for us go to its `data/`.
     """
 

@@ -179,7 +179,6 @@ def parse_json(text: str, source: str, line: int | None = None) -> Any:
 
     Args:
         text: valid Unicode.
-        source: where it stands, for messages.
         line: its line in `source`; None where the text is the whole of it, and its lines are counted.
 
     Raises:
@@ -248,7 +247,6 @@ def read_csv(path: Path, header: Sequence[str] | None = None, columns: Sequence[
     The file is read line by line, so that one of a gigabyte needs the memory of the chosen columns only.
 
     Args:
-        path: the file.
         header: the columns of a file that does not name them; None takes them from its first line.
         columns: the columns to keep; None keeps all.
 

@@ -61,13 +61,8 @@ def retrieve(form: Form, method: str, text: str, profile: Sequence[Item], count:
     """The `count` profile items that go into the prompt, best first.
 
     Args:
-        form: of the task.
         method: `bm25` (Okapi, words split at white space), `recency` (latest date first; without dates the last item
             of the file counts as the latest), or `random`.
-        text: the input.
-        profile: the user's items.
-        count: how many.
-        seed: of `random`.
     """
     if method == "random":
         return random.Random(seed).sample(list(profile), min(count, len(profile)))

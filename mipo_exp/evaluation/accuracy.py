@@ -172,11 +172,6 @@ def score_lamp_text(references: References, texts: Sequence[str]) -> dict[str, M
 def measure(scorer: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Measure]:
     """Score responses.
 
-    Args:
-        scorer: the `scorer` of the task.
-        references: the examples' `reference` (JSON), n of them.
-        texts: the responses, n of them.
-
     Raises:
         ConfigError: there is no such scorer.
         ValueError: there are not as many responses as references.

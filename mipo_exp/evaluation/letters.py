@@ -109,7 +109,6 @@ class _Options:
         down.
 
         Args:
-            text: the response.
             at: where the first may stand; marks and words such as "either" before it are skipped.
             strict: only what ends there: a letter that is marked, a text that ends its sentence.
         """
@@ -179,7 +178,6 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
        decimals: 5 does not occur in `-5`, `2.5` or `5,000`.
 
     Args:
-        text: the response.
         options: the texts of the options; the letters go by position.
     """
     plain, known = _plain(before_new_question(text.strip())), _Options(options)

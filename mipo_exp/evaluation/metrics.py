@@ -128,7 +128,6 @@ def register(*metrics: Metric, by: str | None = None) -> None:
     """Describe metrics; a module that is imported again, as a notebook does, describes its own anew.
 
     Args:
-        metrics: with names of their own.
         by: the function that they are of, with its module; None for a call in a module.
 
     Raises:
@@ -182,7 +181,6 @@ def describe(name: str, contrasted: str = "context") -> Metric:
     """The metric of that name, or a plain one for a name that is not described.
 
     Args:
-        name: as in summary.json.
         contrasted: what the K conditions of the mutual information differ in, `mi.contrasted` of summary.json.
     """
     for beginning, of_family in FAMILIES.items():

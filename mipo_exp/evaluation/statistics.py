@@ -86,7 +86,6 @@ def pseudo_values(values: Values, reduce: Reduce) -> Values:
 
     Args:
         values: of the examples, shape (n,) or (n, m).
-        reduce: from any of the rows to the metric.
 
     Returns:
         shape (n,): NaN for examples that the metric leaves out, and for all of them where it is undefined for all
@@ -118,7 +117,6 @@ def sampling_variance(parts: Values, rows: Rows) -> Variance:
 
     Args:
         parts: `contributions`, or the difference of two, shape (..., n).
-        rows: of the n examples.
 
     Returns:
         shape (...); NaN for one cluster.
@@ -196,10 +194,6 @@ def share_doubt(share: Values | float, count: int) -> Values:
     wrong (Laplace's rule), less theirs. A share that happens to be near its end varies less in the sample than it does,
     and differences from it would be called significant too often. It is added to a variance and leaves its degrees of
     freedom alone.
-
-    Args:
-        share: from 0 to 1.
-        count: of the responses.
     """
     p = np.asarray(share, dtype=np.float64)
     nearer = (p * count + 1) / (count + 2)
@@ -220,7 +214,6 @@ def share_bounds(share: Values | float, variance: Variance, count: int) -> tuple
 
     Args:
         share: shape (...), as in the variance.
-        count: of all responses.
     """
     p, value = np.asarray(share, dtype=np.float64), np.asarray(variance.value, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -250,9 +243,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     The i-th smallest of m becomes the largest of (m − j + 1) · p₍ⱼ₎ for j ≤ i, at most 1. They hold whatever the
     dependence between the tests.
-
-    Args:
-        p_values: of all tests of the family, in any order.
 
     Returns:
         the adjusted ones, in the same order.

@@ -150,11 +150,7 @@ def check_shared(root: Path) -> None:
 
 
 def check_alike(keys: Mapping[str, str]) -> None:
-    """Raise `ConfigError`, in every process, where one of them would compute other stages than the main process.
-
-    Args:
-        keys: of the stages, by name.
-    """
+    """Raise `ConfigError`, in every process, where one of them would compute other stages than the main process."""
     found = team().gather((team().name, dict(keys)))
     for name, theirs in found:
         for stage, key in theirs.items():

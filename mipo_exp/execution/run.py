@@ -28,7 +28,6 @@ class Run:
     """Fetches stages one after the other and remembers what was cached and how long it took.
 
     Args:
-        store: where artefacts are.
         executor: who computes their shards; this process where it is None.
     """
 

@@ -72,11 +72,8 @@ def compute_shards(
 
     Args:
         work: where the shards are kept, and who computes them: this process where it names nobody.
-        runtime: what they are computed with.
         adapter: the folder of the adapter on the model, None for the base model.
         opened: makes what computes them.
-        row_type: of their rows.
-        count: how many there are.
         shard: the function that computes a shard, by its number.
         fits: whether rows of an earlier build are those of the shard of this number.
     """

@@ -62,7 +62,6 @@ class RayWorkers:
     """Workers with the model, task and kind of device of a runtime, started with the first shard to be computed.
 
     Args:
-        config: how many, and what each of them takes.
         cache: the folder for converted models on their machines.
     """
 

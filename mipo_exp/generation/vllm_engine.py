@@ -53,9 +53,7 @@ class VllmEngine(Engine):
     """A worker that serves one model, the adapter unmerged.
 
     Args:
-        config: the engine group.
         runtime: the model and how it is prompted; its own copy on the GPU is given up before the worker starts.
-        adapter: the policy's.
         scratch: where the worker's log is written.
     """
 

@@ -42,9 +42,7 @@ class Local(Backend):
     """Answers in batches of similar length.
 
     Args:
-        config: checked.
         engine: the limits of a batch.
-        runtime: of the judge's own model.
     """
 
     shared = False

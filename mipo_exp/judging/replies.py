@@ -36,7 +36,6 @@ class ReplyCache:
     """The replies of one judge.
 
     Args:
-        root: `paths.cache`.
         identity: everything that its replies depend on beside the messages.
     """
 

@@ -35,7 +35,6 @@ def split(rows: int, padded: Padded, budget: int, agree: Agree | None = None) ->
     """The rows 0 … rows − 1 in parts of at most `budget` padded tokens, similar sizes together, the largest first.
 
     Args:
-        rows: of the batch.
         padded: what rows take together; not less with one more.
         budget: a row that takes more is a part by itself.
         agree: where several processes must make parts of the same sizes.
@@ -124,10 +123,8 @@ def split_pairs(
     """Parts of TRL's DPO batch: (2B, T) ids and masks, right-padded, chosen sides first, and (B,) reference values.
 
     Args:
-        inputs: the batch.
         shared: whether a pair's prompt stands in memory once.
         budget: padded tokens of a part.
-        agree: as `split` takes it.
     """
     import torch
 

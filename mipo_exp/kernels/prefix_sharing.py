@@ -193,15 +193,12 @@ def tree_attention(
     """The attention of one layer, as transformers' attention functions are called.
 
     Args:
-        module: the layer.
         query: (1, H, N, D).
         key: (1, H_kv, N, D); H is a multiple of H_kv.
         value: (1, H_kv, N, D).
         attention_mask: none; the tree says who sees whom.
         scaling: of the scores, 1/√D where None.
-        packed: the tree.
         sliding_window: how many positions a token sees, itself included.
-        others: what a layer passes besides.
 
     Returns:
         (1, N, H, D) and None, as transformers expects.

@@ -31,7 +31,6 @@ class Repository:
         error: what is raised where it cannot be had.
         remedy: the way out where the hub cannot be asked.
         revision: branch, tag or commit.
-        kind: of repository.
     """
 
     key: str

@@ -60,7 +60,6 @@ def locate(config: ModelConfig, cache: Path, download: bool = True) -> ModelSour
     """Find the model and check that it is complete, before anything heavy is imported.
 
     Args:
-        config: the model group.
         cache: where file hashes are remembered.
         download: whether the hub may be asked; False looks only at what is on this machine.
 

@@ -71,8 +71,6 @@ class Runtime:
     """One base model, at most one adapter on it, and one task's way of writing prompts.
 
     Args:
-        config: the model group.
-        source: where the model is.
         task: renders conditions to messages.
         device: `cpu` or `cuda[:N]`, as `choose_device` gives it.
         kernels: as the config has it.
@@ -267,11 +265,6 @@ def declare_model(runtime: Runtime) -> Stage | None:
 def choose_device(wanted: str, local_rank: int = 0, processes: int = 1) -> str:
     """`cuda` or `cpu` for `auto`, with several processes `cuda:N`, each its own; torch is imported only where there
     could be a GPU.
-
-    Args:
-        wanted: the `device` key.
-        local_rank: of this process on its machine.
-        processes: how many there are.
 
     Raises:
         ConfigError: a GPU is asked for by name and there is none, one process asks for another one than the

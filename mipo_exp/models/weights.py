@@ -117,8 +117,6 @@ def check_loaded(folder: Path, config: Any, info: Mapping[str, Any]) -> None:
     (old rotary buffers, copies of tied embeddings, parts for images) transformers has left out of `info` already.
 
     Args:
-        folder: with the weights.
-        config: of the language model, as transformers read it from config.json.
         info: what transformers says about the loading, with sizes that do not fit tolerated.
 
     Raises:

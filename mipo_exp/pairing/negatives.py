@@ -39,9 +39,6 @@ def sample_negatives(
     """The `k` negative conditions of every example, in the examples' order.
 
     Args:
-        examples: of the training side.
-        config: the negatives group.
-        seed: decides everything that is random.
         similarity: what `hard_context` and `hard_prompt` call near.
 
     Raises:

@@ -26,7 +26,6 @@ class Shape:
     """What the cost of a model depends on.
 
     Attributes:
-        layers: how many.
         width: of the hidden state.
         inner: width of the feed-forward layers.
         kv_width: of a layer's keys, and of its values.
@@ -60,9 +59,7 @@ def find_shape(config: ModelConfig, folder: Path | None, dtype: str) -> Shape | 
     """The shape of a model in a precision; None where nothing says how large it is, or not in usual terms.
 
     Args:
-        config: the model group.
         folder: with config.json and safetensors, where the model is here already.
-        dtype: of its weights, as torch calls it.
     """
     sizes: Mapping[str, Any] = config.random or {}
     total: float | None = random_parameters(sizes) or None

@@ -60,11 +60,8 @@ def write_report(
     """Write the report of one run to `path`, which is replaced only once the page is complete.
 
     Args:
-        path: the HTML file; its folder exists.
-        summary: the content of summary.json.
         history: training log rows, each with "step" and floats.
         lengths: response lengths in tokens, under "before" and "after".
-        samples: examples to show side by side.
 
     Raises:
         OSError: the file cannot be written.

@@ -57,8 +57,6 @@ def write_results(
     Args:
         assembled: with all stages fetched.
         summary: its head, which is filled in.
-        history: the rows that training logged.
-        tracker: gets the metrics and samples.
     """
     config, run, output = assembled.config, assembled.run, assembled.output
     examples = run.finished["examples"].artefact.table("eval", Example)

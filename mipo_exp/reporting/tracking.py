@@ -40,11 +40,9 @@ def start(config: TrackerConfig, output: Path, run_id: str, resolved: Mapping[st
     """Begin to track a run.
 
     Args:
-        config: the tracker's slice of the config.
         output: the run's folder, which exists; `metrics.jsonl` in it is begun anew.
         run_id: the same for a run that is resumed, so that W&B resumes it.
         resolved: the whole config as plain Python; it is uploaded without secrets.
-        name: what the run is called in W&B.
 
     Raises:
         StorageError: `metrics.jsonl` cannot be written.

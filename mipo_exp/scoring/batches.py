@@ -58,7 +58,6 @@ class Scorer:
 
     Args:
         model: as `token_log_probs` takes it.
-        scoring: the size of a batch.
         share: whether what sequences begin with in common is computed once, where the model can.
     """
 

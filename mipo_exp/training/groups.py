@@ -90,9 +90,6 @@ def build_trainer(
     """A trainer with a new adapter, checked and ready to train.
 
     Args:
-        job: what is trained.
-        groups: the data.
-        loss: the method.
         reference: whether the loss needs π_ref; it is the stored one where the groups have it, else the model with
             its adapter off.
         mean_over: what the loss is a mean over, where it is not across the batch: there every response of a batch is

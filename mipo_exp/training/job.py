@@ -264,8 +264,6 @@ def finish(job: Job, loop: Any, tried: Callable[[], tuple[Sequence[Prompted], in
     """Make a trainer with a new adapter ready to train: TRL's fused output head is in its base model.
 
     Args:
-        job: what is trained.
-        loop: the trainer.
         tried: prompts with responses, on which it is tried whether prompts can be shared, and the tokens of the longest
             prompt with its response in all of the data.
 
@@ -294,9 +292,7 @@ def check_layers(config: Config, runtime: Runtime, status: str) -> None:
     built without weights.
 
     Args:
-        config: the experiment.
         runtime: of its model; `all-linear` fits every one, and takes no import.
-        status: of the adapter's stage.
     """
     untouched = config.lora.target_modules == "all-linear" or config.method.trains_on is None
     if untouched or status == "cached" or runtime.folder is None:

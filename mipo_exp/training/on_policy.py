@@ -133,7 +133,6 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     """TRL's trainer with a new adapter, ready to train.
 
     Args:
-        job: what is trained.
         make_reward: the reward, given a way to score responses under the base model.
 
     Raises:

@@ -92,11 +92,9 @@ def pmi_rewards(estimator: str, log_probs: Floats, tokens: Floats, per_token: bo
     """The reward of each response, in nats (a share for `identification`), or nats a token.
 
     Args:
-        estimator: infonce, own_marginal or identification.
         log_probs: log p(y_i | condition) under the base model, summed over tokens, in nats, shape (n, K), the true
             condition first; for own_marginal K = 2 and the second is the marginal.
         tokens: the length of each response, shape (n,).
-        per_token: divide by the length.
     """
     if estimator == "infonce":
         rewards = infonce_pmi(log_probs)
