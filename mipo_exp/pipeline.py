@@ -203,12 +203,7 @@ def declare(
         seed=seed,
     )
     filters = dataclasses.replace(config.pairs, min_pmi_margin=None)
-    pairs = stage(
-        "pairs",
-        build_pairs,
-        {"examples": examples, "chosen": chosen, "rejected": rejected},
-        pairs=filters,
-    )
+    pairs = stage("pairs", build_pairs, {"examples": examples, "chosen": chosen, "rejected": rejected}, pairs=filters)
     scored_pairs = stage(
         "scored_pairs", score_pairs, {"pairs": pairs}, scoring=scoring, min_pmi_margin=config.pairs.min_pmi_margin
     )

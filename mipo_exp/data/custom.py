@@ -22,13 +22,7 @@ from mipo_exp.config.fields import Share, schema
 from mipo_exp.config.schema import TASKS, TaskConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
-from mipo_exp.data.custom_references import (
-    Cells,
-    letter_references,
-    match_references,
-    number_references,
-    option_lists,
-)
+from mipo_exp.data.custom_references import Cells, letter_references, match_references, number_references, option_lists
 from mipo_exp.data.downloads import has_all_shards, hub_snapshot
 from mipo_exp.data.files import READERS, Record, read_rows
 from mipo_exp.data.options import choice_fact, options_key, question_text

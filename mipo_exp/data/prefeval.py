@@ -106,10 +106,7 @@ class Prefeval(FileTask):
         authors: dict[str, str] = {"rows": FOLDERS[self.config.form]}
         if self.config.answering == "mcq":
             authors["options"] = "mcq_options"
-        return [
-            hub,
-            {kind: (f"benchmark_dataset/{name}/*.json", f"{name}/*.json") for kind, name in authors.items()},
-        ]
+        return [hub, {kind: (f"benchmark_dataset/{name}/*.json", f"{name}/*.json") for kind, name in authors.items()}]
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`; the authors' files are distinguished by their names, the topics."""

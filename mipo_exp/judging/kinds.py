@@ -16,12 +16,7 @@ from mipo_exp.config.schema import EngineConfig, JudgeConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.metrics import Measure, average, mean, ratio_of_sums, register_file
-from mipo_exp.judging.formulas import (
-    CHECK_ERRORS,
-    length_controlled,
-    pair_outcome,
-    preference_error,
-)
+from mipo_exp.judging.formulas import CHECK_ERRORS, length_controlled, pair_outcome, preference_error
 from mipo_exp.judging.judge import RUBRIC_PROMPTS, Backend
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import NOTHING_KNOWN, Rubric, Templates, rubric

@@ -84,11 +84,7 @@ def _build_random(spec: Mapping[str, Any]) -> "tuple[PreTrainedModel, PreTrained
     _check_names(str(spec.get("model_type")), sizes)
     tokenizer = byte_tokenizer(int(sizes.get("vocab_size", 0)))
     sizes.setdefault("vocab_size", len(tokenizer))
-    ids = {
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(spec.get("seed", 0)))
         try:

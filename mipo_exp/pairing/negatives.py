@@ -16,10 +16,7 @@ from mipo_exp.pairing.similarity import Similarity, bm25
 from mipo_exp.store.records import Condition, Example, Negative
 
 # The keys that say how many conditions there are, and of how many examples they are taken.
-SIDES = {
-    "evaluation": ("evaluation.k", "task.eval_examples"),
-    "training": ("method.k", "task.train_examples"),
-}
+SIDES = {"evaluation": ("evaluation.k", "task.eval_examples"), "training": ("method.k", "task.train_examples")}
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,7 @@ def chosen_groups(job: Job) -> Sequence[Group]:
 
 
 def build_trainer(
-    job: Job,
-    groups: Sequence[Group],
-    loss: Loss,
-    *,
-    reference: bool,
-    mean_over: Count = len,
+    job: Job, groups: Sequence[Group], loss: Loss, *, reference: bool, mean_over: Count = len
 ) -> "Trainer":
     """A trainer with a new adapter, checked and ready to train.
 
