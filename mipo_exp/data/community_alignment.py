@@ -16,7 +16,7 @@ from mipo_exp.config.fields import Between, schema
 from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, new_example, reference
 from mipo_exp.data.consistency import check_unique
-from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.file_task import FileTask
 from mipo_exp.data.files import WAY_OUT, Record, read_rows
 from mipo_exp.data.histories import HistoryConfig, earlier, shorten
 from mipo_exp.data.left_out import LeftOut
@@ -57,24 +57,21 @@ class CommunityAlignment(FileTask):
     keys = CommunityAlignmentConfig
     config: CommunityAlignmentConfig
     scorer = "none"
-
-    def layouts(self) -> Sequence[Layout]:
-        """See `FileTask.layouts`."""
-        return [
-            {
-                "choices": (
-                    *("community_alignment.csv", "data/filtered_community_alignment.csv"),
-                    *("default/train/*.parquet", "default/filtered/*.parquet"),
-                    *("data/train-*.parquet", "data/filtered-*.parquet"),
-                )
-            },
-            {
-                "choices": (
-                    *("filtered_community_alignment.csv", "data/full_community_alignment.csv"),
-                    *("full_community_alignment.csv", "train-*.parquet", "filtered-*.parquet", "train.jsonl"),
-                )
-            },
-        ]
+    layout = (
+        {
+            "choices": (
+                *("community_alignment.csv", "data/filtered_community_alignment.csv"),
+                *("default/train/*.parquet", "default/filtered/*.parquet"),
+                *("data/train-*.parquet", "data/filtered-*.parquet"),
+            )
+        },
+        {
+            "choices": (
+                *("filtered_community_alignment.csv", "data/full_community_alignment.csv"),
+                *("full_community_alignment.csv", "train-*.parquet", "filtered-*.parquet", "train.jsonl"),
+            )
+        },
+    )
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`.

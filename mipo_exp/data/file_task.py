@@ -21,14 +21,16 @@ Layout = Mapping[str, str | tuple[str, ...]]
 
 
 class FileTask(Task):
-    """A subclass says in `layouts` where its files may lie, and reads `files` in `load`."""
+    """A subclass says in `layout` where its files may lie, and reads `files` in `load`."""
 
-    @abstractmethod
+    layout: Sequence[Layout]
+
     def layouts(self) -> Sequence[Layout]:
         """The layouts that are understood, the hub's first; the first of which all files are there is read.
 
         A layout of one file also fits a `task.path` that is this file.
         """
+        return self.layout
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""

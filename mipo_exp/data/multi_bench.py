@@ -8,13 +8,13 @@ From the hub (`kaist-ai/Multifaceted-Bench`), or from its parquet file or a JSON
 `rubric`. There is one split: a share of the prompts is evaluated on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from mipo_exp.config.fields import Share, schema
 from mipo_exp.config.schema import TASKS, TaskConfig
 from mipo_exp.data.base import Examples, new_example, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, check_unique, without_repetitions
-from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.file_task import FileTask
 from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
@@ -36,13 +36,10 @@ class MultiBench(FileTask):
     config: MultiBenchConfig
     scorer = "none"
     judging = "rubric"
-
-    def layouts(self) -> Sequence[Layout]:
-        """See `FileTask.layouts`."""
-        return [
-            {"rows": ("data/train-*.parquet", "default/train/*.parquet", "train-*.parquet")},
-            {"rows": ("multifaceted_bench.json", "multifaceted_bench.jsonl")},
-        ]
+    layout = (
+        {"rows": ("data/train-*.parquet", "default/train/*.parquet", "train-*.parquet")},
+        {"rows": ("multifaceted_bench.json", "multifaceted_bench.jsonl")},
+    )
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`.

@@ -20,7 +20,7 @@ from mipo_exp.config.fields import one_of, schema
 from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, new_example, reference
 from mipo_exp.data.consistency import check_unique
-from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.file_task import FileTask
 from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows, read_table
 from mipo_exp.data.histories import HistoryConfig, earlier, shorten
 from mipo_exp.data.left_out import LeftOut
@@ -75,15 +75,12 @@ class Prism(FileTask):
     keys = PrismConfig
     config: PrismConfig
     scorer = "none"
-
-    def layouts(self) -> Sequence[Layout]:
-        """See `FileTask.layouts`: the repository's files, or their conversion to parquet."""
-        return [
-            {
-                name: (f"{name}.jsonl", f"{name}/train/*.parquet", f"{name}/train-*.parquet", f"{name}.parquet")
-                for name in ("survey", "conversations")
-            }
-        ]
+    layout = (
+        {
+            name: (f"{name}.jsonl", f"{name}/train/*.parquet", f"{name}/train-*.parquet", f"{name}.parquet")
+            for name in ("survey", "conversations")
+        },
+    )
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`.

@@ -17,7 +17,7 @@ from pathlib import Path
 from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import new_example, reference
 from mipo_exp.data.consistency import check_unique
-from mipo_exp.data.file_task import SPLITS, Layout, SplitTask
+from mipo_exp.data.file_task import SPLITS, SplitTask
 from mipo_exp.data.files import WAY_OUT, Record, read_json_rows, read_text, resource
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.errors import DataError
@@ -33,13 +33,10 @@ class Svamp(SplitTask):
 
     scorer = "float_number"
     columns = ("ID", "Body", "Question", "Answer")
-
-    def layouts(self) -> Sequence[Layout]:
-        """See `FileTask.layouts`."""
-        return [
-            {split: (f"data/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS},
-            {"all": (FILE, f"data/{FILE}")},
-        ]
+    layout = (
+        {split: (f"data/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS},
+        {"all": (FILE, f"data/{FILE}")},
+    )
 
     def records(self, files: Mapping[str, Sequence[Path]], left_out: LeftOut) -> dict[str, list[Record]]:
         """See `SplitTask.records`."""

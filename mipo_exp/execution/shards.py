@@ -27,7 +27,15 @@ Shard = Callable[[Runtime, Tool], Sequence[Row]]
 
 @dataclass(frozen=True)
 class Shards(Generic[Tool, Row]):
-    """What is to be computed; the fields are the arguments of `compute_shards`."""
+    """What is to be computed.
+
+    Attributes:
+        adapter: the folder of the adapter on the model, None for the base model.
+        opened: makes what computes them.
+        count: how many there are.
+        shard: the function that computes a shard, by its number.
+        fits: whether rows of an earlier build are those of the shard of this number.
+    """
 
     runtime: Runtime
     adapter: Path | None
@@ -35,7 +43,7 @@ class Shards(Generic[Tool, Row]):
     row_type: type[Row]
     count: int
     shard: Callable[[int], Shard[Tool, Row]]
-    fits: Callable[[int, Sequence[Row]], bool]
+    fits: Callable[[int, Sequence[Row]], bool] = lambda number, rows: True
 
     def finished(self, work: Workspace, number: int) -> Sequence[Row] | None:
         """The rows of a shard that is finished and is the one of this number."""
@@ -58,27 +66,11 @@ class Executor(Protocol):
         ...
 
 
-def compute_shards(
-    work: Workspace,
-    runtime: Runtime,
-    adapter: Path | None,
-    opened: Opened[Tool],
-    row_type: type[Row],
-    count: int,
-    shard: Callable[[int], Shard[Tool, Row]],
-    fits: Callable[[int, Sequence[Row]], bool] = lambda number, rows: True,
-) -> Iterator[tuple[Sequence[Row], bool]]:
-    """The rows of each of `count` shards, in any order, and whether they had been finished by an earlier build.
-
-    Args:
-        work: where the shards are kept, and who computes them: this process where it names nobody.
-        adapter: the folder of the adapter on the model, None for the base model.
-        opened: makes what computes them.
-        shard: the function that computes a shard, by its number.
-        fits: whether rows of an earlier build are those of the shard of this number.
-    """
+def compute_shards(work: Workspace, shards: Shards[Tool, Row]) -> Iterator[tuple[Sequence[Row], bool]]:
+    """The rows of each shard, in any order, and whether they had been finished by an earlier build. `work` keeps them
+    and says who computes them: this process where it names nobody."""
     executor: Executor = work.executor or Processes()
-    return executor.compute(work, Shards(runtime, adapter, opened, row_type, count, shard, fits))
+    return executor.compute(work, shards)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import Decoding, EngineConfig, NegativesConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.progress import Progress
-from mipo_exp.execution.shards import Shard, compute_shards
+from mipo_exp.execution.shards import Shard, Shards, compute_shards
 from mipo_exp.generation.engine import Contrast, Engine, Request, request_seed
 from mipo_exp.generation.transformers_engine import batch_seed
 from mipo_exp.models.runtime import Runtime
@@ -131,8 +131,9 @@ def sample_responses(
     def fits(number: int, rows: Sequence[Response]) -> bool:  # not if another version planned other batches
         return [row.id for row in rows] == [ids[i] for i in batches[number]]
 
+    shards = Shards(runtime, adapter, opened, Response, len(batches), shard, fits)
     with Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress:
-        for rows, reused in compute_shards(work, runtime, adapter, opened, Response, len(batches), shard, fits):
+        for rows, reused in compute_shards(work, shards):
             found.add(rows)
             tokens = sum(len(row.token_ids) for row in rows)
             work.count(tokens, runtime.device_name)

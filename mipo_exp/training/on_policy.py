@@ -185,7 +185,8 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
 
 def _longest(prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[list[Prompted], int]:
     """As `finish` tries them: the longest prompt with pieces of itself as responses."""
-    longest = list(max(prompts, key=len))
+    prompt = max(prompts, key=len)
+    longest = list(prompt)
     pieces = [(longest * (1 + new_tokens // len(longest)))[:new_tokens], longest[: (len(longest) + 1) // 2]]
     return [(longest, pieces)], len(longest) + new_tokens
 
