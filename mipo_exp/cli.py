@@ -72,8 +72,7 @@ def main() -> None:
     """Run from the command line, in one process or in several (`execution.processes`).
 
     Exit codes: 0, 1 for a failure of ours, 2 for bad input, 3 for a run that lacks parts which the same command fills
-    in, 130 for an interruption.
-    """
+    in, 130 for an interruption."""
     if "--version" in sys.argv[1:]:
         with contextlib.suppress(PackageNotFoundError):  # runs from a folder, without having been installed
             sys.stdout.write(f"mipo_exp {version('mipo-exp')}\n")

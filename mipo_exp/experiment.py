@@ -145,10 +145,7 @@ def _check_disk(cache: Path, needed: float) -> None:
 
 def assemble_together(config: Config, output: Path, overrides: Sequence[str] = ()) -> Assembled:
     """`assemble` in every process of the run, the main one first; they must come to the same stages in one cache.
-
-    Raises:
-        UserError: in every process, where one of them raised it or differs.
-    """
+    Raises `UserError`: in every process, where one of them raised it or differs."""
     together = team()
     together.connect(choose_device(config.device, together.local_rank, together.size))
     check_shared(Store(Path(config.paths.cache).expanduser()).root)

@@ -40,12 +40,8 @@ def register_resolvers() -> None:
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """The config of one run, as the command line composes it. `paths.output` is not known yet.
-
-    Raises:
-        ConfigError: an override or a file cannot be read, a key or an option does not exist, or there is a secret in
-            the config.
-    """
+    """The config of one run, as the command line composes it. `paths.output` is not known yet. Raises `ConfigError`: an
+    override or a file cannot be read, a key or an option does not exist, or there is a secret in the config."""
     register_resolvers()
     if message := wrong_override(overrides, groups()):
         raise ConfigError(message)

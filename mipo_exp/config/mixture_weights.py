@@ -22,8 +22,7 @@ KEY = "negatives.weights"
 def settled(negatives: Any) -> Any:
     """The negatives group as plain Python with the weights in effect: those that are named, else `default_weights`.
 
-    `task.default_negatives` may be a dict of weights instead of a strategy: then it is a mixture with these.
-    """
+    `task.default_negatives` may be a dict of weights instead of a strategy: then it is a mixture with these."""
     if not isinstance(negatives, Mapping):
         return negatives
     group = {name: value for name, value in negatives.items() if name != "default_weights"}

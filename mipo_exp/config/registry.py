@@ -37,11 +37,8 @@ class Registry(Mapping[str, T]):
         self._found: dict[str, tuple[T, str]] = {}
 
     def register(self, name: str, **facts: Any) -> Callable[[Variant], Variant]:
-        """A decorator for the variant of that name; `make` is given `facts` too.
-
-        Raises:
-            ConfigError: the name is taken.
-        """
+        """A decorator for the variant of that name; `make` is given `facts` too. Raises `ConfigError`: the name is
+        taken."""
 
         def add(variant: Any) -> Any:
             where = f"{variant.__module__}.{variant.__qualname__}"
@@ -56,11 +53,8 @@ class Registry(Mapping[str, T]):
         return add
 
     def find(self, name: str, key: str) -> T:
-        """The variant that `key` asks for.
-
-        Raises:
-            ConfigError: there is none of this name; the nearest ones are named first.
-        """
+        """The variant that `key` asks for. Raises `ConfigError`: there is none of this name; the nearest ones are named
+        first."""
         if name not in self._found:
             names = sorted(self, key=lambda known: -difflib.SequenceMatcher(None, name, known).ratio())
             raise ConfigError(f"{key}={name!r} is not a {self.group}; choose one of {', '.join(names)}")
@@ -78,11 +72,7 @@ class Registry(Mapping[str, T]):
 
 def load_variants(plugins: Any = ()) -> None:
     """Import what registers variants: this package's modules, those of entry points, and `plugins`, as the config has
-    them: names of modules.
-
-    Raises:
-        ConfigError: one cannot be imported, or registers a name that is taken.
-    """
+    them: names of modules. Raises `ConfigError`: one cannot be imported, or registers a name that is taken."""
     for module in BUILT_IN:
         importlib.import_module(module)
     for point in entry_points(group=GROUP):

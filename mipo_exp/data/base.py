@@ -104,11 +104,7 @@ class Task(ABC):
         return digest([remembered_sha256(path, self.cache) for path in paths])
 
     def refuse_source(self) -> None:
-        """For a task that is built in.
-
-        Raises:
-            DataError: the config names a source, which would be ignored.
-        """
+        """For a task that is built in. Raises `DataError`: the config names a source, which would be ignored."""
         for key in ("path", "hub_id"):
             if getattr(self.config, key) is not None:
                 raise DataError(
@@ -129,11 +125,8 @@ class Task(ABC):
         return f"{prompt}\n\n{instruction}"
 
     def select(self, train: Sequence[Example], evaluation: Sequence[Example], notes: Mapping[str, int]) -> Examples:
-        """Apply `task.overlap` and `task.validation`, then draw `train_examples` and `eval_examples`, and count.
-
-        Raises:
-            DataError: a side is empty, ids are used twice, or overlap is refused.
-        """
+        """Apply `task.overlap` and `task.validation`, then draw `train_examples` and `eval_examples`, and count. Raises
+        `DataError`: a side is empty, ids are used twice, or overlap is refused."""
         config = self.config
         for side, rows in (("training", train), ("evaluation", evaluation)):
             if not rows:
@@ -170,10 +163,7 @@ class Task(ABC):
         unit: Callable[[Example], str] | None = None,
     ) -> Examples:
         """Both sides from one table, by users (see `split_rows`), then `select`; ids begin with their side's name.
-
-        Raises:
-            DataError: there are too few users to divide, or `select` refuses.
-        """
+        Raises `DataError`: there are too few users to divide, or `select` refuses."""
         config = self.config
         if not rows:
             raise DataError(f"task={config.name} has no examples; check task.path and docs/tasks.md")

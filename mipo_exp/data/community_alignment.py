@@ -74,11 +74,8 @@ class CommunityAlignment(FileTask):
     )
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            DataError: also for a conversation that is there twice, and where no row has one of the languages.
-        """
+        """See `Task.load`. Raises `DataError`: also for a conversation that is there twice, and where no row has one of
+        the languages."""
         columns = COLUMNS if self.config.languages is None else (*COLUMNS, "assigned_lang")
         records = read_rows(self.files(download=False)["choices"], columns)
         wanted = self._in_languages(records)
@@ -141,10 +138,7 @@ class CommunityAlignment(FileTask):
 
 def read_choice(record: Record) -> Choice | None:
     """The choice of a conversation's first turn; None where the prompt, the choice or the chosen text is missing.
-
-    Raises:
-        DataError: the choice is none of the four responses, or a field is no text.
-    """
+    Raises `DataError`: the choice is none of the four responses, or a field is no text."""
     prompt = _clean(record.optional("first_turn_prompt"))
     name = record.optional("first_turn_preferred_response")
     if name is not None and name.strip() not in RESPONSES:

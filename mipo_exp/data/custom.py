@@ -102,11 +102,8 @@ class Custom(Task):
         return digest({side: [[path.suffix, self.fingerprint([path])] for path in of] for side, of in files.items()})
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            DataError: also for a column that does not exist, and for rows that say different things about one prompt.
-        """
+        """See `Task.load`. Raises `DataError`: also for a column that does not exist, and for rows that say different
+        things about one prompt."""
         files = self._files(download=False)
         records = {side: [one for path in paths for one in self._read(path)] for side, paths in files.items()}
         rows, notes = self._rows([record for side in files for record in records[side]])
@@ -124,11 +121,7 @@ class Custom(Task):
         return self.select(train, test, notes)
 
     def _read(self, path: Path) -> list[Record]:
-        """The rows of a file.
-
-        Raises:
-            DataError: it cannot be read, or lacks a column.
-        """
+        """The rows of a file. Raises `DataError`: it cannot be read, or lacks a column."""
         records = read_rows([path])
         found = list(dict.fromkeys(str(name) for record in records for name in record.values))
         for key, name in dataclasses.asdict(self.config.columns).items():
@@ -219,11 +212,8 @@ def check_columns(config: CustomConfig) -> None:
 
 
 def find_sides(folder: Path, source: str) -> dict[str, list[Path]]:
-    """The files of train and test in a folder, or in the one folder below it that has both.
-
-    Raises:
-        DataError: there are none, more than one choice, or not all parts of a file.
-    """
+    """The files of train and test in a folder, or in the one folder below it that has both. Raises `DataError`: there
+    are none, more than one choice, or not all parts of a file."""
     found = []
     for base in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         files = [path for path in sorted(base.iterdir()) if path.suffix in READERS and path.is_file()]

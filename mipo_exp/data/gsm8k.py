@@ -33,11 +33,8 @@ class Gsm8k(SplitTask):
 
 
 def gold_answer(record: Record) -> str:
-    """The number after the last `####`, without thousands commas and dollar signs.
-
-    Raises:
-        DataError: there is none.
-    """
+    """The number after the last `####`, without thousands commas and dollar signs. Raises `DataError`: there is
+    none."""
     _, mark, tail = record.text("answer").rpartition("####")
     number = clean_gold(tail)
     if not mark or number is None:

@@ -30,8 +30,7 @@ class Form:
 
     `item` is written once for every profile item, with the item's fields in braces; `cut` is the field that is
     shortened to the budget. `bridge` stands between the profile and the input. `answers` are those that there are,
-    where they are few.
-    """
+    where they are few."""
 
     fields: Sequence[str]
     retrieve_by: Sequence[str]
@@ -105,8 +104,7 @@ def profile_text(
 
     As in the authors' code the input is granted at most 0.6 of the prompt, and 0.1 less each time that an item's
     fixed words do not fit. Where no share is low enough the last item is left out (the authors drop the whole
-    profile). None if not even one item fits.
-    """
+    profile). None if not even one item fits."""
     input_tokens = count_tokens(text)
     for kept in range(len(items), 0, -1):
         for tenths in range(round(INPUT_SHARE * 10), -1, -1):

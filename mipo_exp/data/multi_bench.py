@@ -42,11 +42,8 @@ class MultiBench(FileTask):
     )
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            DataError: also where a persona and a prompt have two reference answers or lists of rubrics.
-        """
+        """See `Task.load`. Raises `DataError`: also where a persona and a prompt have two reference answers or lists of
+        rubrics."""
         records = read_rows(self.files(download=False)["rows"])
         check_unique([record for record in records if record.values.get("id") is not None], "id")
         left_out = LeftOut()
@@ -68,11 +65,8 @@ def to_example(index: int, record: Record) -> Example:
 
 
 def read_rubrics(record: Record) -> list[dict[str, object]]:
-    """What the judge is told: for each criterion, what each score from 1 to 5 means.
-
-    Raises:
-        DataError: there is no rubric, or one lacks its criterion or a score.
-    """
+    """What the judge is told: for each criterion, what each score from 1 to 5 means. Raises `DataError`: there is no
+    rubric, or one lacks its criterion or a score."""
     field = "rubrics" if "rubrics" in record.values else "rubric"
     found: list[dict[str, object]] = []
     for index, values in enumerate(record.get(field, list)):

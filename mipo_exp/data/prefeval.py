@@ -115,11 +115,7 @@ class Prefeval(FileTask):
         return digest([names, self.fingerprint([path for paths in files.values() for path in paths])])
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            DataError: also where there are no options and `task.answering=mcq` needs them.
-        """
+        """See `Task.load`. Raises `DataError`: also where there are no options and `task.answering=mcq` needs them."""
         files = self.files(download=False)
         left_out = LeftOut()
         rows = in_topics(files["rows"], left_out)
@@ -210,11 +206,8 @@ def find_options(rows: Sequence[Row], others: Sequence[Row], left_out: LeftOut) 
 
 
 def read_options(record: Record) -> list[str]:
-    """The options, the right one first: the source has it there in every row.
-
-    Raises:
-        DataError: there are fewer than two, one is empty, or two are equal, so that none is the only right one.
-    """
+    """The options, the right one first: the source has it there in every row. Raises `DataError`: there are fewer than
+    two, one is empty, or two are equal, so that none is the only right one."""
     values = record.get(OPTIONS, list)
     options = [
         record.child(f"{OPTIONS} {index}", {"text": value}).text("text").strip() for index, value in enumerate(values)

@@ -83,11 +83,8 @@ class Prism(FileTask):
     )
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            DataError: also for an id that is used twice, and for a user who is not in the survey.
-        """
+        """See `Task.load`. Raises `DataError`: also for an id that is used twice, and for a user who is not in the
+        survey."""
         files = self.files(download=False)
         survey, conversations = (read_rows(files[name]) for name in ("survey", "conversations"))
         left_out = LeftOut()
@@ -191,10 +188,7 @@ PROFILE: dict[str, Callable[[Record], str]] = {
 
 def chosen_response(record: Record) -> str | None:
     """The response to the opening that the user chose, else the one they scored highest; None where it has no text.
-
-    Raises:
-        DataError: there is no response, or none that is chosen or scored.
-    """
+    Raises `DataError`: there is no response, or none that is chosen or scored."""
     turns = [
         record.child(f"conversation_history {index}", item)
         for index, item in enumerate(record.get("conversation_history", list))

@@ -58,11 +58,8 @@ def test_ids() -> frozenset[str]:
 
 
 def split_records(path: Path, left_out: LeftOut) -> dict[str, list[Record]]:
-    """The rows of the authors' file by split; those without an ID are left out.
-
-    Raises:
-        DataError: the file is damaged, or lacks rows of the test split.
-    """
+    """The rows of the authors' file by split; those without an ID are left out. Raises `DataError`: the file is
+    damaged, or lacks rows of the test split."""
     rows = read_json_rows(path)
     records = left_out.read(rows, lambda record: record.text("ID"))
     ids = test_ids()
@@ -77,11 +74,8 @@ def split_records(path: Path, left_out: LeftOut) -> dict[str, list[Record]]:
 
 
 def _answer(record: Record) -> float:
-    """The answer: a number in the authors' file, perhaps text on the hub.
-
-    Raises:
-        DataError: it is no finite number.
-    """
+    """The answer: a number in the authors' file, perhaps text on the hub. Raises `DataError`: it is no finite
+    number."""
     value = record.values.get("Answer")
     try:
         number = float(value if isinstance(value, str | int) else record.get("Answer", float))

@@ -45,8 +45,7 @@ def score_keywords(references: References, texts: Sequence[str]) -> dict[str, Me
 def score_number(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """`accuracy` (the last number), `accuracy/strict` (the number after `#### `), `answer/unparsed_rate` (no number).
 
-    Equality is of strings, as in lm-evaluation-harness: 5.0 is not 5.
-    """
+    Equality is of strings, as in lm-evaluation-harness: 5.0 is not 5."""
     gold = [clean_number(str(reference["answer"])) for reference in references]
     return _numbers(gold, [flexible_number(text) for text in texts], [strict_number(text) for text in texts])
 

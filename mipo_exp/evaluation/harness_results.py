@@ -48,8 +48,7 @@ def compare_outcomes(before: HarnessOutcome | None, after: HarnessOutcome | None
     The interval of a model's metric is Student's from the harness's standard error, and that of a share where the
     metric is a mean of documents' values between 0 and 1. That of a difference is paired where the metric is a mean
     over documents, from the standard error of the documents' differences; of other metrics and of groups, whose
-    documents the harness does not give, it takes the two sides as independent, which is too wide where they agree.
-    """
+    documents the harness does not give, it takes the two sides as independent, which is too wide where they agree."""
     found: dict[str, dict[str, Estimate]] = {"before": {}, "after": {}, "delta": {}}
     for phase, outcome in (("before", before), ("after", after)):
         if outcome is not None:

@@ -79,8 +79,7 @@ class Measure:
     """One metric before averaging.
 
     `values` has one row a response, shape (n,) or (n, m); `reduce` takes any subset of the rows, with repetitions,
-    to the metric.
-    """
+    to the metric."""
 
     values: np.ndarray
     reduce: Callable[[np.ndarray], float]

@@ -193,8 +193,7 @@ def share_doubt(share: Values | float, count: int) -> Values:
     """What the variance of a share near 0 or 1 lacks: that of independent responses with one more right and one more
     wrong (Laplace's rule), less theirs. A share that happens to be near its end varies less in the sample than it does,
     and differences from it would be called significant too often. It is added to a variance and leaves its degrees of
-    freedom alone.
-    """
+    freedom alone."""
     p = np.asarray(share, dtype=np.float64)
     nearer = (p * count + 1) / (count + 2)
     return np.asarray(np.maximum(nearer * (1 - nearer) - p * (1 - p), 0.0) / count)

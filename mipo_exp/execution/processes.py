@@ -80,10 +80,7 @@ class Team:
 
     def main_first(self, build: Callable[[], T]) -> T:
         """What `build` gives, called in the main process first: what it downloads or makes is there for the others.
-
-        Raises:
-            UserError: in every process, where any of them raised it.
-        """
+        Raises `UserError`: in every process, where any of them raised it."""
         if self.size == 1:
             return build()
         found: list[T] = []

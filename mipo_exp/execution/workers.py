@@ -47,10 +47,7 @@ class RayWorkersConfig(WorkersConfig):
 
 def make_executor(config: WorkersConfig, cache: Path) -> Executor:
     """Who computes shards, as the config asks for it: Ray's workers, not started yet, or the processes of this run.
-
-    Raises:
-        ConfigError: Ray is not installed.
-    """
+    Raises `ConfigError`: Ray is not installed."""
     if not isinstance(config, RayWorkersConfig):
         return Processes(team().rank, team().size)
     if importlib.util.find_spec("ray") is None:
@@ -174,8 +171,7 @@ class RayWorkers:
 
 class Worker:
     """What runs on a worker's machine; it opens what computes shards once for all of one name. The model is loaded with
-    the first shard: an error there is one of a shard and comes back as it is.
-    """
+    the first shard: an error there is one of a shard and comes back as it is."""
 
     def __init__(
         self,

@@ -65,11 +65,7 @@ class VllmEngine(Engine):
         self._worker: subprocess.Popen[str] | None = None
 
     def sample(self, request: Request) -> list[Sampled]:
-        """See `Engine.sample`.
-
-        Raises:
-            ModelError: the worker ended; the end of its log says why.
-        """
+        """See `Engine.sample`. Raises `ModelError`: the worker ended; the end of its log says why."""
         if self._worker is None:
             self._worker = self._start(request.longest)
         stops, sampling = self.runtime.renderer.stop_ids, request.sampling

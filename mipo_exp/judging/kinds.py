@@ -147,8 +147,7 @@ class _Checks(Kind):
     """PrefEval's four questions about a response and a stated preference.
 
     Whether the preference is hallucinated is asked of the words that `acknowledge` quotes, and only where there are
-    some: PrefEval reads the answer only then.
-    """
+    some: PrefEval reads the answer only then."""
 
     prompts = ("check_acknowledge", "check_violate", "check_hallucinate", "check_helpful")
     phases = SIDES
@@ -293,9 +292,6 @@ class AskedJudgeConfig(JudgeConfig):
     def backend(
         self, engine: EngineConfig, kernels: Sequence[str], task: Task, cache: Path, device: str, download: bool
     ) -> Backend:
-        """Who is asked, checked as far as it can be before; a judge in this process keeps the engine's limits.
-
-        Raises:
-            UserError: a key, a variable of the environment, a package or a model is missing or wrong.
-        """
+        """Who is asked, checked as far as it can be before; a judge in this process keeps the engine's limits. Raises
+        `UserError`: a key, a variable of the environment, a package or a model is missing or wrong."""
         raise NotImplementedError

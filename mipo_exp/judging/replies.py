@@ -23,8 +23,7 @@ Messages = Sequence[Message]
 class Reply:
     """What the judge wrote, with the tokens of its prompt and of its reply.
 
-    `text` is None where it refused this very request (too long, a content filter): `refusal` says why.
-    """
+    `text` is None where it refused this very request (too long, a content filter): `refusal` says why."""
 
     text: str | None
     input_tokens: int

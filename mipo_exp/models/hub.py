@@ -41,11 +41,8 @@ class Repository:
     kind: Literal["model", "dataset"] = "model"
 
     def local(self, patterns: Sequence[str]) -> Path | None:
-        """Its folder in the hub's cache on this machine, which an interrupted download may have left incomplete.
-
-        Raises:
-            UserError: the id is not of the form OWNER/NAME.
-        """
+        """Its folder in the hub's cache on this machine, which an interrupted download may have left incomplete. Raises
+        `UserError`: the id is not of the form OWNER/NAME."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -74,10 +71,7 @@ class Repository:
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Around whatever asks the hub for this repository: what is wrong is found out first and said in one message.
-
-        Raises:
-            UserError: the hub must not or cannot be asked, or does not give the repository or its revision.
-        """
+        Raises `UserError`: the hub must not or cannot be asked, or does not give the repository or its revision."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -176,8 +170,7 @@ def unreachable() -> str | None:
 def reachable(url: str, seconds: float = 2.0) -> bool:
     """Whether the server of `url`, or the proxy on the way to it, takes a connection within `seconds`.
 
-    Downloads wait far longer than that for a server that never answers; asking first keeps the message early.
-    """
+    Downloads wait far longer than that for a server that never answers; asking first keeps the message early."""
     address = urlsplit(url)
     if address.scheme not in ("http", "https"):
         return True  # no server to ask: whoever opens it says what is wrong

@@ -149,8 +149,7 @@ def _folder_has_template(path: Path) -> bool:
 def _packaged_gguf(package: str) -> Path | None:
     """The GGUF file inside an installed distribution, None where it is not installed.
 
-    Only the file is read; the package, whose own dependencies need not be there, is never imported.
-    """
+    Only the file is read; the package, whose own dependencies need not be there, is never imported."""
     try:
         found = [file for file in files(package) or [] if file.suffix == ".gguf"]
     except PackageNotFoundError:
@@ -240,11 +239,8 @@ def quiet_libraries() -> None:
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model folder, with the configured chat template and a padding token.
-
-    Raises:
-        ModelError: transformers cannot read it.
-    """
+    """The tokenizer of a model folder, with the configured chat template and a padding token. Raises `ModelError`:
+    transformers cannot read it."""
     from transformers import AutoTokenizer
 
     read_config(folder, config)
@@ -263,11 +259,8 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBas
 
 
 def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "PreTrainedModel":
-    """The base model of a folder, in evaluation mode, without gradients.
-
-    Raises:
-        ModelError: transformers cannot read it, or its weights are not those that its config.json asks for.
-    """
+    """The base model of a folder, in evaluation mode, without gradients. Raises `ModelError`: transformers cannot read
+    it, or its weights are not those that its config.json asks for."""
     import torch
 
     quiet_libraries()
@@ -277,11 +270,7 @@ def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "P
 
 
 def read_config(folder: Path, config: ModelConfig) -> Any:
-    """The config.json of a model folder as transformers understands it.
-
-    Raises:
-        ModelError: it does not.
-    """
+    """The config.json of a model folder as transformers understands it. Raises `ModelError`: it does not."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -293,11 +282,8 @@ def read_config(folder: Path, config: ModelConfig) -> Any:
 
 
 def load_folder(folder: Path, config: ModelConfig, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
-    """The model of a folder; on the device `meta`, its shapes without the weights.
-
-    Raises:
-        ModelError: transformers cannot read it, or its weights are not those that its config.json asks for.
-    """
+    """The model of a folder; on the device `meta`, its shapes without the weights. Raises `ModelError`: transformers
+    cannot read it, or its weights are not those that its config.json asks for."""
     from transformers import AutoModelForCausalLM
 
     text_config = read_config(folder, config).get_text_config()

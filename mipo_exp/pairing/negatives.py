@@ -90,8 +90,7 @@ def no_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
 def random_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The same prompt under the contexts of k other users, drawn uniformly over users and then over their contexts.
 
-    Where (c′, x) is itself an example, its sampled response is reused.
-    """
+    Where (c′, x) is itself an example, its sampled response is reused."""
     by_condition = {(example.context, example.prompt): example.id for example in examples}
     contexts = contexts_by_user(examples)
     users = list(contexts)
@@ -129,8 +128,7 @@ def empty_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
 def hard_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The same prompt under the nearest contexts of k other users: of each user the nearest, of these the k nearest.
 
-    Where (c′, x) is itself an example, its sampled response is reused.
-    """
+    Where (c′, x) is itself an example, its sampled response is reused."""
     by_condition = {(example.context, example.prompt): example.id for example in examples}
     owners = [(user, context) for user, own in contexts_by_user(examples).items() for context in own]
     texts = list(dict.fromkeys(context for _, context in owners))
@@ -158,8 +156,7 @@ def hard_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
 def hard_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The k nearest other prompts, each with the context of one of its examples, drawn at random.
 
-    Their responses are reused. One that is near to many prompts serves for many examples, unlike in `random_prompt`.
-    """
+    Their responses are reused. One that is near to many prompts serves for many examples, unlike in `random_prompt`."""
     askers: dict[str, list[Example]] = {}
     for example in examples:
         askers.setdefault(example.prompt, []).append(example)
@@ -266,8 +263,7 @@ def contrast_prompts(examples: Sequence[Example], k: int, seed: int) -> list[lis
     same context with K − 1 other prompts of the examples, drawn without repetition.
 
     K is `k`, or how many different prompts there are where these are fewer. Empty rows where an example has no context
-    (`contrast_conditions` has other prompts then) or all have one and the same prompt.
-    """
+    (`contrast_conditions` has other prompts then) or all have one and the same prompt."""
     rng = np.random.default_rng([seed, 1])  # apart from the draws of `contrast_conditions`
     prompts = list(dict.fromkeys(example.prompt for example in examples))
     if len(prompts) < 2 or any(example.context is None for example in examples):

@@ -13,11 +13,8 @@ from mipo_exp.store.tables import ById
 
 
 def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig) -> None:
-    """Pair each example's chosen response with each of its rejected ones, under the example's true condition.
-
-    Raises:
-        DataError: no pair is left.
-    """
+    """Pair each example's chosen response with each of its rejected ones, under the example's true condition. Raises
+    `DataError`: no pair is left."""
     examples = ById(work.inputs["examples"].table("train", Example))
     chosen = ById(work.inputs["chosen"].table("responses", Response))
     rejected = ById(work.inputs["rejected"].table("responses", Response))

@@ -64,11 +64,8 @@ class Encoder:
 
 
 def locate_encoder(name: str, cache: Path, download: bool = True) -> Encoder:
-    """The sentence-embedding model of `negatives.embedding_model`: a folder, or an id on the hub.
-
-    Raises:
-        ConfigError: the package sentence-transformers is missing, or the model is neither here nor reachable.
-    """
+    """The sentence-embedding model of `negatives.embedding_model`: a folder, or an id on the hub. Raises `ConfigError`:
+    the package sentence-transformers is missing, or the model is neither here nor reachable."""
     import importlib.util
 
     key = f"negatives.embedding_model={name}"

@@ -115,8 +115,7 @@ def random_parameters(sizes: Mapping[str, Any]) -> int:
 def parameter_count(folder: Path) -> int | None:
     """How many parameters the safetensors files of a folder hold, from their headers; None where there are none.
 
-    Where an index names the files that transformers loads, only those: some repositories have the weights twice.
-    """
+    Where an index names the files that transformers loads, only those: some repositories have the weights twice."""
     from safetensors import safe_open
 
     index, files = folder / "model.safetensors.index.json", sorted(folder.glob("*.safetensors"))

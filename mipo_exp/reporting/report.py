@@ -38,8 +38,7 @@ class Sample:
     """One held-out example with the responses of both models to it.
 
     `pmi_before` and `pmi_after` are the responses' terms of the mutual information `mi/base/nats`: against K contexts
-    (prompts, where there are no contexts), under the base model, in nats.
-    """
+    (prompts, where there are no contexts), under the base model, in nats."""
 
     user: str | None
     context: str | None

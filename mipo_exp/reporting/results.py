@@ -124,8 +124,7 @@ def _judged(
 ) -> Measures:
     """The judge's metrics by phase; what `summary.json` says of the judge is written into `summary`.
 
-    Where the judge cannot be asked there are no metrics: `summary["missing"]` says why, and the run continues.
-    """
+    Where the judge cannot be asked there are no metrics: `summary["missing"]` says why, and the run continues."""
     run, judging, stage = assembled.run, assembled.judging, assembled.judgements
     if judging is None or stage is None:
         return {}

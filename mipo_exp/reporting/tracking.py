@@ -61,8 +61,7 @@ class Tracker:
 
     Training rows are `{"time", "step", NAME: value}`; the final ones are `{"time", "phase": "before" | "after" |
     "delta", NAME: mean, NAME/ci_low, NAME/ci_high}`, and `{"time", "phase": "missing", "part", "why"}` for each part
-    that an incomplete run lacks.
-    """
+    that an incomplete run lacks."""
 
     view: "WandbTracker | None" = None
 

@@ -80,8 +80,7 @@ def score_conditions(
     """Every evaluation response under K conditions and its own marginal; with `prompts` and contexts, under K prompts
     with its own context, too.
 
-    The scoring model is the base model, or the policy where there is a `scorer` input.
-    """
+    The scoring model is the base model, or the policy where there is a `scorer` input."""
     examples = list(work.inputs["examples"].table("eval", Example))
     responses = work.inputs["responses"].table("responses", Response)
     rows = scored_conditions(examples, k, seed, prompts)

@@ -95,11 +95,8 @@ def training_arguments(
     sampling: SamplingConfig | None = None,
 ) -> "TrainingArguments":
     """The trainer group as the arguments of transformers' Trainer; with the method group, as TRL's, where TRL has a
-    trainer for the method. One that samples while it trains needs `sampling` too.
-
-    Raises:
-        ConfigError: `trainer.extra` names a key that these do not have or that another group sets.
-    """
+    trainer for the method. One that samples while it trains needs `sampling` too. Raises `ConfigError`: `trainer.extra`
+    names a key that these do not have or that another group sets."""
     check_extra_names(method, trainer, sampling)
     library, name = method.arguments_class
     kind: Any = getattr(importlib.import_module(library), name)  # TRL takes seconds to import: only where it is used
@@ -182,8 +179,7 @@ def check_extra(config: Config) -> None:
 def check_extra_names(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> None:
     """Raise `ConfigError` for a key of `trainer.extra` that does not exist or is not the user's to set.
 
-    Needs neither TRL nor torch, so that a misspelt key is named at once.
-    """
+    Needs neither TRL nor torch, so that a misspelt key is named at once."""
     known = argument_names(method)
     managed = {*_managed(method, trainer, sampling), "output_dir", "seed", "data_seed", "use_cpu", "bf16", "fp16"}
     for key in trainer.extra:

@@ -262,11 +262,8 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def check_first_kl(kl: float, dtype: str) -> None:
-    """Policy and reference are the same model before the first step.
-
-    Raises:
-        ConfigError: their KL, in nats a token, is not 0.
-    """
+    """Policy and reference are the same model before the first step. Raises `ConfigError`: their KL, in nats a token,
+    is not 0."""
     if not abs(kl) <= FIRST_KL.get(dtype, FIRST_KL_16_BITS):
         raise ConfigError(
             f"before the first step the KL between policy and reference is {kl:.3g} nats a token instead of 0: the "

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 class Group:
     """A prompt and its responses as token ids, the chosen one first.
 
-    `ref_log_probs` (nats, summed over tokens) are theirs under the base model, where they are stored.
-    """
+    `ref_log_probs` (nats, summed over tokens) are theirs under the base model, where they are stored."""
 
     prompt_ids: list[int]
     responses: list[list[int]]

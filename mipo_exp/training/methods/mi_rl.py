@@ -77,11 +77,8 @@ class MiRl(OnPolicy):
 
 
 def reward_conditions(examples: Sequence[Example], method: MiRl, seed: int) -> dict[str, list[Condition]]:
-    """What each example's responses are scored under, by its id: its true condition first.
-
-    Raises:
-        ConfigError: `method.k` is larger than the contexts (or prompts) there are.
-    """
+    """What each example's responses are scored under, by its id: its true condition first. Raises `ConfigError`:
+    `method.k` is larger than the contexts (or prompts) there are."""
     if method.estimator == "own_marginal":
         return {example.id: [example.condition, own_marginal(example)] for example in examples}
     rows = contrast_conditions(examples, method.k, seed, "training")
