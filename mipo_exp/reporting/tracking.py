@@ -299,7 +299,9 @@ def _mode(wanted: str | None) -> tuple[str, str]:
         return "offline", reason
     if wanted == "disabled":
         return "disabled", reason
-    base_url = os.environ.get("WANDB_BASE_URL") or _settings_base_url()
+    import wandb
+
+    base_url = _guarded("reading its settings", lambda: wandb.setup().settings.base_url) or "https://api.wandb.ai"
     if not _has_key(base_url):
         if wanted == "online":
             log.warning("%s=online, but there is no API key: set WANDB_API_KEY or run wandb login", reason)
@@ -310,13 +312,6 @@ def _mode(wanted: str | None) -> tuple[str, str]:
             log.warning("%s=online, but %s cannot be reached within %g s", reason, host, REACH_SECONDS)
         return "offline", f"{host} cannot be reached"
     return "online", reason if wanted == "online" else "API key found"
-
-
-def _settings_base_url() -> str:
-    """The server of `wandb login --host`, else W&B's own."""
-    import wandb
-
-    return str(_guarded("reading its settings", lambda: wandb.setup().settings.base_url) or "https://api.wandb.ai")
 
 
 def _has_key(base_url: str) -> bool:
