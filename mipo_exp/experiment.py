@@ -245,11 +245,7 @@ def _check_call(overrides: Any, output: Any) -> None:
 
 def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None]) -> list[dict[str, float]]:
     """Fetch every stage but the judgements, in order; returns the rows that training logged. In a process beside the
-    main one: take part in those that are shared.
-
-    Args:
-        log_row: gets each of the rows as soon as it is there.
-    """
+    main one: take part in those that are shared. `log_row` gets each of the rows as soon as it is there."""
     run, runtime, rewarding, together = assembled.run, assembled.runtime, assembled.rewarding, team()
     run.fetch_model(runtime)
     _warn_of_memory(assembled)

@@ -34,10 +34,7 @@ def not_an_option(arguments: Sequence[str], groups: Collection[str], said: str) 
 
 def without_file(group: str, name: str, arguments: Sequence[str]) -> str | None:
     """The message for an option that has no YAML, where a plugin cannot be imported or registers it; else None.
-
-    Args:
-        arguments: of the command line, which may name plugins.
-    """
+    `arguments` are those of the command line, which may name plugins."""
     from mipo_exp.config.schema import REGISTRIES
 
     named = [argument.partition("=")[2] for argument in arguments if _name(argument) == "plugins"]

@@ -26,11 +26,7 @@ Variant = TypeVar("Variant")
 
 
 class Registry(dict[str, T]):
-    """What `group=NAME` means, by NAME.
-
-    Args:
-        make: what is kept of a variant, where it is not the variant itself.
-    """
+    """What `group=NAME` means, by NAME. `make` gives what is kept of a variant, where it is not the variant itself."""
 
     def __init__(self, group: str, make: Callable[..., T] = lambda variant: variant) -> None:
         super().__init__()

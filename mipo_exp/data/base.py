@@ -33,11 +33,7 @@ class Examples:
 
 class Task(ABC):
     """One task, registered in `TASKS`. A subclass reads its source in `load`; `scorer` names the function that checks
-    responses.
-
-    Args:
-        cache: the cache's folder: downloads that no library keeps for us go to its `data/`.
-    """
+    responses. Downloads that no library keeps for us go to `data/` in `cache`."""
 
     keys: ClassVar[type[TaskConfig]] = TaskConfig  # the task group's schema
     scorer: str
@@ -71,14 +67,9 @@ class Task(ABC):
 
     @abstractmethod
     def load(self, count_tokens: Callable[[str], int] | None) -> Examples:
-        """The examples: a function of the config and the files alone.
-
-        Args:
-            count_tokens: the length of a text in tokens; needed where `needs_tokenizer` is true.
-
-        Raises:
-            DataError: a file is damaged, or the two sides overlap and `task.overlap` refuses that.
-        """
+        """The examples: a function of the config and the files alone. `count_tokens` gives the length of a text in
+        tokens; it is needed where `needs_tokenizer` is true. Raises `DataError`: a file is damaged, or the two sides
+        overlap and `task.overlap` refuses that."""
 
     def messages(self, context: str | None, prompt: str | None) -> list[Message]:
         """The chat messages that ask `prompt` of somebody with `context`; without either, an empty user message."""

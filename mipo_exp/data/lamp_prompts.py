@@ -57,12 +57,8 @@ FORMS = {number: Form(**form) for number, form in read_table("lamp").items()}
 
 
 def retrieve(form: Form, method: str, text: str, profile: Sequence[Item], count: int, seed: str) -> list[Item]:
-    """The `count` profile items that go into the prompt, best first.
-
-    Args:
-        method: `bm25` (Okapi, words split at white space), `recency` (latest date first; without dates the last item
-            of the file counts as the latest), or `random`.
-    """
+    """The `count` profile items that go into the prompt, best first. `method` is `bm25` (Okapi, words split at white
+    space), `recency` (latest date first; without dates the last item of the file counts as the latest), or `random`."""
     if method == "random":
         return random.Random(seed).sample(list(profile), min(count, len(profile)))
     if method == "recency":

@@ -26,6 +26,11 @@ LEAST_SEED_PART = 1.5
 FEWEST_SEEDS = 3  # of an arm, for a star: two say next to nothing about their own variance
 
 
+def finite(value: float) -> float | None:
+    """The value for JSON, which has no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A metric over the `n` responses that it is measured on, with its 95% interval (NaN where one cluster is all there
@@ -38,8 +43,7 @@ class Estimate:
 
     def as_json(self) -> dict[str, object]:
         """In the form that summary.json has; what is not a number becomes null."""
-        bounds = [float(bound) if np.isfinite(bound) else None for bound in (self.low, self.high)]
-        return {"mean": float(self.mean) if np.isfinite(self.mean) else None, "ci95": bounds, "n": self.n}
+        return {"mean": finite(self.mean), "ci95": [finite(self.low), finite(self.high)], "n": self.n}
 
 
 @dataclass(frozen=True)
@@ -153,11 +157,8 @@ def seed_variance(effects: Values) -> Variance:
 
 def interaction(parts: Values, rows: Rows) -> Values | float:
     """The variance of a mean over seeds that is new for each seed and cluster, as freshly sampled responses are. It is
-    in both `seed_variance` and `sampling_variance` of the mean.
-
-    Args:
-        parts: `contributions` by seed, shape (seeds, ..., n).
-    """
+    in both `seed_variance` and `sampling_variance` of the mean. `parts` are `contributions` by seed, shape (seeds, ...,
+    n)."""
     count = len(parts)
     own = sampling_variance(parts - parts.mean(axis=0), rows).value
     return np.asarray(own).sum(axis=0) / (count * (count - 1))
@@ -209,11 +210,7 @@ def share_bounds(share: Values | float, variance: Variance, count: int) -> tuple
     """Bounds of a share, within 0 and 1: Wilson's (1927), with Student's quantile for the normal one, and for the
     responses the number of independent ones that would vary as much, p(1 − p) / variance, as Korn and Graubard (1998)
     do for shares in surveys. Where all responses agree, nothing says how alike those of a cluster are, and they count
-    as independent.
-
-    Args:
-        share: shape (...), as in the variance.
-    """
+    as independent. `share` has the shape (...) of the variance."""
     p, value = np.asarray(share, dtype=np.float64), np.asarray(variance.value, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         n = np.where(value == 0, count, p * (1 - p) / value)

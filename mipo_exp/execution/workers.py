@@ -57,10 +57,7 @@ def make_executor(config: WorkersConfig, cache: Path) -> Executor:
 
 class RayWorkers:
     """Workers with the model, task and kind of device of a runtime, started with the first shard to be computed.
-
-    Args:
-        cache: the folder for converted models on their machines.
-    """
+    `cache` is the folder for converted models on their machines."""
 
     def __init__(self, config: RayWorkersConfig, cache: Path) -> None:
         self._config = config

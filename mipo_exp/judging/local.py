@@ -39,11 +39,7 @@ class LocalJudgeConfig(AskedJudgeConfig):
 
 
 class Local(Backend):
-    """Answers in batches of similar length.
-
-    Args:
-        engine: the limits of a batch.
-    """
+    """Answers in batches of similar length. `engine` has the limits of a batch."""
 
     shared = False
 

@@ -32,11 +32,7 @@ class Reply:
 
 
 class ReplyCache:
-    """The replies of one judge.
-
-    Args:
-        identity: everything that its replies depend on beside the messages.
-    """
+    """The replies of one judge. `identity` is everything that its replies depend on beside the messages."""
 
     def __init__(self, root: Path, identity: Mapping[str, Any]) -> None:
         self.folder = root / "judge_replies"

@@ -202,12 +202,9 @@ class Estimate:
 def estimate_judging(
     judging: Judging, examples: Sequence[Example], texts: Mapping[str, Sequence[str]] | None, response_tokens: int
 ) -> Estimate:
-    """What judging these examples would take. Prompts are counted by their characters, replies at their limit.
-
-    Args:
-        texts: the responses by phase where they are there already; None counts each at `response_tokens`, and as
-            different before and after.
-    """
+    """What judging these examples would take. Prompts are counted by their characters, replies at their limit. `texts`
+    are the responses by phase where they are there already; None counts each at `response_tokens`, and as different
+    before and after."""
     width = int(response_tokens * CHARACTERS_PER_TOKEN)
     drawn = texts or {phase: [mark * width for _ in examples] for phase, mark in (("before", "b"), ("after", "a"))}
     seen: dict[str, bool] = {}

@@ -113,11 +113,8 @@ def _check_names(model_type: str, sizes: Mapping[str, Any]) -> None:
 
 
 def byte_tokenizer(size: int = 0) -> "PreTrainedTokenizerBase":
-    """A tokenizer with one token a byte and the ChatML markers, built in memory.
-
-    Args:
-        size: at least so many tokens; the further ones are words without meaning, which only random weights write.
-    """
+    """A tokenizer with one token a byte and the ChatML markers, built in memory. It has at least `size` tokens; the
+    further ones are words without meaning, which only random weights write."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast

@@ -104,13 +104,8 @@ def safetensors_names(path: Path) -> set[str]:
 def check_loaded(folder: Path, config: Any, info: Mapping[str, Any]) -> None:
     """Refuse a model that is not the one whose weights are in its folder. What the model's class is known to do without
     (old rotary buffers, copies of tied embeddings, parts for images) transformers has left out of `info` already.
-
-    Args:
-        info: what transformers says about the loading, with sizes that do not fit tolerated.
-
-    Raises:
-        ModelError: a tensor is left over, missing, or of another shape than config.json asks for.
-    """
+    `info` is what transformers says about the loading, with sizes that do not fit tolerated. Raises `ModelError`: a
+    tensor is left over, missing, or of another shape than config.json asks for."""
     unexpected, missing = sorted(info.get("unexpected_keys") or ()), sorted(info.get("missing_keys") or ())
     if unexpected:
         raise ModelError(

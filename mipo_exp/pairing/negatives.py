@@ -33,14 +33,9 @@ class Draw:
 def sample_negatives(
     examples: Sequence[Example], config: NegativesConfig, seed: int, similarity: Similarity = bm25
 ) -> list[Negative]:
-    """The `k` negative conditions of every example, in the examples' order.
-
-    Args:
-        similarity: what `hard_context` and `hard_prompt` call near.
-
-    Raises:
-        ConfigError: there are too few other prompts or contexts for `k` different negatives.
-    """
+    """The `k` negative conditions of every example, in the examples' order. `similarity` says what `hard_context` and
+    `hard_prompt` call near. Raises `ConfigError`: there are too few other prompts or contexts for `k` different
+    negatives."""
     draw = Draw(config.k, np.random.default_rng(seed), similarity, config.weights or {})
     return STRATEGIES[config.strategy].sample(list(examples), draw)
 

@@ -56,11 +56,8 @@ class Shape:
 
 
 def find_shape(config: ModelConfig, folder: Path | None, dtype: str) -> Shape | None:
-    """The shape of a model in a precision; None where nothing says how large it is, or not in usual terms.
-
-    Args:
-        folder: with config.json and safetensors, where the model is here already.
-    """
+    """The shape of a model in a precision; None where nothing says how large it is, or not in usual terms. `folder` has
+    config.json and safetensors, where the model is here already."""
     sizes: Mapping[str, Any] = config.random or {}
     total: float | None = random_parameters(sizes) or None
     if folder is not None and (folder / "config.json").is_file():

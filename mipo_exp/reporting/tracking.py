@@ -7,7 +7,6 @@ an experiment or waits for somebody to type. Keys come from the environment and 
 import contextlib
 import json
 import logging
-import math
 import netrc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from mipo_exp.config.groups import TrackerConfig
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.errors import StorageError
 from mipo_exp.evaluation.measure import PHASES
+from mipo_exp.evaluation.statistics import finite
 from mipo_exp.models.hub import reachable
 
 if TYPE_CHECKING:
@@ -215,8 +215,7 @@ def _plain(value: Any) -> Any:
     """The value as JSON knows it; numpy scalars become numbers, what is not finite becomes None."""
     if value is None or isinstance(value, bool | int | str):
         return value
-    number = float(value)
-    return number if math.isfinite(number) else None
+    return finite(value)
 
 
 def _guarded(what: str, action: Callable[[], Any]) -> Any:

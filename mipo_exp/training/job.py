@@ -257,15 +257,9 @@ def check_gap(gap: float, model: "nn.Module", longest: int) -> None:
 
 
 def finish(job: Job, loop: Any, tried: Callable[[], tuple[Sequence[Prompted], int]]) -> None:
-    """Make a trainer with a new adapter ready to train: TRL's fused output head is in its base model.
-
-    Args:
-        tried: prompts with responses, on which it is tried whether prompts can be shared, and the tokens of the longest
-            prompt with its response in all of the data.
-
-    Raises:
-        ConfigError: nothing is trainable.
-    """
+    """Make a trainer with a new adapter ready to train: TRL's fused output head is in its base model. `tried` gives
+    prompts with responses, on which it is tried whether prompts can be shared, and the tokens of the longest prompt
+    with its response in all of the data. Raises `ConfigError`: nothing is trainable."""
     from torch import nn
     from transformers import PrinterCallback
 
@@ -286,11 +280,7 @@ def finish(job: Job, loop: Any, tried: Callable[[], tuple[Sequence[Prompted], in
 
 def check_layers(config: Config, runtime: Runtime, status: str) -> None:
     """Raise `ConfigError` for `lora.target_modules` that fit no layer of the model, where its folder is here. It is
-    built without weights.
-
-    Args:
-        runtime: of its model; `all-linear` fits every one, and takes no import.
-    """
+    built without weights. `runtime` is of its model; `all-linear` fits every one, and takes no import."""
     untouched = config.lora.target_modules == "all-linear" or config.method.trains_on is None
     if untouched or status == "cached" or runtime.folder is None:
         return
