@@ -5,12 +5,13 @@ often: after an interruption only the missing ones are computed, and they come o
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import PAUSE_SECONDS, Workspace
@@ -54,16 +55,15 @@ class Shards(Generic[Tool, Row]):
         return work.shard(number, self.row_type, build, partial(self.fits, number))
 
 
-class Executor(Protocol):
+class Executor(ABC):
     """Who computes shards."""
 
+    @abstractmethod
     def compute(self, work: Workspace, shards: Shards[Tool, Row]) -> Iterator[tuple[Sequence[Row], bool]]:
         """See `compute_shards`."""
-        ...
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027 - not every one holds something
         """Give back what would be in the way of a training."""
-        ...
 
 
 def compute_shards(work: Workspace, shards: Shards[Tool, Row]) -> Iterator[tuple[Sequence[Row], bool]]:
@@ -74,7 +74,7 @@ def compute_shards(work: Workspace, shards: Shards[Tool, Row]) -> Iterator[tuple
 
 
 @dataclass(frozen=True)
-class Processes:
+class Processes(Executor):
     """This process, or this one of several: it computes every `size`-th shard and reads those of the others from the
     cache as they come."""
 
@@ -104,6 +104,3 @@ class Processes:
         while any(number < shards.count for number in awaited.values()):
             time.sleep(PAUSE_SECONDS)
             yield from theirs()
-
-    def release(self) -> None:
-        """Nothing is held here."""

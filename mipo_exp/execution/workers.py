@@ -55,7 +55,7 @@ def make_executor(config: WorkersConfig, cache: Path) -> Executor:
     return RayWorkers(config, cache)
 
 
-class RayWorkers:
+class RayWorkers(Executor):
     """Workers with the model, task and kind of device of a runtime, started with the first shard to be computed.
     `cache` is the folder for converted models on their machines."""
 

@@ -35,7 +35,6 @@ class Kind(ABC):
     """One kind of judging."""
 
     prompts: ClassVar[tuple[str, ...]]  # the prompt files that it uses
-    phases: ClassVar[tuple[str, ...]]  # of summary.json in which its main metrics stand
 
     @abstractmethod
     def check(self, examples: Sequence[Example], task: str) -> None:
@@ -54,7 +53,6 @@ class _Pairwise(Kind):
     """`after` against `before`, in both orders. Equal responses tie without being shown to the judge."""
 
     prompts = ("pairwise",)
-    phases = ("after",)
     orders: ClassVar[dict[str, tuple[str, str]]] = {
         "before_first": ("before", "after"),
         "after_first": ("after", "before"),
@@ -106,7 +104,6 @@ class _Rubrics(Kind):
     """A score from 1 to 5 for every rubric of an example, with its reference answer where there is one."""
 
     prompts = RUBRIC_PROMPTS
-    phases = SIDES
 
     def check(self, examples: Sequence[Example], task: str) -> None:
         """An example without rubrics gets the default one; those that are there must be whole."""
@@ -150,7 +147,6 @@ class _Checks(Kind):
     some: PrefEval reads the answer only then."""
 
     prompts = ("check_acknowledge", "check_violate", "check_hallucinate", "check_helpful")
-    phases = SIDES
 
     def check(self, examples: Sequence[Example], task: str) -> None:
         for example in examples:
