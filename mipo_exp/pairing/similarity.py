@@ -89,10 +89,4 @@ def _from_hub(name: str, key: str, download: bool) -> Path:
     files = ["*.safetensors", "*.json", "*.txt", "*.model"]
     remedy = "give a folder with a sentence-transformers model, or null for BM25"
     repository = Repository("negatives.embedding_model", name, ConfigError, remedy)
-    folder = repository.local(files)
-    if folder is not None:
-        return folder
-    if not download:
-        raise ConfigError(f"{key} is not on this machine yet")
-    with repository.asking():
-        return repository.download(files)
+    return repository.fetch(files, None if download else f"{key} is not on this machine yet")
