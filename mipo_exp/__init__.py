@@ -35,11 +35,8 @@ def run(overrides: Sequence[str] = (), output: str | Path | None = None) -> "Res
 
 
 def load(folder: str | Path) -> "Results":
-    """The results of a run that is in a folder, whoever started it.
-
-    Raises:
-        DataError: there is no run in it, or it has not ended.
-    """
+    """The results of a run that is in a folder, whoever started it. Raises `DataError`: there is no run in it, or it
+    has not ended."""
     from mipo_exp.reporting.saved import load
 
     return load(Path(folder))

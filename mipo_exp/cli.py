@@ -72,8 +72,7 @@ def main() -> None:
     """Run from the command line, in one process or in several (`execution.processes`).
 
     Exit codes: 0, 1 for a failure of ours, 2 for bad input, 3 for a run that lacks parts which the same command fills
-    in, 130 for an interruption.
-    """
+    in, 130 for an interruption."""
     if "--version" in sys.argv[1:]:
         with contextlib.suppress(PackageNotFoundError):  # runs from a folder, without having been installed
             sys.stdout.write(f"mipo_exp {version('mipo-exp')}\n")
@@ -101,7 +100,8 @@ def _main() -> None:
     except KeyboardInterrupt:
         _exit("interrupted; rerun the same command to resume", EXIT_INTERRUPTED)
     except Exception as error:
-        if not _is_known(error):
+        # One of a job has been recorded; of a dead worker, a launcher raises its own.
+        if not any(job.failed and job.message == _message(error) for job in _all_ended()):
             # A UserError is that of a job of a multirun that may not start.
             message = str(error) if isinstance(error, UserError) else explain(error, sys.argv[1:])
             if message is None and isinstance(error, OSError):  # outside a job: Hydra making the folder of the run
@@ -138,11 +138,6 @@ def _all_ended() -> list[Ended]:
                 job = Ended(**json.loads(path.read_text(encoding="utf-8")))
                 found.setdefault(job.folder, job)
     return sorted(found.values(), key=lambda job: (len(job.folder), job.folder))
-
-
-def _is_known(error: Exception) -> bool:
-    """Whether an exception is that of a job which has said so itself; of a dead worker, a launcher raises its own."""
-    return any(job.failed and job.message == _message(error) for job in _all_ended())
 
 
 def _message(error: Exception) -> str:
@@ -212,10 +207,9 @@ def _write_table(failures: Sequence[Ended]) -> None:
 
     for folder, started in _multiruns:
         try:
-            names = [Path(os.path.relpath(job.folder, folder)).as_posix() for job in failures]
             failed = [
-                {"job": name, "command": job.overrides, "error": job.message}
-                for name, job in zip(names, failures, strict=True)
+                {"job": os.path.relpath(job.folder, folder), "command": job.overrides, "error": job.message}
+                for job in failures
             ]
             write_table(folder, started, failed)
         except OSError as error:

@@ -53,8 +53,6 @@ def assemble(config: Config, output: Path, fetch: bool = True, overrides: Sequen
     """Put an experiment together and check all of it that needs no model, before anything heavy is loaded.
 
     Args:
-        config: checked.
-        output: the run's folder.
         fetch: get the data, the model's files and the examples. Without, as for a plan, what is not here is noted and
             something stands in its place.
         overrides: what the user asked for beside the files, and is to have as it stands.
@@ -147,10 +145,7 @@ def _check_disk(cache: Path, needed: float) -> None:
 
 def assemble_together(config: Config, output: Path, overrides: Sequence[str] = ()) -> Assembled:
     """`assemble` in every process of the run, the main one first; they must come to the same stages in one cache.
-
-    Raises:
-        UserError: in every process, where one of them raised it or differs.
-    """
+    Raises `UserError`: in every process, where one of them raised it or differs."""
     together = team()
     together.connect(choose_device(config.device, together.local_rank, together.size))
     check_shared(Store(Path(config.paths.cache).expanduser()).root)
@@ -166,11 +161,7 @@ def run_experiment(
     several processes the main one writes, and the others do their part of the stages.
 
     Args:
-        config: checked.
         resolved: the same as plain Python, for the record.
-        output: the run's folder.
-        command: how this run was asked for.
-        overrides: as `assemble`.
 
     Returns:
         the metric that `objective` names, which a sweeper optimizes, and what is missing.
@@ -254,12 +245,7 @@ def _check_call(overrides: Any, output: Any) -> None:
 
 def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None]) -> list[dict[str, float]]:
     """Fetch every stage but the judgements, in order; returns the rows that training logged. In a process beside the
-    main one: take part in those that are shared.
-
-    Args:
-        assembled: what to run.
-        log_row: gets each of the rows as soon as it is there.
-    """
+    main one: take part in those that are shared. `log_row` gets each of the rows as soon as it is there."""
     run, runtime, rewarding, together = assembled.run, assembled.runtime, assembled.rewarding, team()
     run.fetch_model(runtime)
     _warn_of_memory(assembled)

@@ -84,12 +84,7 @@ class Assembled:
     """An experiment, put together and checked as far as that needs no model (`experiment.assemble`).
 
     Attributes:
-        config: the checked config.
-        output: the run's folder.
-        store: the cache.
-        run: fetches the stages.
         task: where the examples come from, and how they are asked.
-        runtime: the base model.
         examples: the stage of the examples.
         stages: those after it, in an order in which they can be built.
         judging: the judge of the results, where there is one.
@@ -208,12 +203,7 @@ def declare(
         seed=seed,
     )
     filters = dataclasses.replace(config.pairs, min_pmi_margin=None)
-    pairs = stage(
-        "pairs",
-        build_pairs,
-        {"examples": examples, "chosen": chosen, "rejected": rejected},
-        pairs=filters,
-    )
+    pairs = stage("pairs", build_pairs, {"examples": examples, "chosen": chosen, "rejected": rejected}, pairs=filters)
     scored_pairs = stage(
         "scored_pairs", score_pairs, {"pairs": pairs}, scoring=scoring, min_pmi_margin=config.pairs.min_pmi_margin
     )

@@ -62,11 +62,13 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The module of `plugin_package`; what it registers in this process is forgotten."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "plugin_package"))
-    for registry in REGISTRIES.values():
-        monkeypatch.setattr(registry, "_found", dict(registry._found))
+    kept = [(of, dict(of)) for registry in REGISTRIES.values() for of in (registry, registry._registered_by)]
     monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
     monkeypatch.setattr(metrics, "COMPUTED", list(metrics.COMPUTED))
     yield "mipo_example.variants"
+    for of, content in kept:
+        of.clear()
+        of.update(content)
     for name in ("mipo_example", "mipo_example.variants"):
         sys.modules.pop(name, None)
 

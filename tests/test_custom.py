@@ -1,6 +1,5 @@
 """`task=custom`: a stranger's table in every format and family, and what it says about tables that do not fit."""
 
-import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,7 +154,8 @@ def test_the_hubs_cache_is_searched_for_any_format(tmp_path: Path, monkeypatch: 
     (tmp_path / "default" / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"me/mine@main is not on this machine yet"):
         task.prepare(download=False)
-    monkeypatch.setattr("mipo_exp.models.hub.Repository.asking", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr("mipo_exp.models.hub.unreachable", lambda: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: None)
     with pytest.raises(DataError, match=r"task\.hub_id=me/mine@main has no file test\[-_\.\]\* or .*task\.path=DIR"):
         task.prepare(download=True)
 

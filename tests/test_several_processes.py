@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from mipo_exp.errors import ConfigError
 from mipo_exp.execution.processes import Team, threads
-from mipo_exp.execution.shards import Processes, Shard, compute_shards
+from mipo_exp.execution.shards import Processes, Shard, Shards, compute_shards
 from mipo_exp.models.runtime import Runtime, choose_device
 from mipo_exp.planning import checks
 from mipo_exp.store.artefacts import Workspace
@@ -265,7 +265,7 @@ def test_each_process_computes_its_shards_and_reads_the_others(tiny: Runtime, tm
             computed.append((rank, number))
             return lambda runtime, tool: [Response(str(number), [number], "x", True)]
 
-        found = compute_shards(work, tiny, None, lambda *_: contextlib.nullcontext(), Response, 5, shard)
+        found = compute_shards(work, Shards(tiny, None, lambda *_: contextlib.nullcontext(), Response, 5, shard))
         return sorted(rows[0].id for rows, _ in found)
 
     with ThreadPoolExecutor(2) as pool:

@@ -13,8 +13,8 @@ from mipo_exp.kernels.prompt_sharing import arrange, share_prompts
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import Store, Workspace
 from mipo_exp.store.records import ScoredPair
-from mipo_exp.training.job import Job
-from mipo_exp.training.methods.mipo import LOSS_TYPES, Mipo, first_loss, largest_change, make_trainer
+from mipo_exp.training.job import Job, finish
+from mipo_exp.training.methods.mipo import LOSS_TYPES, Mipo, first_loss, largest_change, longest_pair, make_trainer
 from tests.conftest import composed, make_runtime, table_of
 from tests.test_training import pairs as pairs  # the fixture
 from tests.test_training import train
@@ -226,6 +226,8 @@ def test_the_first_loss_may_be_off_by_what_the_log_ratios_are_and_by_little_more
 def test_the_adapters_dropout_is_what_the_config_says(tiny: Runtime, tmp_path: Path) -> None:
     """TRL switches off every dropout of the model it is given."""
     config = composed("+debug=quick", "lora.lora_dropout=0.25")
-    dpo = make_trainer(job(tiny, config, tmp_path), config.method, table_of(PADDED, ScoredPair))
+    of, pairs = job(tiny, config, tmp_path), table_of(PADDED, ScoredPair)
+    dpo = make_trainer(of, config.method, pairs)
+    finish(of, dpo, lambda: longest_pair(pairs))
     found = {module.p for module in dpo.model.modules() if isinstance(module, torch.nn.Dropout)}
     assert found == {0.25}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mipo_exp.errors import ConfigError, DataError
-from mipo_exp.execution.shards import compute_shards
+from mipo_exp.execution.shards import Shards, compute_shards
 from mipo_exp.execution.workers import make_executor
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import Workspace
@@ -76,15 +76,14 @@ def test_the_shards_of_a_dead_worker_are_computed_again(ray: None, tiny: Runtime
     work = spread(tmp_path / "set", "workers.count=1")
     mark = tmp_path / "mark"
     try:
-        shards = compute_shards(
-            work, tiny, None, nothing, Response, 6, lambda number: partial(die_once, mark=mark, number=number)
-        )
+        of = Shards(tiny, None, nothing, Response, 6, lambda number: partial(die_once, mark=mark, number=number))
+        shards = compute_shards(work, of)
         assert sorted(rows[0].id for rows, _ in shards) == list("012345")
         assert mark.exists()
         work.path = tmp_path / "other"
         work.path.mkdir()
         with pytest.raises(DataError, match="a worker of workers=ray: a prompt is too long"):
-            list(compute_shards(work, tiny, None, nothing, Response, 1, lambda number: fail))
+            list(compute_shards(work, Shards(tiny, None, nothing, Response, 1, lambda number: fail)))
     finally:
         work.executor.release()
 
@@ -94,7 +93,7 @@ def test_more_workers_than_the_cluster_holds_are_refused_and_not_waited_for(
 ) -> None:
     work = spread(tmp_path, "workers.count=9")
     with pytest.raises(ConfigError, match=r"9 workers of workers\.cpus=1 and 0 GPUs do not fit"):
-        list(compute_shards(work, tiny, None, nothing, Response, 1, lambda number: fail))
+        list(compute_shards(work, Shards(tiny, None, nothing, Response, 1, lambda number: fail)))
 
 
 def test_a_missing_ray_is_named_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,5 +107,5 @@ def test_finished_shards_are_not_sent(tiny: Runtime, tmp_path: Path) -> None:
     work = spread(tmp_path)
     for number in range(2):
         work.shard(number, Response, lambda number=number: [row(number)])  # type: ignore[misc]
-    found = list(compute_shards(work, tiny, None, nothing, Response, 2, lambda number: fail))
+    found = list(compute_shards(work, Shards(tiny, None, nothing, Response, 2, lambda number: fail)))
     assert [(rows[0].id, reused) for rows, reused in found] == [("0", True), ("1", True)]

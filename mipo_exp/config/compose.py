@@ -40,12 +40,8 @@ def register_resolvers() -> None:
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """The config of one run, as the command line composes it. `paths.output` is not known yet.
-
-    Raises:
-        ConfigError: an override or a file cannot be read, a key or an option does not exist, or there is a secret in
-            the config.
-    """
+    """The config of one run, as the command line composes it. `paths.output` is not known yet. Raises `ConfigError`: an
+    override or a file cannot be read, a key or an option does not exist, or there is a secret in the config."""
     register_resolvers()
     if message := wrong_override(overrides, groups()):
         raise ConfigError(message)
@@ -80,12 +76,7 @@ def groups() -> list[str]:
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str | None:
-    """What to say of an error that was raised while the config was composed; None for any other error.
-
-    Args:
-        error: as Hydra or OmegaConf raised it.
-        arguments: of the command line.
-    """
+    """What to say of an error that was raised while the config was composed; None for any other error."""
     if isinstance(error, MissingConfigException):
         return _unknown_option(error, arguments)
     if isinstance(error, HydraException | OmegaConfBaseException):

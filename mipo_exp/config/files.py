@@ -12,13 +12,8 @@ from yaml.reader import ReaderError
 
 
 def unreadable(error: Exception, folders: Iterable[Path], arguments: Sequence[str]) -> str:
-    """A message that names the file and the line, or the override.
-
-    Args:
-        error: what Hydra raised while it composed the config.
-        folders: where configs are read from; the codec does not say which file it failed on.
-        arguments: of the command line.
-    """
+    """A message that names the file and the line, or the override. `folders` are where configs are read from; the codec
+    does not say which file it failed on."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: not valid YAML ({error.problem}); correct it"

@@ -22,8 +22,7 @@ KEY = "negatives.weights"
 def settled(negatives: Any) -> Any:
     """The negatives group as plain Python with the weights in effect: those that are named, else `default_weights`.
 
-    `task.default_negatives` may be a dict of weights instead of a strategy: then it is a mixture with these.
-    """
+    `task.default_negatives` may be a dict of weights instead of a strategy: then it is a mixture with these."""
     if not isinstance(negatives, Mapping):
         return negatives
     group = {name: value for name, value in negatives.items() if name != "default_weights"}
@@ -38,7 +37,6 @@ def settle(raw: DictConfig, overrides: Sequence[str], of_hydra: Sequence[str] = 
     """Put the weights in effect into a composed config, in place.
 
     Args:
-        raw: the composed config.
         overrides: the command line's. In their order, `negatives.weights={…}` replaces every weight, those of files
             too, and `negatives.weights.NAME=…` changes one.
         of_hydra: those of Hydra itself, where they are not among `overrides`.

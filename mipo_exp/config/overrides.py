@@ -7,16 +7,12 @@ from importlib.metadata import entry_points
 from mipo_exp.config.registry import GROUP, load_variants
 from mipo_exp.errors import ConfigError
 
+NO_TEXTS = r"(?i:true|false|null|nan|inf)\Z"  # that begin with a letter
 FORM = "an override is KEY=VALUE or GROUP=OPTION, such as method.beta=0.05 or task=gsm8k"
 
 
 def wrong_override(arguments: Sequence[str], groups: Collection[str]) -> str | None:
-    """What is wrong with the first argument that cannot be an override, None if nothing is.
-
-    Args:
-        arguments: of the command line.
-        groups: of the config, all of which a run needs.
-    """
+    """What is wrong with the first argument that cannot be an override, None if nothing is."""
     for argument in arguments:
         if argument.startswith("-"):
             continue
@@ -32,18 +28,13 @@ def not_an_option(arguments: Sequence[str], groups: Collection[str], said: str) 
     """The message for a group that is given something else than the name of an option, which `said` by Hydra does not
     name: an override of a group, or of Hydra itself."""
     found = [item for item in arguments if _name(item) in groups or _name(item).partition("/")[0] == "hydra"]
-    given = [item for item in found if not _is_text(item.partition("=")[2])] or found
+    given = [item for item in found if not re.match(rf"(?!{NO_TEXTS})[^\W\d_]", item.partition("=")[2])] or found
     return f"{', '.join(given) or 'an override'}: a group takes the name of one of its options ({said}); {FORM}"
 
 
 def without_file(group: str, name: str, arguments: Sequence[str]) -> str | None:
     """The message for an option that has no YAML, where a plugin cannot be imported or registers it; else None.
-
-    Args:
-        group: of the config.
-        name: of the option.
-        arguments: of the command line, which may name plugins.
-    """
+    `arguments` are those of the command line, which may name plugins."""
     from mipo_exp.config.schema import REGISTRIES
 
     named = [argument.partition("=")[2] for argument in arguments if _name(argument) == "plugins"]
@@ -64,7 +55,3 @@ def without_file(group: str, name: str, arguments: Sequence[str]) -> str | None:
 
 def _name(argument: str) -> str:
     return argument.partition("=")[0].lstrip("+~").partition("@")[0].strip()
-
-
-def _is_text(value: str) -> bool:
-    return value[:1].isalpha() and value.lower() not in ("true", "false", "null", "nan", "inf")

@@ -44,12 +44,9 @@ BOUNDS = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "a
 
 
 def parse(raw: DictConfig) -> Config:
-    """Turn Hydra's composed config into a checked `Config`.
-
-    Raises:
-        ConfigError: a plugin that cannot be imported, a key that does not exist, a value of the wrong type or out of
-            bounds, or keys that exclude each other. The message names the key, the value and the way out.
-    """
+    """Turn Hydra's composed config into a checked `Config`. Raises `ConfigError`: a plugin that cannot be imported, a
+    key that does not exist, a value of the wrong type or out of bounds, or keys that exclude each other. The message
+    names the key, the value and the way out."""
     load_variants(raw.get("plugins"))
     plain = resolve(raw)
     _check_leaves(plain)

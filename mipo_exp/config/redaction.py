@@ -41,7 +41,7 @@ _HARMLESS = {"cache", "sort", "primary", "foreign", "partition", "public", "grou
     *("per", "answer", "max", "min", "num", "page", "next", "first", "last"),
 }
 _REFERENCES = {"env", "file", "path", "name", "names", "variable", "id", "ids"} | {
-    *("url", "type", "count", "length", "size"),
+    *("url", "type", "count", "length", "size")
 }
 _VALUE = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v\d+_\w{20,}|gh[a-z]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
@@ -65,7 +65,7 @@ _IN_QUERY = {"code", "sign", "signed"}  # beside the names above
 _USER = re.compile(r"(?i)(^|_)(user|username|login)$")
 _HEADERS = re.compile(r"(?i)headers?(?=[.\[]|$)")
 _HARMLESS_HEADERS = {"accept", "content-type", "user-agent", "http-referer", "referer", "x-title", "x-request-id"} | {
-    *("accept-encoding", "accept-language", "cache-control", "anthropic-version", "anthropic-beta", "openai-beta"),
+    *("accept-encoding", "accept-language", "cache-control", "anthropic-version", "anthropic-beta", "openai-beta")
 }
 
 _named: set[str] = set()  # variables that the config says hold a key

@@ -6,7 +6,7 @@ those from outside are.
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -25,65 +25,41 @@ T = TypeVar("T")
 Variant = TypeVar("Variant")
 
 
-class Registry(Mapping[str, T]):
-    """What `group=NAME` means, by NAME.
-
-    Args:
-        group: of the config.
-        make: what is kept of a variant, where it is not the variant itself.
-    """
+class Registry(dict[str, T]):
+    """What `group=NAME` means, by NAME. `make` gives what is kept of a variant, where it is not the variant itself."""
 
     def __init__(self, group: str, make: Callable[..., T] = lambda variant: variant) -> None:
+        super().__init__()
         self.group, self._make = group, make
-        self._found: dict[str, tuple[T, str]] = {}
+        self._registered_by: dict[str, str] = {}
 
     def register(self, name: str, **facts: Any) -> Callable[[Variant], Variant]:
-        """A decorator for the variant of that name; `make` is given `facts` too.
-
-        Raises:
-            ConfigError: the name is taken.
-        """
+        """A decorator for the variant of that name; `make` is given `facts` too. Raises `ConfigError`: the name is
+        taken."""
 
         def add(variant: Any) -> Any:
             where = f"{variant.__module__}.{variant.__qualname__}"
-            if name in self._found and self._found[name][1] != where:
+            if (first := self._registered_by.setdefault(name, where)) != where:
                 raise ConfigError(
-                    f"{self.group}={name} is registered twice, by {self._found[name][1]} and by {where}; give one of "
-                    "them another name"
+                    f"{self.group}={name} is registered twice, by {first} and by {where}; give one of them another name"
                 )
-            self._found[name] = self._make(variant, **facts), where
+            self[name] = self._make(variant, **facts)
             return variant
 
         return add
 
     def find(self, name: str, key: str) -> T:
-        """The variant that `key` asks for.
-
-        Raises:
-            ConfigError: there is none of this name; the nearest ones are named first.
-        """
-        if name not in self._found:
+        """The variant that `key` asks for. Raises `ConfigError`: there is none of this name; the nearest ones are named
+        first."""
+        if name not in self:
             names = sorted(self, key=lambda known: -difflib.SequenceMatcher(None, name, known).ratio())
             raise ConfigError(f"{key}={name!r} is not a {self.group}; choose one of {', '.join(names)}")
         return self[name]
 
-    def __getitem__(self, name: str) -> T:
-        return self._found[name][0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
 
 def load_variants(plugins: Any = ()) -> None:
     """Import what registers variants: this package's modules, those of entry points, and `plugins`, as the config has
-    them: names of modules.
-
-    Raises:
-        ConfigError: one cannot be imported, or registers a name that is taken.
-    """
+    them: names of modules. Raises `ConfigError`: one cannot be imported, or registers a name that is taken."""
     for module in BUILT_IN:
         importlib.import_module(module)
     for point in entry_points(group=GROUP):

@@ -61,8 +61,7 @@ class Scorer:
     `evaluation.metrics.Measure`.
 
     With `strict` or `options` it returns `accuracy`, `answer/unparsed_rate` and, with `strict`, `accuracy/strict`, and
-    responses have kinds (`evaluation.error_kinds`).
-    """
+    responses have kinds (`evaluation.error_kinds`)."""
 
     score: Callable[..., Mapping[str, Any]]
     strict: Callable[[str], object] | None = None  # reads a number in the form that was asked for, None where none is

@@ -33,12 +33,7 @@ class Examples:
 
 class Task(ABC):
     """One task, registered in `TASKS`. A subclass reads its source in `load`; `scorer` names the function that checks
-    responses.
-
-    Args:
-        config: the task group.
-        cache: the cache's folder: downloads that no library keeps for us go to its `data/`.
-    """
+    responses. Downloads that no library keeps for us go to `data/` in `cache`."""
 
     keys: ClassVar[type[TaskConfig]] = TaskConfig  # the task group's schema
     scorer: str
@@ -72,14 +67,9 @@ class Task(ABC):
 
     @abstractmethod
     def load(self, count_tokens: Callable[[str], int] | None) -> Examples:
-        """The examples: a function of the config and the files alone.
-
-        Args:
-            count_tokens: the length of a text in tokens; needed where `needs_tokenizer` is true.
-
-        Raises:
-            DataError: a file is damaged, or the two sides overlap and `task.overlap` refuses that.
-        """
+        """The examples: a function of the config and the files alone. `count_tokens` gives the length of a text in
+        tokens; it is needed where `needs_tokenizer` is true. Raises `DataError`: a file is damaged, or the two sides
+        overlap and `task.overlap` refuses that."""
 
     def messages(self, context: str | None, prompt: str | None) -> list[Message]:
         """The chat messages that ask `prompt` of somebody with `context`; without either, an empty user message."""
@@ -105,11 +95,7 @@ class Task(ABC):
         return digest([remembered_sha256(path, self.cache) for path in paths])
 
     def refuse_source(self) -> None:
-        """For a task that is built in.
-
-        Raises:
-            DataError: the config names a source, which would be ignored.
-        """
+        """For a task that is built in. Raises `DataError`: the config names a source, which would be ignored."""
         for key in ("path", "hub_id"):
             if getattr(self.config, key) is not None:
                 raise DataError(
@@ -130,11 +116,8 @@ class Task(ABC):
         return f"{prompt}\n\n{instruction}"
 
     def select(self, train: Sequence[Example], evaluation: Sequence[Example], notes: Mapping[str, int]) -> Examples:
-        """Apply `task.overlap` and `task.validation`, then draw `train_examples` and `eval_examples`, and count.
-
-        Raises:
-            DataError: a side is empty, ids are used twice, or overlap is refused.
-        """
+        """Apply `task.overlap` and `task.validation`, then draw `train_examples` and `eval_examples`, and count. Raises
+        `DataError`: a side is empty, ids are used twice, or overlap is refused."""
         config = self.config
         for side, rows in (("training", train), ("evaluation", evaluation)):
             if not rows:
@@ -171,10 +154,7 @@ class Task(ABC):
         unit: Callable[[Example], str] | None = None,
     ) -> Examples:
         """Both sides from one table, by users (see `split_rows`), then `select`; ids begin with their side's name.
-
-        Raises:
-            DataError: there are too few users to divide, or `select` refuses.
-        """
+        Raises `DataError`: there are too few users to divide, or `select` refuses."""
         config = self.config
         if not rows:
             raise DataError(f"task={config.name} has no examples; check task.path and docs/tasks.md")

@@ -16,7 +16,7 @@ from mipo_exp.config.fields import Between, schema
 from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, new_example, reference
 from mipo_exp.data.consistency import check_unique
-from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.file_task import FileTask
 from mipo_exp.data.files import WAY_OUT, Record, read_rows
 from mipo_exp.data.histories import HistoryConfig, earlier, shorten
 from mipo_exp.data.left_out import LeftOut
@@ -57,31 +57,25 @@ class CommunityAlignment(FileTask):
     keys = CommunityAlignmentConfig
     config: CommunityAlignmentConfig
     scorer = "none"
-
-    def layouts(self) -> Sequence[Layout]:
-        """See `FileTask.layouts`."""
-        return [
-            {
-                "choices": (
-                    *("community_alignment.csv", "data/filtered_community_alignment.csv"),
-                    *("default/train/*.parquet", "default/filtered/*.parquet"),
-                    *("data/train-*.parquet", "data/filtered-*.parquet"),
-                )
-            },
-            {
-                "choices": (
-                    *("filtered_community_alignment.csv", "data/full_community_alignment.csv"),
-                    *("full_community_alignment.csv", "train-*.parquet", "filtered-*.parquet", "train.jsonl"),
-                )
-            },
-        ]
+    layout = (
+        {
+            "choices": (
+                *("community_alignment.csv", "data/filtered_community_alignment.csv"),
+                *("default/train/*.parquet", "default/filtered/*.parquet"),
+                *("data/train-*.parquet", "data/filtered-*.parquet"),
+            )
+        },
+        {
+            "choices": (
+                *("filtered_community_alignment.csv", "data/full_community_alignment.csv"),
+                *("full_community_alignment.csv", "train-*.parquet", "filtered-*.parquet", "train.jsonl"),
+            )
+        },
+    )
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            DataError: also for a conversation that is there twice, and where no row has one of the languages.
-        """
+        """See `Task.load`. Raises `DataError`: also for a conversation that is there twice, and where no row has one of
+        the languages."""
         columns = COLUMNS if self.config.languages is None else (*COLUMNS, "assigned_lang")
         records = read_rows(self.files(download=False)["choices"], columns)
         wanted = self._in_languages(records)
@@ -144,10 +138,7 @@ class CommunityAlignment(FileTask):
 
 def read_choice(record: Record) -> Choice | None:
     """The choice of a conversation's first turn; None where the prompt, the choice or the chosen text is missing.
-
-    Raises:
-        DataError: the choice is none of the four responses, or a field is no text.
-    """
+    Raises `DataError`: the choice is none of the four responses, or a field is no text."""
     prompt = _clean(record.optional("first_turn_prompt"))
     name = record.optional("first_turn_preferred_response")
     if name is not None and name.strip() not in RESPONSES:

@@ -22,13 +22,7 @@ from mipo_exp.config.fields import Share, schema
 from mipo_exp.config.schema import TASKS, TaskConfig
 from mipo_exp.data.base import Examples, Task
 from mipo_exp.data.consistency import Fact, check_contradictions, without_repetitions
-from mipo_exp.data.custom_references import (
-    Cells,
-    letter_references,
-    match_references,
-    number_references,
-    option_lists,
-)
+from mipo_exp.data.custom_references import Cells, letter_references, match_references, number_references, option_lists
 from mipo_exp.data.downloads import has_all_shards, hub_snapshot
 from mipo_exp.data.files import READERS, Record, read_rows
 from mipo_exp.data.options import choice_fact, options_key, question_text
@@ -108,11 +102,8 @@ class Custom(Task):
         return digest({side: [[path.suffix, self.fingerprint([path])] for path in of] for side, of in files.items()})
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            DataError: also for a column that does not exist, and for rows that say different things about one prompt.
-        """
+        """See `Task.load`. Raises `DataError`: also for a column that does not exist, and for rows that say different
+        things about one prompt."""
         files = self._files(download=False)
         records = {side: [one for path in paths for one in self._read(path)] for side, paths in files.items()}
         rows, notes = self._rows([record for side in files for record in records[side]])
@@ -130,11 +121,7 @@ class Custom(Task):
         return self.select(train, test, notes)
 
     def _read(self, path: Path) -> list[Record]:
-        """The rows of a file.
-
-        Raises:
-            DataError: it cannot be read, or lacks a column.
-        """
+        """The rows of a file. Raises `DataError`: it cannot be read, or lacks a column."""
         records = read_rows([path])
         found = list(dict.fromkeys(str(name) for record in records for name in record.values))
         for key, name in dataclasses.asdict(self.config.columns).items():
@@ -151,10 +138,10 @@ class Custom(Task):
         columns, family = self.config.columns, self.config.family
         cells = [Cells(record) for record in records]
         contexts = [None if columns.context is None else cell.context(columns.context) for cell in cells]
-        users = [
-            _context_user(context) if columns.user is None else cell.required(columns.user).strip()
-            for cell, context in zip(cells, contexts, strict=True)
-        ]
+        if columns.user is not None:
+            users: list[str | None] = [cell.required(columns.user).strip() for cell in cells]
+        else:
+            users = [None if context is None else f"context/{question_key(context)}" for context in contexts]
         kept = [i for i in range(len(cells)) if family != "personalization" or contexts[i] is not None]
         if not kept:
             raise DataError(
@@ -225,14 +212,12 @@ def check_columns(config: CustomConfig) -> None:
 
 
 def find_sides(folder: Path, source: str) -> dict[str, list[Path]]:
-    """The files of train and test in a folder, or in the one folder below it that has both.
-
-    Raises:
-        DataError: there are none, more than one choice, or not all parts of a file.
-    """
+    """The files of train and test in a folder, or in the one folder below it that has both. Raises `DataError`: there
+    are none, more than one choice, or not all parts of a file."""
     found = []
     for base in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        sides = {side: _side_files(base, side) for side in SIDES}
+        files = [path for path in sorted(base.iterdir()) if path.suffix in READERS and path.is_file()]
+        sides = {side: [path for path in files if re.match(rf"{side}[-_.]", path.name)] for side in SIDES}
         if all(sides.values()):
             found.append((base, sides))
             if base == folder:
@@ -254,11 +239,3 @@ def find_sides(folder: Path, source: str) -> dict[str, list[Path]]:
         if not has_all_shards(paths):
             raise DataError(f"{base} lacks some parts of {paths[0].name}; download the data again")
     return sides
-
-
-def _side_files(folder: Path, side: str) -> list[Path]:
-    return sorted(path for path in folder.glob(f"{side}[-_.]*") if path.suffix in READERS and path.is_file())
-
-
-def _context_user(context: str | None) -> str | None:
-    return None if context is None else f"context/{question_key(context)}"

@@ -31,10 +31,7 @@ class Cells:
 
     def text(self, column: str) -> str | None:
         """The cell as text; None where it is missing, null, NaN or blank. A number is written without a final `.0`.
-
-        Raises:
-            DataError: it holds a list, an object or a truth value.
-        """
+        Raises `DataError`: it holds a list, an object or a truth value."""
         value = self.record.values.get(column)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return None
@@ -52,22 +49,15 @@ class Cells:
         return value if value.strip() else None
 
     def required(self, column: str) -> str:
-        """The cell as text.
-
-        Raises:
-            DataError: it is empty.
-        """
+        """The cell as text. Raises `DataError`: it is empty."""
         value = self.text(column)
         if value is None:
             raise DataError(f"{self.where}: {column!r} is empty; fill it in, or leave the row out")
         return value
 
     def texts(self, column: str) -> list[str] | None:
-        """The cell as a list: a list, the text of a JSON list, or text separated by `|`. None where it is empty.
-
-        Raises:
-            DataError: an item is blank, or neither text nor a number.
-        """
+        """The cell as a list: a list, the text of a JSON list, or text separated by `|`. None where it is empty. Raises
+        `DataError`: an item is blank, or neither text nor a number."""
         value: Any = self.record.values.get(column)
         if not isinstance(value, list):
             text = self.text(column)
@@ -91,11 +81,8 @@ class Cells:
 
 
 def json_list(text: str, where: str) -> list[Any] | None:
-    """The list that a text is the JSON of; None where it is of none.
-
-    Raises:
-        DataError: it is JSON with something that `parse_json` refuses.
-    """
+    """The list that a text is the JSON of; None where it is of none. Raises `DataError`: it is JSON with something that
+    `parse_json` refuses."""
     if not text.strip().startswith("["):
         return None
     try:
@@ -108,11 +95,7 @@ def json_list(text: str, where: str) -> list[Any] | None:
 
 
 def number_references(rows: Sequence[Cells], column: str) -> list[str]:
-    """References of `math`: the number, or the one after the last `####`.
-
-    Raises:
-        DataError: a row has none.
-    """
+    """References of `math`: the number, or the one after the last `####`. Raises `DataError`: a row has none."""
     found = []
     for row in rows:
         text = row.required(column)
@@ -129,10 +112,7 @@ def number_references(rows: Sequence[Cells], column: str) -> list[str]:
 
 def match_references(rows: Sequence[Cells], column: str) -> list[str]:
     """References of `personalization`: keywords if any row of the column holds a list or a `|`, else exact texts.
-
-    Raises:
-        DataError: a row has none.
-    """
+    Raises `DataError`: a row has none."""
     lists = any(
         isinstance(row.record.values.get(column), list) or SEPARATOR in (row.text(column) or "") for row in rows
     )
@@ -149,11 +129,7 @@ def match_references(rows: Sequence[Cells], column: str) -> list[str]:
 
 
 def option_lists(rows: Sequence[Cells], column: str) -> list[list[str]]:
-    """The options of `mcq`.
-
-    Raises:
-        DataError: a row has fewer than two, more than there are letters, or one twice.
-    """
+    """The options of `mcq`. Raises `DataError`: a row has fewer than two, more than there are letters, or one twice."""
     found = []
     for row in rows:
         options = row.texts(column) or []
@@ -188,12 +164,9 @@ READINGS: dict[str, Callable[[str, Sequence[str]], int | None]] = {
 
 
 def letter_references(rows: Sequence[Cells], column: str, options: Sequence[list[str]]) -> list[str]:
-    """References of `mcq`. One reading fits the whole column: letters, positions from 0, or the options' texts.
-
-    Raises:
-        DataError: no reading fits every row (the first that does not fit the best one is named), two readings fit and
-            say different things, or positions may count from 1.
-    """
+    """References of `mcq`. One reading fits the whole column: letters, positions from 0, or the options' texts. Raises
+    `DataError`: no reading fits every row (the first that does not fit the best one is named), two readings fit and say
+    different things, or positions may count from 1."""
     texts = [row.required(column).strip() for row in rows]
     read = {name: [one(text, own) for text, own in zip(texts, options, strict=True)] for name, one in READINGS.items()}
     whole = [name for name, found in read.items() if None not in found]

@@ -17,11 +17,8 @@ DOWNLOAD_TIMEOUT_S = 60
 
 
 def download_json(url: str, path: Path) -> None:
-    """Download a JSON file to `path`, complete and checked or not at all.
-
-    Raises:
-        DataError: the server cannot be reached, refuses, or sends something that is not JSON.
-    """
+    """Download a JSON file to `path`, complete and checked or not at all. Raises `DataError`: the server cannot be
+    reached, refuses, or sends something that is not JSON."""
     remedy = f"download {url} elsewhere and set task.path=DIR (docs/tasks.md shows the layout)"
     if not reachable(url):
         raise DataError(f"{url} cannot be downloaded (its server does not answer); {remedy}")
@@ -49,12 +46,9 @@ def has_all_shards(paths: Sequence[Path]) -> bool:
 def hub_snapshot(
     hub_id: str | None, revision: str, patterns: Sequence[str | tuple[str, ...]], task: str, download: bool
 ) -> Path:
-    """The local folder of a data set from the hub, holding a file for each of `patterns`; where one is a tuple, for
-    any of its patterns.
-
-    Raises:
-        DataError: it is not on this machine and may not or cannot be downloaded, or lacks the files.
-    """
+    """The local folder of a data set from the hub, holding a file for each of `patterns`; where one is a tuple, for any
+    of its patterns. Raises `DataError`: it is not on this machine and may not or cannot be downloaded, or lacks the
+    files."""
     if hub_id is None:
         raise DataError(f"task={task} has neither task.path nor task.hub_id; set task.path=DIR")
     remedy = (
@@ -63,15 +57,12 @@ def hub_snapshot(
     repository = Repository("task.hub_id", hub_id, DataError, remedy, revision, "dataset")
     wanted = [(pattern,) if isinstance(pattern, str) else pattern for pattern in patterns]
     every = [pattern for group in wanted for pattern in group]
-    folder = repository.local(every)
-    if folder is not None and all(
-        any(has_all_shards(list(folder.glob(pattern))) for pattern in group) for group in wanted
-    ):
-        return folder
-    if not download:
-        raise DataError(f"task={task}: {hub_id}@{revision} is not on this machine yet; {remedy}")
-    with repository.asking():
-        folder = repository.download(every)
+
+    def complete(folder: Path) -> bool:
+        return all(any(has_all_shards(list(folder.glob(pattern))) for pattern in group) for group in wanted)
+
+    absent = None if download else f"task={task}: {hub_id}@{revision} is not on this machine yet; {remedy}"
+    folder = repository.fetch(every, absent, complete)
     for group in wanted:
         if not any(any(folder.glob(pattern)) for pattern in group):
             names = " or ".join(group)

@@ -21,33 +21,29 @@ Layout = Mapping[str, str | tuple[str, ...]]
 
 
 class FileTask(Task):
-    """A subclass says in `layouts` where its files may lie, and reads `files` in `load`."""
+    """A subclass says in `layout` where its files may lie, and reads `files` in `load`."""
 
-    @abstractmethod
+    layout: Sequence[Layout]
+
     def layouts(self) -> Sequence[Layout]:
         """The layouts that are understood, the hub's first; the first of which all files are there is read.
 
         A layout of one file also fits a `task.path` that is this file.
         """
+        return self.layout
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""
         return self.fingerprint([path for paths in self.files(download).values() for path in paths])
 
     def files(self, download: bool) -> dict[str, list[Path]]:
-        """The files of each kind, parts of one file in order.
-
-        Raises:
-            DataError: they are not all here, and may not or cannot be downloaded.
-        """
+        """The files of each kind, parts of one file in order. Raises `DataError`: they are not all here, and may not or
+        cannot be downloaded."""
         return find_layout(self.root(download), self.layouts(), self.config.name)
 
     def root(self, download: bool) -> Path:
-        """`task.path`, or the local folder of the hub's data set.
-
-        Raises:
-            DataError: it is not on this machine, and may not or cannot be downloaded.
-        """
+        """`task.path`, or the local folder of the hub's data set. Raises `DataError`: it is not on this machine, and
+        may not or cannot be downloaded."""
         config = self.config
         if config.path is not None:
             return Path(config.path).expanduser()
@@ -79,11 +75,8 @@ class SplitTask(FileTask):
         return Fact(where, example.question, example.reference)
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            DataError: also where two rows of a split have one name, or two rows different answers to one question.
-        """
+        """See `Task.load`. Raises `DataError`: also where two rows of a split have one name, or two rows different
+        answers to one question."""
         left_out = LeftOut()
         sides: dict[str, list[Example]] = {}
         facts: list[Fact] = []
@@ -102,11 +95,8 @@ class SplitTask(FileTask):
 
 
 def find_layout(root: Path, layouts: Sequence[Layout], task: str) -> dict[str, list[Path]]:
-    """The files of the first layout that is there whole.
-
-    Raises:
-        DataError: there is none; the message says what is missing of the one that is there in part.
-    """
+    """The files of the first layout that is there whole. Raises `DataError`: there is none; the message says what is
+    missing of the one that is there in part."""
     if root.is_file():
         for layout in layouts:
             kind, patterns = next(iter(layout.items()))
@@ -141,11 +131,7 @@ def _choices(patterns: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _first(root: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files of the first pattern that has any.
-
-    Raises:
-        DataError: parts of a file in several parts are missing.
-    """
+    """The files of the first pattern that has any. Raises `DataError`: parts of a file in several parts are missing."""
     for pattern in patterns:
         paths = sorted(root.glob(pattern))
         if not paths:

@@ -74,29 +74,19 @@ class Record:
         return value
 
     def name(self, field: str) -> str:
-        """The value of `field` as the name of something: a text, or a whole number written as text.
-
-        Raises:
-            DataError: the field is missing, neither of them, or blank.
-        """
+        """The value of `field` as the name of something: a text, or a whole number written as text. Raises `DataError`:
+        the field is missing, neither of them, or blank."""
         value = self.values.get(field)
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else self.text(field).strip()
 
     def optional(self, field: str) -> str | None:
-        """The value of `field`, a string; None where it is missing, null or blank.
-
-        Raises:
-            DataError: it is something else.
-        """
+        """The value of `field`, a string; None where it is missing, null or blank. Raises `DataError`: it is something
+        else."""
         value = None if self.values.get(field) is None else self.get(field, str)
         return value if value and value.strip() else None
 
     def child(self, label: str, values: Any) -> "Record":
-        """A nested object of this row, as a record of its own.
-
-        Raises:
-            DataError: it is not an object.
-        """
+        """A nested object of this row, as a record of its own. Raises `DataError`: it is not an object."""
         where = f"{self.where}, {label}"
         if not isinstance(values, Mapping):
             raise DataError(f"{where} should be an object and is {type(values).__name__}; {WAY_OUT}")
@@ -104,11 +94,7 @@ class Record:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        DataError: it is missing, empty, not readable, not UTF-8, or an HTML page.
-    """
+    """The text of a file. Raises `DataError`: it is missing, empty, not readable, not UTF-8, or an HTML page."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -125,11 +111,8 @@ def read_text(path: Path) -> str:
 
 
 def check_not_cut(path: Path, way_out: str) -> None:
-    """Look at the end of a JSON file, which takes no time however large it is.
-
-    Raises:
-        DataError: the file is empty or does not end like JSON.
-    """
+    """Look at the end of a JSON file, which takes no time however large it is. Raises `DataError`: the file is empty or
+    does not end like JSON."""
     with path.open("rb") as handle:
         handle.seek(max(0, path.stat().st_size - 4096))
         end = handle.read().rstrip()
@@ -148,11 +131,8 @@ def looks_like_html(start: str) -> bool:
 
 
 def read_jsonl(path: Path) -> list[Record]:
-    """The rows of a JSON-lines file; blank lines are skipped.
-
-    Raises:
-        DataError: the file cannot be read, or a line is no JSON object (also when the last line is truncated).
-    """
+    """The rows of a JSON-lines file; blank lines are skipped. Raises `DataError`: the file cannot be read, or a line is
+    no JSON object (also when the last line is truncated)."""
     records = []
     # Not splitlines(): JSON strings may hold U+2028, which it takes for a line break.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -166,11 +146,8 @@ def read_jsonl(path: Path) -> list[Record]:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        DataError: the file cannot be read, or is no JSON (also when it is truncated).
-    """
+    """The value in a JSON file. Raises `DataError`: the file cannot be read, or is no JSON (also when it is
+    truncated)."""
     return parse_json(read_text(path), str(path))
 
 
@@ -179,7 +156,6 @@ def parse_json(text: str, source: str, line: int | None = None) -> Any:
 
     Args:
         text: valid Unicode.
-        source: where it stands, for messages.
         line: its line in `source`; None where the text is the whole of it, and its lines are counted.
 
     Raises:
@@ -226,11 +202,8 @@ def _deepest(text: str) -> int:
 
 
 def read_json_rows(path: Path, value: Any = None) -> list[Record]:
-    """The rows of a JSON file that holds a list of objects (or of `value`, a list found inside the file).
-
-    Raises:
-        DataError: the file cannot be read, is no such list, or the list is empty.
-    """
+    """The rows of a JSON file that holds a list of objects (or of `value`, a list found inside the file). Raises
+    `DataError`: the file cannot be read, is no such list, or the list is empty."""
     rows = read_json(path) if value is None else value
     if not isinstance(rows, list):
         raise DataError(f"{path} holds a {type(rows).__name__} where a list of rows is expected; {WAY_OUT}")
@@ -248,7 +221,6 @@ def read_csv(path: Path, header: Sequence[str] | None = None, columns: Sequence[
     The file is read line by line, so that one of a gigabyte needs the memory of the chosen columns only.
 
     Args:
-        path: the file.
         header: the columns of a file that does not name them; None takes them from its first line.
         columns: the columns to keep; None keeps all.
 
@@ -288,11 +260,7 @@ def read_csv(path: Path, header: Sequence[str] | None = None, columns: Sequence[
 
 
 def _open_text(path: Path) -> TextIO:
-    """A file whose beginning is neither missing, empty nor an HTML page.
-
-    Raises:
-        DataError: it is one of these.
-    """
+    """A file whose beginning is neither missing, empty nor an HTML page. Raises `DataError`: it is one of these."""
     try:
         with path.open("rb") as handle:
             start = handle.read(1000)
@@ -322,11 +290,8 @@ def check_columns(where: str, names: Sequence[str], wanted: Sequence[str]) -> No
 
 
 def read_parquet(paths: Sequence[Path], columns: Sequence[str] | None) -> list[Record]:
-    """The rows of parquet files (the shards of one split), with the named columns (None: all).
-
-    Raises:
-        DataError: a file is missing, empty, damaged, or lacks a column.
-    """
+    """The rows of parquet files (the shards of one split), with the named columns (None: all). Raises `DataError`: a
+    file is missing, empty, damaged, or lacks a column."""
     records: list[Record] = []
     for path in paths:
         if not path.is_file():

@@ -7,11 +7,10 @@ From the hub (`openai/gsm8k`, config `main`), or from a folder with the authors'
 """
 
 import re
-from collections.abc import Sequence
 
 from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import new_example, reference
-from mipo_exp.data.file_task import SPLITS, Layout, SplitTask
+from mipo_exp.data.file_task import SPLITS, SplitTask
 from mipo_exp.data.files import WAY_OUT, Record
 from mipo_exp.errors import DataError
 from mipo_exp.store.records import Example
@@ -25,10 +24,7 @@ class Gsm8k(SplitTask):
 
     scorer = "number"
     columns = ("question", "answer")
-
-    def layouts(self) -> Sequence[Layout]:
-        """See `FileTask.layouts`."""
-        return [{split: (f"{split}.jsonl", f"main/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS}]
+    layout = ({split: (f"{split}.jsonl", f"main/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS},)
 
     def example(self, split: str, index: int, record: Record) -> Example:
         """See `SplitTask.example`."""
@@ -37,11 +33,8 @@ class Gsm8k(SplitTask):
 
 
 def gold_answer(record: Record) -> str:
-    """The number after the last `####`, without thousands commas and dollar signs.
-
-    Raises:
-        DataError: there is none.
-    """
+    """The number after the last `####`, without thousands commas and dollar signs. Raises `DataError`: there is
+    none."""
     _, mark, tail = record.text("answer").rpartition("####")
     number = clean_gold(tail)
     if not mark or number is None:

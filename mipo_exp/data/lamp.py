@@ -95,11 +95,7 @@ class Lamp(Task):
         return self.fingerprint(paths)
 
     def load(self, count_tokens: Callable[[str], int] | None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            ValueError: `count_tokens` is None.
-        """
+        """See `Task.load`. Raises `ValueError`: `count_tokens` is None."""
         if count_tokens is None:
             raise ValueError("LaMP fits profiles into a token budget; load() needs count_tokens")
         left_out = LeftOut()
@@ -205,11 +201,8 @@ def _local_files(root: Path, inner: Sequence[str], names: Mapping[tuple[str, str
 
 
 def read_split(number: int, questions: Path, outputs: Path, left_out: LeftOut) -> list[Row]:
-    """The rows of one split.
-
-    Raises:
-        DataError: a file is damaged, too many rows lack a field or their output, or the files are of another task.
-    """
+    """The rows of one split. Raises `DataError`: a file is damaged, too many rows lack a field or their output, or the
+    files are of another task."""
     golds = read_outputs(number, outputs)
 
     def make(record: Record) -> Row:
@@ -225,11 +218,7 @@ def read_split(number: int, questions: Path, outputs: Path, left_out: LeftOut) -
 
 
 def record_input(number: int, record: Record) -> str:
-    """The row's input.
-
-    Raises:
-        DataError: there is none; LaMP-6 is published without its texts.
-    """
+    """The row's input. Raises `DataError`: there is none; LaMP-6 is published without its texts."""
     if number == 6 and "input" not in record.values:
         raise DataError(_licence_needed(record.where))
     return record.text("input")
@@ -257,11 +246,8 @@ def _licence_needed(where: str) -> str:
 
 
 def read_outputs(number: int, path: Path) -> dict[str, Record]:
-    """The rows with the gold outputs by id; one without an id belongs to no question.
-
-    Raises:
-        DataError: the file is damaged, or of another LaMP task.
-    """
+    """The rows with the gold outputs by id; one without an id belongs to no question. Raises `DataError`: the file is
+    damaged, or of another LaMP task."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__} instead of {{'task', 'golds'}}; {WAY_OUT}")

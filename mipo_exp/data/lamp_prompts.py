@@ -30,8 +30,7 @@ class Form:
 
     `item` is written once for every profile item, with the item's fields in braces; `cut` is the field that is
     shortened to the budget. `bridge` stands between the profile and the input. `answers` are those that there are,
-    where they are few.
-    """
+    where they are few."""
 
     fields: Sequence[str]
     retrieve_by: Sequence[str]
@@ -58,17 +57,8 @@ FORMS = {number: Form(**form) for number, form in read_table("lamp").items()}
 
 
 def retrieve(form: Form, method: str, text: str, profile: Sequence[Item], count: int, seed: str) -> list[Item]:
-    """The `count` profile items that go into the prompt, best first.
-
-    Args:
-        form: of the task.
-        method: `bm25` (Okapi, words split at white space), `recency` (latest date first; without dates the last item
-            of the file counts as the latest), or `random`.
-        text: the input.
-        profile: the user's items.
-        count: how many.
-        seed: of `random`.
-    """
+    """The `count` profile items that go into the prompt, best first. `method` is `bm25` (Okapi, words split at white
+    space), `recency` (latest date first; without dates the last item of the file counts as the latest), or `random`."""
     if method == "random":
         return random.Random(seed).sample(list(profile), min(count, len(profile)))
     if method == "recency":
@@ -110,8 +100,7 @@ def profile_text(
 
     As in the authors' code the input is granted at most 0.6 of the prompt, and 0.1 less each time that an item's
     fixed words do not fit. Where no share is low enough the last item is left out (the authors drop the whole
-    profile). None if not even one item fits.
-    """
+    profile). None if not even one item fits."""
     input_tokens = count_tokens(text)
     for kept in range(len(items), 0, -1):
         for tenths in range(round(INPUT_SHARE * 10), -1, -1):

@@ -15,8 +15,7 @@ def recover_users(profiles: Sequence[Sequence[Mapping[str, str]]]) -> list[int]:
     """A user number for every row: the connected components of rows that share at least half a profile.
 
     Items are compared by their content, since their ids are only unique within a file. A row without a profile is a
-    user of its own. Numbers count up in order of first appearance.
-    """
+    user of its own. Numbers count up in order of first appearance."""
     parent = list(range(len(profiles)))
 
     def root(row: int) -> int:

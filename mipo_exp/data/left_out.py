@@ -19,8 +19,7 @@ class LeftOut:
     """What one loading of a task left out.
 
     Published files have rows that lack a field, which says nothing about the other rows. The user's own data, where
-    each row is meant, is read without this.
-    """
+    each row is meant, is read without this."""
 
     def __init__(self) -> None:
         self._errors: list[DataError] = []

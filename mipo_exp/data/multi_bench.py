@@ -8,13 +8,13 @@ From the hub (`kaist-ai/Multifaceted-Bench`), or from its parquet file or a JSON
 `rubric`. There is one split: a share of the prompts is evaluated on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from mipo_exp.config.fields import Share, schema
 from mipo_exp.config.schema import TASKS, TaskConfig
 from mipo_exp.data.base import Examples, new_example, reference
 from mipo_exp.data.consistency import Fact, check_contradictions, check_unique, without_repetitions
-from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.file_task import FileTask
 from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.data.overlap import question_key
@@ -36,20 +36,14 @@ class MultiBench(FileTask):
     config: MultiBenchConfig
     scorer = "none"
     judging = "rubric"
-
-    def layouts(self) -> Sequence[Layout]:
-        """See `FileTask.layouts`."""
-        return [
-            {"rows": ("data/train-*.parquet", "default/train/*.parquet", "train-*.parquet")},
-            {"rows": ("multifaceted_bench.json", "multifaceted_bench.jsonl")},
-        ]
+    layout = (
+        {"rows": ("data/train-*.parquet", "default/train/*.parquet", "train-*.parquet")},
+        {"rows": ("multifaceted_bench.json", "multifaceted_bench.jsonl")},
+    )
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            DataError: also where a persona and a prompt have two reference answers or lists of rubrics.
-        """
+        """See `Task.load`. Raises `DataError`: also where a persona and a prompt have two reference answers or lists of
+        rubrics."""
         records = read_rows(self.files(download=False)["rows"])
         check_unique([record for record in records if record.values.get("id") is not None], "id")
         left_out = LeftOut()
@@ -71,11 +65,8 @@ def to_example(index: int, record: Record) -> Example:
 
 
 def read_rubrics(record: Record) -> list[dict[str, object]]:
-    """What the judge is told: for each criterion, what each score from 1 to 5 means.
-
-    Raises:
-        DataError: there is no rubric, or one lacks its criterion or a score.
-    """
+    """What the judge is told: for each criterion, what each score from 1 to 5 means. Raises `DataError`: there is no
+    rubric, or one lacks its criterion or a score."""
     field = "rubrics" if "rubrics" in record.values else "rubric"
     found: list[dict[str, object]] = []
     for index, values in enumerate(record.get(field, list)):

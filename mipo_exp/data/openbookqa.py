@@ -8,11 +8,10 @@ rows are read: `ai2`.
 """
 
 import json
-from collections.abc import Sequence
 
 from mipo_exp.config.schema import TASKS
 from mipo_exp.data.ai2 import Ai2Task
-from mipo_exp.data.file_task import SPLITS, Layout
+from mipo_exp.data.file_task import SPLITS
 from mipo_exp.data.options import stem_of
 from mipo_exp.store.records import Example
 
@@ -24,13 +23,10 @@ class OpenBookQa(Ai2Task):
     """Train and test; the "open book" of facts is not shown."""
 
     columns = ("id", "question_stem", "choices", "answerKey")
-
-    def layouts(self) -> Sequence[Layout]:
-        """See `FileTask.layouts`."""
-        return [
-            {split: (f"main/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS},
-            {split: (f"{RELEASE}/{split}.jsonl", f"Data/Main/{split}.jsonl", f"{split}.jsonl") for split in SPLITS},
-        ]
+    layout = (
+        {split: (f"main/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS},
+        {split: (f"{RELEASE}/{split}.jsonl", f"Data/Main/{split}.jsonl", f"{split}.jsonl") for split in SPLITS},
+    )
 
     def plain_question(self, example: Example) -> str:
         """See `Task.plain_question`; the harness's `openbookqa` is the stem alone."""

@@ -35,13 +35,7 @@ def options_key(stem: str, options: Sequence[str]) -> str:
 
 
 def choice_fact(where: str, question: str, reference: str) -> Fact:
-    """What a row says is right: the text of the option, to this question with these options in any order.
-
-    Args:
-        where: the row's file and line.
-        question: the example's name of the question.
-        reference: the example's reference, with `answer` and `options`.
-    """
+    """What a row says is right: the text of the option, to this question with these options in any order."""
     gold = json.loads(reference)
     options: list[str] = gold["options"]
     return Fact(where, (question, *sorted(options)), options[letters(len(options)).index(gold["answer"])])

@@ -32,13 +32,9 @@ def separate(
     """Apply `task.overlap`.
 
     Args:
-        train: training examples.
-        evaluation: evaluation examples.
         policy: `refuse`, `split` or `allow`. `split` gives each shared user to one side (their rows on the other
             side are dropped, never moved: the source's own split of time or topic stays), then drops the training
             examples whose question occurs in evaluation.
-        seed: of the draw that `split` makes.
-        name: of the task, for messages.
 
     Returns:
         Both sides, and the counts of what was shared and what was dropped.

@@ -44,11 +44,8 @@ class Personas(Task):
         return self.fingerprint([resource(RESOURCE)])
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            ConfigError: `task.eval_users` or `task.eval_requests` leaves nothing for training.
-        """
+        """See `Task.load`. Raises `ConfigError`: `task.eval_users` or `task.eval_requests` leaves nothing for
+        training."""
         content: dict[str, Any] = read_json(resource(RESOURCE))
         users = read_json_rows(resource(RESOURCE), content["users"])
         check_unique(users, "id")
@@ -77,8 +74,7 @@ def cross(side: str, users: Sequence[Record], requests: Sequence[tuple[str, str]
     """Every user with every request once, in an order in which users and requests both take turns.
 
     Step t pairs user t mod U with request (t + ⌊t / lcm(U, R)⌋) mod R: each lcm(U, R) steps the diagonal closes and
-    moves on by one request.
-    """
+    moves on by one request."""
     count_users, count_requests = len(users), len(requests)
     period = math.lcm(count_users, count_requests)
     rows = []

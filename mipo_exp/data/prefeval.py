@@ -106,10 +106,7 @@ class Prefeval(FileTask):
         authors: dict[str, str] = {"rows": FOLDERS[self.config.form]}
         if self.config.answering == "mcq":
             authors["options"] = "mcq_options"
-        return [
-            hub,
-            {kind: (f"benchmark_dataset/{name}/*.json", f"{name}/*.json") for kind, name in authors.items()},
-        ]
+        return [hub, {kind: (f"benchmark_dataset/{name}/*.json", f"{name}/*.json") for kind, name in authors.items()}]
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`; the authors' files are distinguished by their names, the topics."""
@@ -118,11 +115,7 @@ class Prefeval(FileTask):
         return digest([names, self.fingerprint([path for paths in files.values() for path in paths])])
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            DataError: also where there are no options and `task.answering=mcq` needs them.
-        """
+        """See `Task.load`. Raises `DataError`: also where there are no options and `task.answering=mcq` needs them."""
         files = self.files(download=False)
         left_out = LeftOut()
         rows = in_topics(files["rows"], left_out)
@@ -137,8 +130,8 @@ class Prefeval(FileTask):
         examples = without_repetitions(made)
         notes["repeated_rows"] = len(made) - len(examples)
         notes |= left_out.notes(self.config.name)
-        by_topic = self.config.split == "topic"
-        return self.divide(examples, self.config.eval_share, notes, unit=topic_of if by_topic else None)
+        unit = (lambda example: example.id.rpartition("/")[0]) if self.config.split == "topic" else None
+        return self.divide(examples, self.config.eval_share, notes, unit)
 
     def _example(self, row: Row) -> Example:
         """One row as an example that asks for free text; the preference names the user."""
@@ -158,11 +151,6 @@ class Prefeval(FileTask):
             prompt=question_text(example.prompt, shown),
             reference=reference(answer=letters(len(shown))[order.index(0)], options=shown),
         )
-
-
-def topic_of(example: Example) -> str:
-    """The topic that an example's id begins with."""
-    return example.id.rpartition("/")[0]
 
 
 def in_topics(paths: Sequence[Path], left_out: LeftOut) -> list[Row]:
@@ -193,7 +181,9 @@ def find_options(rows: Sequence[Row], others: Sequence[Row], left_out: LeftOut) 
     """
     known: dict[tuple[str, str], list[tuple[Row, list[str]]]] = {}
     offering = [other for other in others if other.record.values.get(OPTIONS) is not None]
-    for other, (_, question, options) in left_out.read(offering, _offer):
+    for other, (_, question, options) in left_out.read(
+        offering, lambda row: (row.preference, row.question, read_options(row.record))
+    ):
         known.setdefault((other.topic, normalise(question)), []).append((other, options))
     if not known:
         raise DataError(
@@ -215,16 +205,9 @@ def find_options(rows: Sequence[Row], others: Sequence[Row], left_out: LeftOut) 
     return found
 
 
-def _offer(row: Row) -> tuple[str, str, list[str]]:
-    return row.preference, row.question, read_options(row.record)
-
-
 def read_options(record: Record) -> list[str]:
-    """The options, the right one first: the source has it there in every row.
-
-    Raises:
-        DataError: there are fewer than two, one is empty, or two are equal, so that none is the only right one.
-    """
+    """The options, the right one first: the source has it there in every row. Raises `DataError`: there are fewer than
+    two, one is empty, or two are equal, so that none is the only right one."""
     values = record.get(OPTIONS, list)
     options = [
         record.child(f"{OPTIONS} {index}", {"text": value}).text("text").strip() for index, value in enumerate(values)

@@ -33,11 +33,8 @@ def choice_dialogue(record: Record) -> str:
 
 
 def persona_dialogue(record: Record) -> str:
-    """A conversation of several turns named 0, 1, … or turn1, turn2, …; the hub fills up with nulls.
-
-    Raises:
-        DataError: a turn has another name, or there is none.
-    """
+    """A conversation of several turns named 0, 1, … or turn1, turn2, …; the hub fills up with nulls. Raises
+    `DataError`: a turn has another name, or there is none."""
     conversation = record.child("conversation", _object(record))
     numbered = {}
     for key, value in conversation.values.items():

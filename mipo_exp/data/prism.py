@@ -20,7 +20,7 @@ from mipo_exp.config.fields import one_of, schema
 from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import Examples, new_example, reference
 from mipo_exp.data.consistency import check_unique
-from mipo_exp.data.file_task import FileTask, Layout
+from mipo_exp.data.file_task import FileTask
 from mipo_exp.data.files import WAY_OUT, IncompleteError, Record, read_rows, read_table
 from mipo_exp.data.histories import HistoryConfig, earlier, shorten
 from mipo_exp.data.left_out import LeftOut
@@ -75,22 +75,16 @@ class Prism(FileTask):
     keys = PrismConfig
     config: PrismConfig
     scorer = "none"
-
-    def layouts(self) -> Sequence[Layout]:
-        """See `FileTask.layouts`: the repository's files, or their conversion to parquet."""
-        return [
-            {
-                name: (f"{name}.jsonl", f"{name}/train/*.parquet", f"{name}/train-*.parquet", f"{name}.parquet")
-                for name in ("survey", "conversations")
-            }
-        ]
+    layout = (
+        {
+            name: (f"{name}.jsonl", f"{name}/train/*.parquet", f"{name}/train-*.parquet", f"{name}.parquet")
+            for name in ("survey", "conversations")
+        },
+    )
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
-        """See `Task.load`.
-
-        Raises:
-            DataError: also for an id that is used twice, and for a user who is not in the survey.
-        """
+        """See `Task.load`. Raises `DataError`: also for an id that is used twice, and for a user who is not in the
+        survey."""
         files = self.files(download=False)
         survey, conversations = (read_rows(files[name]) for name in ("survey", "conversations"))
         left_out = LeftOut()
@@ -194,10 +188,7 @@ PROFILE: dict[str, Callable[[Record], str]] = {
 
 def chosen_response(record: Record) -> str | None:
     """The response to the opening that the user chose, else the one they scored highest; None where it has no text.
-
-    Raises:
-        DataError: there is no response, or none that is chosen or scored.
-    """
+    Raises `DataError`: there is no response, or none that is chosen or scored."""
     turns = [
         record.child(f"conversation_history {index}", item)
         for index, item in enumerate(record.get("conversation_history", list))

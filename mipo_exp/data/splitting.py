@@ -21,9 +21,7 @@ def split_rows(
     Args:
         examples: the whole table; all have a user or none has.
         share: of the units that go to evaluation; at least one goes to each side.
-        seed: of the draw.
         apart: where both sides ask the same question, give it to one side, and drop its rows on the other.
-        task: its name, which is part of the seed.
         unit: names what must not be divided; None names the user, or the question where there are no users.
 
     Returns:

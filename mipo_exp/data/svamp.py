@@ -17,7 +17,7 @@ from pathlib import Path
 from mipo_exp.config.schema import TASKS
 from mipo_exp.data.base import new_example, reference
 from mipo_exp.data.consistency import check_unique
-from mipo_exp.data.file_task import SPLITS, Layout, SplitTask
+from mipo_exp.data.file_task import SPLITS, SplitTask
 from mipo_exp.data.files import WAY_OUT, Record, read_json_rows, read_text, resource
 from mipo_exp.data.left_out import LeftOut
 from mipo_exp.errors import DataError
@@ -33,13 +33,10 @@ class Svamp(SplitTask):
 
     scorer = "float_number"
     columns = ("ID", "Body", "Question", "Answer")
-
-    def layouts(self) -> Sequence[Layout]:
-        """See `FileTask.layouts`."""
-        return [
-            {split: (f"data/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS},
-            {"all": (FILE, f"data/{FILE}")},
-        ]
+    layout = (
+        {split: (f"data/{split}-*.parquet", f"{split}-*.parquet") for split in SPLITS},
+        {"all": (FILE, f"data/{FILE}")},
+    )
 
     def records(self, files: Mapping[str, Sequence[Path]], left_out: LeftOut) -> dict[str, list[Record]]:
         """See `SplitTask.records`."""
@@ -61,11 +58,8 @@ def test_ids() -> frozenset[str]:
 
 
 def split_records(path: Path, left_out: LeftOut) -> dict[str, list[Record]]:
-    """The rows of the authors' file by split; those without an ID are left out.
-
-    Raises:
-        DataError: the file is damaged, or lacks rows of the test split.
-    """
+    """The rows of the authors' file by split; those without an ID are left out. Raises `DataError`: the file is
+    damaged, or lacks rows of the test split."""
     rows = read_json_rows(path)
     records = left_out.read(rows, lambda record: record.text("ID"))
     ids = test_ids()
@@ -80,11 +74,8 @@ def split_records(path: Path, left_out: LeftOut) -> dict[str, list[Record]]:
 
 
 def _answer(record: Record) -> float:
-    """The answer: a number in the authors' file, perhaps text on the hub.
-
-    Raises:
-        DataError: it is no finite number.
-    """
+    """The answer: a number in the authors' file, perhaps text on the hub. Raises `DataError`: it is no finite
+    number."""
     value = record.values.get("Answer")
     try:
         number = float(value if isinstance(value, str | int) else record.get("Answer", float))

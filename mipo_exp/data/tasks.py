@@ -13,11 +13,8 @@ for module in pkgutil.iter_modules(data.__path__):
 
 
 def make_task(config: TaskConfig, cache: Path) -> Task:
-    """The task that the config names; `cache` is where it may keep what it downloads.
-
-    Raises:
-        ConfigError: there is no such task, or the scorer that it names is none.
-    """
+    """The task that the config names; `cache` is where it may keep what it downloads. Raises `ConfigError`: there is no
+    such task, or the scorer that it names is none."""
     task: Task = TASKS.find(config.name, "task.name")(config, cache)
     SCORERS.find(task.scorer, f"{type(task).__name__}.scorer")
     return task

@@ -75,10 +75,7 @@ class WordProblems(Task):
     def _sides(self) -> tuple[list[Example], list[Example]]:
         shuffled = list(templates()[1])
         random.Random(f"templates/{self.config.seed}").shuffle(shuffled)
-        return (
-            self._problems("train", shuffled[EVAL_TEMPLATES:]),
-            self._problems("eval", shuffled[:EVAL_TEMPLATES]),
-        )
+        return (self._problems("train", shuffled[EVAL_TEMPLATES:]), self._problems("eval", shuffled[:EVAL_TEMPLATES]))
 
     def _problems(self, side: str, kinds: Sequence[Template]) -> list[Example]:
         made = [list(generate(template, PER_TEMPLATE, self.config.seed)) for template in kinds]

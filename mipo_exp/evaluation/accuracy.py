@@ -45,8 +45,7 @@ def score_keywords(references: References, texts: Sequence[str]) -> dict[str, Me
 def score_number(references: References, texts: Sequence[str]) -> dict[str, Measure]:
     """`accuracy` (the last number), `accuracy/strict` (the number after `#### `), `answer/unparsed_rate` (no number).
 
-    Equality is of strings, as in lm-evaluation-harness: 5.0 is not 5.
-    """
+    Equality is of strings, as in lm-evaluation-harness: 5.0 is not 5."""
     gold = [clean_number(str(reference["answer"])) for reference in references]
     return _numbers(gold, [flexible_number(text) for text in texts], [strict_number(text) for text in texts])
 
@@ -171,11 +170,6 @@ def score_lamp_text(references: References, texts: Sequence[str]) -> dict[str, M
 
 def measure(scorer: str, references: Sequence[str], texts: Sequence[str]) -> dict[str, Measure]:
     """Score responses.
-
-    Args:
-        scorer: the `scorer` of the task.
-        references: the examples' `reference` (JSON), n of them.
-        texts: the responses, n of them.
 
     Raises:
         ConfigError: there is no such scorer.

@@ -46,8 +46,7 @@ def flexible_number(text: str) -> str | None:
     """The last number in the text, None where there is none.
 
     As in the harness, the last run of digits, commas, dollar signs and full stops counts even if it holds no digit
-    ("Well..."): that response is unparsed.
-    """
+    ("Well..."): that response is unparsed."""
     found = _FLEXIBLE.findall(_with_fractions(before_new_question(text, HARNESS_QUESTION)))
     return _with_digit(clean_number("".join(found[-1]))) if found else None
 

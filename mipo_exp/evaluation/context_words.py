@@ -23,13 +23,7 @@ def context_words(texts: Sequence[str], contexts: Sequence[str], prompts: Sequen
 
     Content words are those of `error_kinds.content_words` by their stems (Porter's of 2001, "Snowball", for English),
     without those of the example's own prompt, which the response can have from there, and without those in more than
-    half of all different contexts: "love" in "About me: I love …" belongs to the form and says nothing of a user.
-
-    Args:
-        texts: the responses, n of them.
-        contexts: the context of each, n of them.
-        prompts: the prompt of each, n of them.
-    """
+    half of all different contexts: "love" in "About me: I love …" belongs to the form and says nothing of a user."""
     different = set(contexts)
     common = Counter(stem for context in different for stem in _stems(context))
     form = {stem for stem, count in common.items() if 1 < len(different) < 2 * count}

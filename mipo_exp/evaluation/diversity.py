@@ -29,7 +29,6 @@ def fixed_set(clusters: Sequence[str], size: int, seed: int) -> list[int]:
     Args:
         clusters: whose each response is, shape (n,).
         size: the most responses to choose.
-        seed: of the choice, which depends on nothing else.
     """
     members: dict[str, list[int]] = {}
     for row, cluster in enumerate(clusters):
@@ -56,14 +55,7 @@ def set_facts(clusters: Sequence[str], size: int, seed: int) -> dict[str, int]:
 
 
 def diversity(texts: Sequence[str], clusters: Sequence[str], size: int, seed: int) -> dict[str, Measure]:
-    """`diversity/self_bleu`, `diversity/distinct_1` and `diversity/distinct_2` of a fixed set of the responses.
-
-    Args:
-        texts: all responses, n of them.
-        clusters: whose each is, shape (n,).
-        size: the most responses that are compared.
-        seed: of their choice.
-    """
+    """`diversity/self_bleu`, `diversity/distinct_1` and `diversity/distinct_2` of a fixed set of the responses."""
     rows = fixed_set(clusters, size, seed)
     grams = {row: bleu_ngrams(texts[row]) for row in rows}
     spoken = {row: words(texts[row]) for row in rows}
@@ -91,7 +83,6 @@ def set_measure(statistic: Callable[[Rows], float], rows: Rows, clusters: Sequen
 
     Args:
         statistic: a function of rows, in any order.
-        rows: the set.
         clusters: whose each response is, shape (n,), with the responses outside the set.
 
     Returns:

@@ -91,10 +91,6 @@ def kinds(scorer: str, examples: Sequence[Example], responses: Sequence[Response
 def transitions(before: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
     """Counts of what became of each response.
 
-    Args:
-        before: the kind of the response to each example before training.
-        after: the same afterwards, of the same examples.
-
     Returns:
         `right_to_right`, `right_to_wrong`, `wrong_to_right` and `wrong_to_wrong`, where right is what `accuracy`
         counts, and under `kinds` how often each kind (outer key) became each (inner key), zeros included.
@@ -115,10 +111,7 @@ def answering_and_knowing(
     An answer that went from wrong to right while the likeliest option was right on both sides was known before.
 
     Args:
-        before: the kind of the response to each example before training.
-        after: the same afterwards.
         ranked_before: whether the likeliest option was the right one, of the same examples.
-        ranked_after: the same afterwards.
     """
     table = {side: dict.fromkeys(SIDES, 0) for side in SIDES}
     for old, new, knew, knows in zip(before, after, ranked_before, ranked_after, strict=True):

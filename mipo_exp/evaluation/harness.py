@@ -52,11 +52,8 @@ class Harness:
 
 
 def locate_harness(config: HarnessConfig, cache: Path) -> Harness | None:
-    """The harness with the tasks of the config; None where there are none. Imports nothing heavy.
-
-    Raises:
-        ConfigError: it is not installed, or `harness.include_path` is no folder with task files.
-    """
+    """The harness with the tasks of the config; None where there are none. Imports nothing heavy. Raises `ConfigError`:
+    it is not installed, or `harness.include_path` is no folder with task files."""
     if not config.tasks:
         return None
     try:
@@ -95,8 +92,7 @@ def check_tasks(harness: Harness, load: bool) -> None:
 def run_harness(work: Workspace, runtime: Runtime, harness: Harness) -> None:
     """All tasks, under the base model, or the policy where there is a `scorer` input.
 
-    Requests that an interrupted run had answered are not asked again.
-    """
+    Requests that an interrupted run had answered are not asked again."""
     from lm_eval.api.model import CachingLM
     from lm_eval.evaluator import evaluate
 

@@ -48,8 +48,7 @@ def compare_outcomes(before: HarnessOutcome | None, after: HarnessOutcome | None
     The interval of a model's metric is Student's from the harness's standard error, and that of a share where the
     metric is a mean of documents' values between 0 and 1. That of a difference is paired where the metric is a mean
     over documents, from the standard error of the documents' differences; of other metrics and of groups, whose
-    documents the harness does not give, it takes the two sides as independent, which is too wide where they agree.
-    """
+    documents the harness does not give, it takes the two sides as independent, which is too wide where they agree."""
     found: dict[str, dict[str, Estimate]] = {"before": {}, "after": {}, "delta": {}}
     for phase, outcome in (("before", before), ("after", after)):
         if outcome is not None:
@@ -75,7 +74,7 @@ def document_values(outcome: HarnessOutcome) -> dict[str, dict[int, float]]:
     found = {}
     for row in outcome.results:
         values = documents.get((row.task, row.metric, row.filter), {})
-        if values and _is_mean(row, values):
+        if values and math.isclose(row.value, float(np.mean(list(values.values()))), abs_tol=1e-9):
             found[metric_name(row)] = {document: values[document] for document in sorted(values)}
     return found
 
@@ -89,10 +88,6 @@ def _difference(
         return _estimate(new.value - old.value, error, len(changes))
     both = None if old.stderr is None or new.stderr is None else math.hypot(old.stderr, new.stderr)
     return _estimate(new.value - old.value, both, new.n)
-
-
-def _is_mean(result: HarnessResult, values: Mapping[int, float]) -> bool:
-    return math.isclose(result.value, float(np.mean(list(values.values()))), abs_tol=1e-9)
 
 
 def _by_metric(samples: Sequence[HarnessSample]) -> dict[tuple[str, str, str], dict[int, float]]:

@@ -109,7 +109,6 @@ class _Options:
         down.
 
         Args:
-            text: the response.
             at: where the first may stand; marks and words such as "either" before it are skipped.
             strict: only what ends there: a letter that is marked, a text that ends its sentence.
         """
@@ -179,7 +178,6 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
        decimals: 5 does not occur in `-5`, `2.5` or `5,000`.
 
     Args:
-        text: the response.
         options: the texts of the options; the letters go by position.
     """
     plain, known = _plain(before_new_question(text.strip())), _Options(options)
@@ -267,14 +265,11 @@ def _option_text(text: str, options: _Options) -> set[str]:
             for letter, pattern in texts.items()
         }
         everything = {span for found in spans.values() for span in found}
-        named = {letter for letter, found in spans.items() if any(_outermost(span, everything) for span in found)}
+        inner = {(a, b) for a, b in everything if any(c <= a and b <= d for c, d in everything - {(a, b)})}
+        named = {letter for letter, found in spans.items() if set(found) - inner}
         if len(named) == 1:
             return named
     return set()
-
-
-def _outermost(span: tuple[int, int], everything: set[tuple[int, int]]) -> bool:
-    return not any(other != span and other[0] <= span[0] and span[1] <= other[1] for other in everything)
 
 
 _RULES: tuple[Rule, ...] = (
@@ -313,14 +308,10 @@ _TAG = re.compile(r"</?[A-Za-z_]{2,}>")
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
 
-def _plain_minus(text: str) -> str:
-    return text.replace("−", "-")
-
-
 def _plain(text: str) -> str:
     r"""Without what sets a letter or an option's text in another type: LaTeX, HTML, characters of full width.
     `\boxed{B}` and `<answer>B</answer>` become `Answer: B`."""
-    text = _plain_minus(text).translate(_FULL_WIDTH)
+    text = text.replace("−", "-").translate(_FULL_WIDTH)
     text = re.sub(r"\\[()\[\]]|\$(?![\s\d.-])", "", _LATEX_TEXT.sub(r"\1", text))
     text = re.sub(r"<(?:final_?)?answer>", "Answer: ", _BOXED.sub(r"Answer: \1", text), flags=re.IGNORECASE)
     return _TAG.sub("", text)

@@ -79,8 +79,7 @@ class Measure:
     """One metric before averaging.
 
     `values` has one row a response, shape (n,) or (n, m); `reduce` takes any subset of the rows, with repetitions,
-    to the metric.
-    """
+    to the metric."""
 
     values: np.ndarray
     reduce: Callable[[np.ndarray], float]
@@ -125,15 +124,8 @@ FAMILIES: dict[str, Callable[[str], Metric]] = {}
 
 
 def register(*metrics: Metric, by: str | None = None) -> None:
-    """Describe metrics; a module that is imported again, as a notebook does, describes its own anew.
-
-    Args:
-        metrics: with names of their own.
-        by: the function that they are of, with its module; None for a call in a module.
-
-    Raises:
-        ConfigError: a name is taken.
-    """
+    """Describe metrics; a module that is imported again, as a notebook does, describes its own anew. `by` is the
+    function that they are of, with its module; None for a call in a module. Raises `ConfigError`: a name is taken."""
     by = by or str(sys._getframe(1).f_globals["__name__"])
     for item in metrics:
         if item.name in METRICS and _DESCRIBED_BY.get(item.name) != by:
@@ -179,12 +171,8 @@ def metric(
 
 
 def describe(name: str, contrasted: str = "context") -> Metric:
-    """The metric of that name, or a plain one for a name that is not described.
-
-    Args:
-        name: as in summary.json.
-        contrasted: what the K conditions of the mutual information differ in, `mi.contrasted` of summary.json.
-    """
+    """The metric of that name, or a plain one for a name that is not described. `contrasted` is what the K conditions
+    of the mutual information differ in, `mi.contrasted` of summary.json."""
     for beginning, of_family in FAMILIES.items():
         if name.startswith(beginning):
             return of_family(name)

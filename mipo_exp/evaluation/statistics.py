@@ -26,6 +26,11 @@ LEAST_SEED_PART = 1.5
 FEWEST_SEEDS = 3  # of an arm, for a star: two say next to nothing about their own variance
 
 
+def finite(value: float) -> float | None:
+    """The value for JSON, which has no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A metric over the `n` responses that it is measured on, with its 95% interval (NaN where one cluster is all there
@@ -38,8 +43,7 @@ class Estimate:
 
     def as_json(self) -> dict[str, object]:
         """In the form that summary.json has; what is not a number becomes null."""
-        bounds = [float(bound) if np.isfinite(bound) else None for bound in (self.low, self.high)]
-        return {"mean": float(self.mean) if np.isfinite(self.mean) else None, "ci95": bounds, "n": self.n}
+        return {"mean": finite(self.mean), "ci95": [finite(self.low), finite(self.high)], "n": self.n}
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,6 @@ def pseudo_values(values: Values, reduce: Reduce) -> Values:
 
     Args:
         values: of the examples, shape (n,) or (n, m).
-        reduce: from any of the rows to the metric.
 
     Returns:
         shape (n,): NaN for examples that the metric leaves out, and for all of them where it is undefined for all
@@ -118,7 +121,6 @@ def sampling_variance(parts: Values, rows: Rows) -> Variance:
 
     Args:
         parts: `contributions`, or the difference of two, shape (..., n).
-        rows: of the n examples.
 
     Returns:
         shape (...); NaN for one cluster.
@@ -155,11 +157,8 @@ def seed_variance(effects: Values) -> Variance:
 
 def interaction(parts: Values, rows: Rows) -> Values | float:
     """The variance of a mean over seeds that is new for each seed and cluster, as freshly sampled responses are. It is
-    in both `seed_variance` and `sampling_variance` of the mean.
-
-    Args:
-        parts: `contributions` by seed, shape (seeds, ..., n).
-    """
+    in both `seed_variance` and `sampling_variance` of the mean. `parts` are `contributions` by seed, shape (seeds, ...,
+    n)."""
     count = len(parts)
     own = sampling_variance(parts - parts.mean(axis=0), rows).value
     return np.asarray(own).sum(axis=0) / (count * (count - 1))
@@ -195,12 +194,7 @@ def share_doubt(share: Values | float, count: int) -> Values:
     """What the variance of a share near 0 or 1 lacks: that of independent responses with one more right and one more
     wrong (Laplace's rule), less theirs. A share that happens to be near its end varies less in the sample than it does,
     and differences from it would be called significant too often. It is added to a variance and leaves its degrees of
-    freedom alone.
-
-    Args:
-        share: from 0 to 1.
-        count: of the responses.
-    """
+    freedom alone."""
     p = np.asarray(share, dtype=np.float64)
     nearer = (p * count + 1) / (count + 2)
     return np.asarray(np.maximum(nearer * (1 - nearer) - p * (1 - p), 0.0) / count)
@@ -216,12 +210,7 @@ def share_bounds(share: Values | float, variance: Variance, count: int) -> tuple
     """Bounds of a share, within 0 and 1: Wilson's (1927), with Student's quantile for the normal one, and for the
     responses the number of independent ones that would vary as much, p(1 − p) / variance, as Korn and Graubard (1998)
     do for shares in surveys. Where all responses agree, nothing says how alike those of a cluster are, and they count
-    as independent.
-
-    Args:
-        share: shape (...), as in the variance.
-        count: of all responses.
-    """
+    as independent. `share` has the shape (...) of the variance."""
     p, value = np.asarray(share, dtype=np.float64), np.asarray(variance.value, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         n = np.where(value == 0, count, p * (1 - p) / value)
@@ -250,9 +239,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     The i-th smallest of m becomes the largest of (m − j + 1) · p₍ⱼ₎ for j ≤ i, at most 1. They hold whatever the
     dependence between the tests.
-
-    Args:
-        p_values: of all tests of the family, in any order.
 
     Returns:
         the adjusted ones, in the same order.

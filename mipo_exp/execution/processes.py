@@ -80,10 +80,7 @@ class Team:
 
     def main_first(self, build: Callable[[], T]) -> T:
         """What `build` gives, called in the main process first: what it downloads or makes is there for the others.
-
-        Raises:
-            UserError: in every process, where any of them raised it.
-        """
+        Raises `UserError`: in every process, where any of them raised it."""
         if self.size == 1:
             return build()
         found: list[T] = []
@@ -150,11 +147,7 @@ def check_shared(root: Path) -> None:
 
 
 def check_alike(keys: Mapping[str, str]) -> None:
-    """Raise `ConfigError`, in every process, where one of them would compute other stages than the main process.
-
-    Args:
-        keys: of the stages, by name.
-    """
+    """Raise `ConfigError`, in every process, where one of them would compute other stages than the main process."""
     found = team().gather((team().name, dict(keys)))
     for name, theirs in found:
         for stage, key in theirs.items():

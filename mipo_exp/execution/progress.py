@@ -23,8 +23,6 @@ class Progress:
     """Counts items done, and units (tokens, pairs) for the rate.
 
     Args:
-        label: what is being done.
-        total: how many items there are.
         unit: what the rate counts.
         clock: the time in seconds.
         console: what the bar is drawn on, if it is a terminal; stderr if None.

@@ -25,12 +25,8 @@ class Finished:
 
 
 class Run:
-    """Fetches stages one after the other and remembers what was cached and how long it took.
-
-    Args:
-        store: where artefacts are.
-        executor: who computes their shards; this process where it is None.
-    """
+    """Fetches stages one after the other and remembers what was cached and how long it took. `executor` computes their
+    shards; this process does where it is None."""
 
     def __init__(self, store: Store, executor: Executor | None = None) -> None:
         self.store = store

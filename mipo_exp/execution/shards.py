@@ -5,12 +5,13 @@ often: after an interruption only the missing ones are computed, and they come o
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import PAUSE_SECONDS, Workspace
@@ -27,7 +28,15 @@ Shard = Callable[[Runtime, Tool], Sequence[Row]]
 
 @dataclass(frozen=True)
 class Shards(Generic[Tool, Row]):
-    """What is to be computed; the fields are the arguments of `compute_shards`."""
+    """What is to be computed.
+
+    Attributes:
+        adapter: the folder of the adapter on the model, None for the base model.
+        opened: makes what computes them.
+        count: how many there are.
+        shard: the function that computes a shard, by its number.
+        fits: whether rows of an earlier build are those of the shard of this number.
+    """
 
     runtime: Runtime
     adapter: Path | None
@@ -35,7 +44,7 @@ class Shards(Generic[Tool, Row]):
     row_type: type[Row]
     count: int
     shard: Callable[[int], Shard[Tool, Row]]
-    fits: Callable[[int, Sequence[Row]], bool]
+    fits: Callable[[int, Sequence[Row]], bool] = lambda number, rows: True
 
     def finished(self, work: Workspace, number: int) -> Sequence[Row] | None:
         """The rows of a shard that is finished and is the one of this number."""
@@ -46,46 +55,26 @@ class Shards(Generic[Tool, Row]):
         return work.shard(number, self.row_type, build, partial(self.fits, number))
 
 
-class Executor(Protocol):
+class Executor(ABC):
     """Who computes shards."""
 
+    @abstractmethod
     def compute(self, work: Workspace, shards: Shards[Tool, Row]) -> Iterator[tuple[Sequence[Row], bool]]:
         """See `compute_shards`."""
-        ...
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027 - not every one holds something
         """Give back what would be in the way of a training."""
-        ...
 
 
-def compute_shards(
-    work: Workspace,
-    runtime: Runtime,
-    adapter: Path | None,
-    opened: Opened[Tool],
-    row_type: type[Row],
-    count: int,
-    shard: Callable[[int], Shard[Tool, Row]],
-    fits: Callable[[int, Sequence[Row]], bool] = lambda number, rows: True,
-) -> Iterator[tuple[Sequence[Row], bool]]:
-    """The rows of each of `count` shards, in any order, and whether they had been finished by an earlier build.
-
-    Args:
-        work: where the shards are kept, and who computes them: this process where it names nobody.
-        runtime: what they are computed with.
-        adapter: the folder of the adapter on the model, None for the base model.
-        opened: makes what computes them.
-        row_type: of their rows.
-        count: how many there are.
-        shard: the function that computes a shard, by its number.
-        fits: whether rows of an earlier build are those of the shard of this number.
-    """
+def compute_shards(work: Workspace, shards: Shards[Tool, Row]) -> Iterator[tuple[Sequence[Row], bool]]:
+    """The rows of each shard, in any order, and whether they had been finished by an earlier build. `work` keeps them
+    and says who computes them: this process where it names nobody."""
     executor: Executor = work.executor or Processes()
-    return executor.compute(work, Shards(runtime, adapter, opened, row_type, count, shard, fits))
+    return executor.compute(work, shards)
 
 
 @dataclass(frozen=True)
-class Processes:
+class Processes(Executor):
     """This process, or this one of several: it computes every `size`-th shard and reads those of the others from the
     cache as they come."""
 
@@ -115,6 +104,3 @@ class Processes:
         while any(number < shards.count for number in awaited.values()):
             time.sleep(PAUSE_SECONDS)
             yield from theirs()
-
-    def release(self) -> None:
-        """Nothing is held here."""

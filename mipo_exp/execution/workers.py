@@ -47,10 +47,7 @@ class RayWorkersConfig(WorkersConfig):
 
 def make_executor(config: WorkersConfig, cache: Path) -> Executor:
     """Who computes shards, as the config asks for it: Ray's workers, not started yet, or the processes of this run.
-
-    Raises:
-        ConfigError: Ray is not installed.
-    """
+    Raises `ConfigError`: Ray is not installed."""
     if not isinstance(config, RayWorkersConfig):
         return Processes(team().rank, team().size)
     if importlib.util.find_spec("ray") is None:
@@ -58,13 +55,9 @@ def make_executor(config: WorkersConfig, cache: Path) -> Executor:
     return RayWorkers(config, cache)
 
 
-class RayWorkers:
+class RayWorkers(Executor):
     """Workers with the model, task and kind of device of a runtime, started with the first shard to be computed.
-
-    Args:
-        config: how many, and what each of them takes.
-        cache: the folder for converted models on their machines.
-    """
+    `cache` is the folder for converted models on their machines."""
 
     def __init__(self, config: RayWorkersConfig, cache: Path) -> None:
         self._config = config
@@ -92,7 +85,9 @@ class RayWorkers:
         from ray.util import ActorPool
 
         pool = ActorPool([worker for _ in range(AHEAD) for worker in self._started(shards.runtime)])
-        job = ray.put((shards.opened, None if shards.adapter is None else _content(shards.adapter)))
+        files = [] if shards.adapter is None else [path for path in shards.adapter.iterdir() if path.is_file()]
+        content = {path.name: path.read_bytes() for path in sorted(files)}
+        job = ray.put((shards.opened, None if shards.adapter is None else content))
 
         def send(worker: Any, number: int) -> Any:
             return worker.compute.remote(str(work.path), [job], number, shards.shard(number))
@@ -173,8 +168,7 @@ class RayWorkers:
 
 class Worker:
     """What runs on a worker's machine; it opens what computes shards once for all of one name. The model is loaded with
-    the first shard: an error there is one of a shard and comes back as it is.
-    """
+    the first shard: an error there is one of a shard and comes back as it is."""
 
     def __init__(
         self,
@@ -231,7 +225,3 @@ class Worker:
         for name, content in adapter.items():
             (folder / name).write_bytes(content)
         return folder
-
-
-def _content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

@@ -29,8 +29,7 @@ class Sampled:
 class Contrast:
     """Context-aware decoding (arXiv 2305.14739): sample from softmax((1 + α) log p(y_t|c,x) − α log p(y_t|x)).
 
-    `prompts` are those without the context, one for each row of the batch.
-    """
+    `prompts` are those without the context, one for each row of the batch."""
 
     prompts: Sequence[Sequence[int]]
     alpha: float
@@ -64,8 +63,7 @@ class Engine(ABC):
     """Samples responses from one model: the base model, or the policy with the adapter of a folder.
 
     A shard is what is sampled, and kept, at a time. Which prompts stand in it depends on nothing but their lengths and
-    what is in the engine's key, so that after an interruption the missing shards come out the same.
-    """
+    what is in the engine's key, so that after an interruption the missing shards come out the same."""
 
     shard_rows: int  # of an engine that makes its own batches of a shard
 

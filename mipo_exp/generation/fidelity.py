@@ -26,8 +26,7 @@ class Gap:
     """How far next-token distributions are from the expected ones.
 
     `variation` and `largest_variation` are total variation distances, 0 to 1, the mean and the maximum over positions;
-    `log_prob` is the largest difference of a likely token's log-probability, in nats.
-    """
+    `log_prob` is the largest difference of a likely token's log-probability, in nats."""
 
     variation: float
     largest_variation: float

@@ -83,11 +83,7 @@ class OpenvinoEngine(Engine):
         self._cache_blocks = 0
 
     def sample(self, request: Request) -> list[Sampled]:
-        """See `Engine.sample`.
-
-        Raises:
-            ModelError: openvino gave a response up.
-        """
+        """See `Engine.sample`. Raises `ModelError`: openvino gave a response up."""
         import numpy as np
         import openvino
         import openvino_genai

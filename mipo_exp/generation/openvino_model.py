@@ -268,8 +268,7 @@ def _network_log_probs(network: Any, rows: Sequence[Sequence[int]]) -> Any:
     """The network's log-probabilities at every position of each row, one row after the other: (positions, V), float64.
 
     It reads all rows at once, the shorter ones padded on the left, in three pieces of which the last is one token, so
-    that the cache and the mask are tried too.
-    """
+    that the cache and the mask are tried too."""
     import openvino
     import torch
 

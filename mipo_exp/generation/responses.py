@@ -12,7 +12,7 @@ from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import Decoding, EngineConfig, NegativesConfig
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.progress import Progress
-from mipo_exp.execution.shards import Shard, compute_shards
+from mipo_exp.execution.shards import Shard, Shards, compute_shards
 from mipo_exp.generation.engine import Contrast, Engine, Request, request_seed
 from mipo_exp.generation.transformers_engine import batch_seed
 from mipo_exp.models.runtime import Runtime
@@ -42,8 +42,7 @@ def sample_rejected(
     """y⁻ ~ π_ref(· | negative condition): k for every training example.
 
     A negative condition that is the true condition of another example has its response already, drawn from the same
-    distribution: it is reused.
-    """
+    distribution: it is reused."""
     examples = list(work.inputs["examples"].table("train", Example))
     chosen = ById(work.inputs["chosen"].table("responses", Response))
     conditions = sample_negatives(examples, negatives, seed, encoder or bm25)
@@ -69,8 +68,7 @@ def sample_evaluation(
 ) -> None:
     """Responses to the held-out examples, by the base model or, where there is an `adapter` input, by the policy.
 
-    With `decoding` the base model answers without the context, or against it.
-    """
+    With `decoding` the base model answers without the context, or against it."""
     examples = work.inputs["examples"].table("eval", Example)
     conditions, without = Mapped(_true, examples), Mapped(_without_context, examples)
     if decoding is not None and not decoding.context:
@@ -131,8 +129,9 @@ def sample_responses(
     def fits(number: int, rows: Sequence[Response]) -> bool:  # not if another version planned other batches
         return [row.id for row in rows] == [ids[i] for i in batches[number]]
 
+    shards = Shards(runtime, adapter, opened, Response, len(batches), shard, fits)
     with Progress(f"sampling {purpose} responses", len(conditions), "tokens") as progress:
-        for rows, reused in compute_shards(work, runtime, adapter, opened, Response, len(batches), shard, fits):
+        for rows, reused in compute_shards(work, shards):
             found.add(rows)
             tokens = sum(len(row.token_ids) for row in rows)
             work.count(tokens, runtime.device_name)
@@ -147,11 +146,7 @@ def opened_engine(
 ) -> Iterator[Engine]:
     """The engine of a config for the base model or the policy. What it writes lies in a folder of its own, in `scratch`
     where this machine has the folder around it, and is gone afterwards; with the base model some engines stay open from
-    stage to stage.
-
-    Raises:
-        ConfigError: the converted model is not on this machine.
-    """
+    stage to stage. Raises `ConfigError`: the converted model is not on this machine."""
     if folder is not None and not folder.is_dir():
         raise ConfigError(
             f"{folder} is not here; engine={config.name} over machines needs a paths.cache that all share"

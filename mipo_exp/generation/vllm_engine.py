@@ -53,9 +53,7 @@ class VllmEngine(Engine):
     """A worker that serves one model, the adapter unmerged.
 
     Args:
-        config: the engine group.
         runtime: the model and how it is prompted; its own copy on the GPU is given up before the worker starts.
-        adapter: the policy's.
         scratch: where the worker's log is written.
     """
 
@@ -67,11 +65,7 @@ class VllmEngine(Engine):
         self._worker: subprocess.Popen[str] | None = None
 
     def sample(self, request: Request) -> list[Sampled]:
-        """See `Engine.sample`.
-
-        Raises:
-            ModelError: the worker ended; the end of its log says why.
-        """
+        """See `Engine.sample`. Raises `ModelError`: the worker ended; the end of its log says why."""
         if self._worker is None:
             self._worker = self._start(request.longest)
         stops, sampling = self.runtime.renderer.stop_ids, request.sampling

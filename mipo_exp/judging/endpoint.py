@@ -72,11 +72,8 @@ def check_endpoint(config: EndpointJudgeConfig) -> None:
 
 
 class Endpoint(Backend):
-    """Asks `concurrency` requests at a time, and gives up when the server fails again and again.
-
-    Args:
-        config: checked by `check_endpoint`.
-    """
+    """Asks `concurrency` requests at a time, and gives up when the server fails again and again. `config` is checked by
+    `check_endpoint`."""
 
     def __init__(self, config: EndpointJudgeConfig) -> None:
         self.config = config

@@ -33,11 +33,8 @@ class Backend(ABC):
 
     @abstractmethod
     def answer(self, requests: Sequence[Messages], keep: Keep) -> None:
-        """Get a reply to each request and hand it to `keep` with the request's index, at once, from any thread.
-
-        Raises:
-            JudgeError: some requests got no reply; those that did have been handed over.
-        """
+        """Get a reply to each request and hand it to `keep` with the request's index, at once, from any thread. Raises
+        `JudgeError`: some requests got no reply; those that did have been handed over."""
 
     def cost(self, input_tokens: int, output_tokens: int) -> float | None:
         """In the currency of the prices; None where there are none."""
@@ -62,11 +59,8 @@ class Judge:
 
     def ask(self, requests: Sequence[Messages], label: str | None) -> list[Reply]:
         """A reply to each request, in their order; equal requests are asked once. `label` names the progress shown,
-        None where it is part of another's.
-
-        Raises:
-            JudgeError: the judge cannot be reached or stopped replying; what it has replied is kept.
-        """
+        None where it is part of another's. Raises `JudgeError`: the judge cannot be reached or stopped replying; what
+        it has replied is kept."""
         found: dict[str, Reply] = {}
         with self._turn():
             missing: dict[str, Messages] = {}
@@ -117,11 +111,8 @@ class Rated(NamedTuple):
 
 def rate(judge: Judge, items: Sequence[Rated]) -> list[float | None]:
     """A score from 1 to 5 for each response by the default rubric (`default_rubric.json`); None where none could be
-    read. Its stage's key needs `judge.identity(RUBRIC_PROMPTS)`.
-
-    Raises:
-        JudgeError: the judge cannot be asked; the replies that it gave are kept.
-    """
+    read. Its stage's key needs `judge.identity(RUBRIC_PROMPTS)`. Raises `JudgeError`: the judge cannot be asked; the
+    replies that it gave are kept."""
     scores = [read_score(reply.text or "") for reply in judge.ask(rating_requests(judge.templates, items), None)]
     return [None if score is None else float(score) for score in scores]
 

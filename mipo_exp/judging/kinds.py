@@ -16,12 +16,7 @@ from mipo_exp.config.schema import EngineConfig, JudgeConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.metrics import Measure, average, mean, ratio_of_sums, register_file
-from mipo_exp.judging.formulas import (
-    CHECK_ERRORS,
-    length_controlled,
-    pair_outcome,
-    preference_error,
-)
+from mipo_exp.judging.formulas import CHECK_ERRORS, length_controlled, pair_outcome, preference_error
 from mipo_exp.judging.judge import RUBRIC_PROMPTS, Backend
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import NOTHING_KNOWN, Rubric, Templates, rubric
@@ -40,7 +35,6 @@ class Kind(ABC):
     """One kind of judging."""
 
     prompts: ClassVar[tuple[str, ...]]  # the prompt files that it uses
-    phases: ClassVar[tuple[str, ...]]  # of summary.json in which its main metrics stand
 
     @abstractmethod
     def check(self, examples: Sequence[Example], task: str) -> None:
@@ -59,7 +53,6 @@ class _Pairwise(Kind):
     """`after` against `before`, in both orders. Equal responses tie without being shown to the judge."""
 
     prompts = ("pairwise",)
-    phases = ("after",)
     orders: ClassVar[dict[str, tuple[str, str]]] = {
         "before_first": ("before", "after"),
         "after_first": ("after", "before"),
@@ -111,7 +104,6 @@ class _Rubrics(Kind):
     """A score from 1 to 5 for every rubric of an example, with its reference answer where there is one."""
 
     prompts = RUBRIC_PROMPTS
-    phases = SIDES
 
     def check(self, examples: Sequence[Example], task: str) -> None:
         """An example without rubrics gets the default one; those that are there must be whole."""
@@ -152,11 +144,9 @@ class _Checks(Kind):
     """PrefEval's four questions about a response and a stated preference.
 
     Whether the preference is hallucinated is asked of the words that `acknowledge` quotes, and only where there are
-    some: PrefEval reads the answer only then.
-    """
+    some: PrefEval reads the answer only then."""
 
     prompts = ("check_acknowledge", "check_violate", "check_hallucinate", "check_helpful")
-    phases = SIDES
 
     def check(self, examples: Sequence[Example], task: str) -> None:
         for example in examples:
@@ -298,9 +288,6 @@ class AskedJudgeConfig(JudgeConfig):
     def backend(
         self, engine: EngineConfig, kernels: Sequence[str], task: Task, cache: Path, device: str, download: bool
     ) -> Backend:
-        """Who is asked, checked as far as it can be before; a judge in this process keeps the engine's limits.
-
-        Raises:
-            UserError: a key, a variable of the environment, a package or a model is missing or wrong.
-        """
+        """Who is asked, checked as far as it can be before; a judge in this process keeps the engine's limits. Raises
+        `UserError`: a key, a variable of the environment, a package or a model is missing or wrong."""
         raise NotImplementedError

@@ -39,13 +39,7 @@ class LocalJudgeConfig(AskedJudgeConfig):
 
 
 class Local(Backend):
-    """Answers in batches of similar length.
-
-    Args:
-        config: checked.
-        engine: the limits of a batch.
-        runtime: of the judge's own model.
-    """
+    """Answers in batches of similar length. `engine` has the limits of a batch."""
 
     shared = False
 

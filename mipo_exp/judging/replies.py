@@ -23,8 +23,7 @@ Messages = Sequence[Message]
 class Reply:
     """What the judge wrote, with the tokens of its prompt and of its reply.
 
-    `text` is None where it refused this very request (too long, a content filter): `refusal` says why.
-    """
+    `text` is None where it refused this very request (too long, a content filter): `refusal` says why."""
 
     text: str | None
     input_tokens: int
@@ -33,12 +32,7 @@ class Reply:
 
 
 class ReplyCache:
-    """The replies of one judge.
-
-    Args:
-        root: `paths.cache`.
-        identity: everything that its replies depend on beside the messages.
-    """
+    """The replies of one judge. `identity` is everything that its replies depend on beside the messages."""
 
     def __init__(self, root: Path, identity: Mapping[str, Any]) -> None:
         self.folder = root / "judge_replies"

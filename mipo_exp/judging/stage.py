@@ -53,11 +53,8 @@ class Judging:
 
 
 def kind_of(config: JudgeConfig, task: Task) -> str | None:
-    """The kind of judging that a config asks for, None without a judge.
-
-    Raises:
-        ConfigError: the task has none of its own, and none is named.
-    """
+    """The kind of judging that a config asks for, None without a judge. Raises `ConfigError`: the task has none of its
+    own, and none is named."""
     asked: AskedJudgeConfig | None = config.asked
     if asked is None:
         return None
@@ -72,11 +69,8 @@ def kind_of(config: JudgeConfig, task: Task) -> str | None:
 
 
 def prepare_judging(config: Config, task: Task, cache: Path, device: str, download: bool = True) -> Judging | None:
-    """The judge of a config, checked as far as it can be before it is asked; None without one.
-
-    Raises:
-        UserError: a key, a variable of the environment, a prompt file, a package or a local model is missing or wrong.
-    """
+    """The judge of a config, checked as far as it can be before it is asked; None without one. Raises `UserError`: a
+    key, a variable of the environment, a prompt file, a package or a local model is missing or wrong."""
     asked, kind = config.judge.asked, kind_of(config.judge, task)
     if asked is None or kind is None:
         return None
@@ -87,11 +81,7 @@ def prepare_rewards(
     config: Config, judging: Judging | None, task: Task, cache: Path, device: str, download: bool = True
 ) -> Judging | None:
     """The judge whose scores a method learns from, None for one that learns from none: the `reward_judge` group's, or
-    where that is none, the one that judges the results, `judging`.
-
-    Raises:
-        UserError: as `prepare_judging`.
-    """
+    where that is none, the one that judges the results, `judging`. Raises `UserError`: as `prepare_judging`."""
     if not config.method.asks_judge:
         return None
     asked = config.reward_judge.asked
@@ -109,11 +99,8 @@ def _judge(asked: AskedJudgeConfig, config: Config, task: Task, cache: Path, dev
 
 
 def judge_responses(judging: Judging, work: Workspace) -> None:
-    """The verdicts on the responses of both models to the held-out examples.
-
-    Raises:
-        JudgeError: some replies are missing, or too many say nothing. Those that can be read are kept for the next run.
-    """
+    """The verdicts on the responses of both models to the held-out examples. Raises `JudgeError`: some replies are
+    missing, or too many say nothing. Those that can be read are kept for the next run."""
     examples = work.inputs["examples"].table("eval", Example)
     asked: list[tuple[Messages, Reply]] = []
 
@@ -215,12 +202,9 @@ class Estimate:
 def estimate_judging(
     judging: Judging, examples: Sequence[Example], texts: Mapping[str, Sequence[str]] | None, response_tokens: int
 ) -> Estimate:
-    """What judging these examples would take. Prompts are counted by their characters, replies at their limit.
-
-    Args:
-        texts: the responses by phase where they are there already; None counts each at `response_tokens`, and as
-            different before and after.
-    """
+    """What judging these examples would take. Prompts are counted by their characters, replies at their limit. `texts`
+    are the responses by phase where they are there already; None counts each at `response_tokens`, and as different
+    before and after."""
     width = int(response_tokens * CHARACTERS_PER_TOKEN)
     drawn = texts or {phase: [mark * width for _ in examples] for phase, mark in (("before", "b"), ("after", "a"))}
     seen: dict[str, bool] = {}

@@ -69,11 +69,8 @@ class Templates:
 
 
 def load_templates(folder: str | None) -> Templates:
-    """The shipped prompts, with those of `folder` in place of the ones that have the same name.
-
-    Raises:
-        ConfigError: the folder does not exist, has a file with another name, or a file lacks a placeholder.
-    """
+    """The shipped prompts, with those of `folder` in place of the ones that have the same name. Raises `ConfigError`:
+    the folder does not exist, has a file with another name, or a file lacks a placeholder."""
     found = {path.name: path for path in SHIPPED.iterdir() if path.suffix in (".txt", ".json")}
     if folder is not None:
         found |= _replacements(Path(folder).expanduser(), set(found))
@@ -84,11 +81,8 @@ def load_templates(folder: str | None) -> Templates:
 
 
 def rubric(value: Any, where: str) -> Rubric:
-    """A rubric from plain data `{"criteria": str, "score_descriptions": {"1": str … "5": str}}`.
-
-    Raises:
-        ConfigError: it has another form; the message begins with `where`.
-    """
+    """A rubric from plain data `{"criteria": str, "score_descriptions": {"1": str … "5": str}}`. Raises `ConfigError`:
+    it has another form; the message begins with `where`."""
     descriptions = value.get("score_descriptions") if isinstance(value, Mapping) else None
     if (
         not isinstance(descriptions, Mapping)

@@ -13,6 +13,5 @@ IGNORED = -100  # the label of a position that is not scored
 def rounding(dtype: "torch.dtype", tokens: int) -> float:
     """How far two computations of one response's log-probability may lie apart, in nats.
 
-    In 16 bits each token's log-probability is rounded by some hundredths of a nat, and a response sums many.
-    """
+    In 16 bits each token's log-probability is rounded by some hundredths of a nat, and a response sums many."""
     return max(2.0, 0.25 * math.sqrt(tokens)) if str(dtype) in ("torch.bfloat16", "torch.float16") else 5e-3

@@ -35,15 +35,18 @@ def split(rows: int, padded: Padded, budget: int, agree: Agree | None = None) ->
     """The rows 0 … rows − 1 in parts of at most `budget` padded tokens, similar sizes together, the largest first.
 
     Args:
-        rows: of the batch.
         padded: what rows take together; not less with one more.
         budget: a row that takes more is a part by itself.
         agree: where several processes must make parts of the same sizes.
     """
     order = sorted(range(rows), key=lambda row: -padded([row]))
+
+    def chunks(size: int) -> list[list[int]]:
+        return [order[start : start + size] for start in range(0, rows, size)]
+
     if agree is not None:
-        size = agree(next(size for size in range(rows, 0, -1) if size == 1 or _fits(order, padded, budget, size)))
-        return _chunks(order, size)
+        fit = (size for size in range(rows, 1, -1) if all(padded(chunk) <= budget for chunk in chunks(size)))
+        return chunks(agree(next(fit, 1)))
     parts: list[list[int]] = []
     for row in order:
         if parts and padded([*parts[-1], row]) <= budget:
@@ -51,14 +54,6 @@ def split(rows: int, padded: Padded, budget: int, agree: Agree | None = None) ->
         else:
             parts.append([row])
     return parts
-
-
-def _chunks(order: list[int], size: int) -> list[list[int]]:
-    return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def _fits(order: list[int], padded: Padded, budget: int, size: int) -> bool:
-    return all(padded(chunk) <= budget for chunk in _chunks(order, size))
 
 
 class MicroBatches:
@@ -124,10 +119,8 @@ def split_pairs(
     """Parts of TRL's DPO batch: (2B, T) ids and masks, right-padded, chosen sides first, and (B,) reference values.
 
     Args:
-        inputs: the batch.
         shared: whether a pair's prompt stands in memory once.
         budget: padded tokens of a part.
-        agree: as `split` takes it.
     """
     import torch
 

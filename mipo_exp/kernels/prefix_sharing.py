@@ -49,8 +49,7 @@ def can_share(model: "PreTrainedModel", longest: int) -> bool:
     """Whether a model computes the same from a prefix tree of sequences of at most so many tokens; found out once for
     each model, on a few made-up ones.
 
-    Not so with recurrent layers, or attention that depends on more than queries, keys, values and a sliding window.
-    """
+    Not so with recurrent layers, or attention that depends on more than queries, keys, values and a sliding window."""
     import torch
 
     if model not in _longest_shared:
@@ -137,11 +136,8 @@ class Packed:
 def _run(
     model: "PreTrainedModel", sequences: Sequence[tuple[int, ...]], firsts: Sequence[int]
 ) -> "tuple[ModelOutput, torch.Tensor, set[int | None]]":
-    """As `run_shared`, and the widths of attention that the layers asked for.
-
-    Raises:
-        NotComputedError: see there; other errors come from models that take no attention function from outside.
-    """
+    """As `run_shared`, and the widths of attention that the layers asked for. Raises `NotComputedError`: see there;
+    other errors come from models that take no attention function from outside."""
     import torch
 
     device = model.get_input_embeddings().weight.device
@@ -193,15 +189,12 @@ def tree_attention(
     """The attention of one layer, as transformers' attention functions are called.
 
     Args:
-        module: the layer.
         query: (1, H, N, D).
         key: (1, H_kv, N, D); H is a multiple of H_kv.
         value: (1, H_kv, N, D).
         attention_mask: none; the tree says who sees whom.
         scaling: of the scores, 1/√D where None.
-        packed: the tree.
         sliding_window: how many positions a token sees, itself included.
-        others: what a layer passes besides.
 
     Returns:
         (1, N, H, D) and None, as transformers expects.
@@ -256,8 +249,7 @@ def _attend(
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Attention (A, B, rows, D) and the log-sum-exp of its scores (A, B, rows), float32.
 
-    `hidden` is (rows, columns), whether a key lies before a query's sliding window; None where none does.
-    """
+    `hidden` is (rows, columns), whether a key lies before a query's sliding window; None where none does."""
     import torch
 
     kernels = torch.ops.aten

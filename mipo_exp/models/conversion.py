@@ -84,11 +84,7 @@ def _build_random(spec: Mapping[str, Any]) -> "tuple[PreTrainedModel, PreTrained
     _check_names(str(spec.get("model_type")), sizes)
     tokenizer = byte_tokenizer(int(sizes.get("vocab_size", 0)))
     sizes.setdefault("vocab_size", len(tokenizer))
-    ids = {
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(spec.get("seed", 0)))
         try:
@@ -117,11 +113,8 @@ def _check_names(model_type: str, sizes: Mapping[str, Any]) -> None:
 
 
 def byte_tokenizer(size: int = 0) -> "PreTrainedTokenizerBase":
-    """A tokenizer with one token a byte and the ChatML markers, built in memory.
-
-    Args:
-        size: at least so many tokens; the further ones are words without meaning, which only random weights write.
-    """
+    """A tokenizer with one token a byte and the ChatML markers, built in memory. It has at least `size` tokens; the
+    further ones are words without meaning, which only random weights write."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast

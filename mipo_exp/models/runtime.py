@@ -71,8 +71,6 @@ class Runtime:
     """One base model, at most one adapter on it, and one task's way of writing prompts.
 
     Args:
-        config: the model group.
-        source: where the model is.
         task: renders conditions to messages.
         device: `cpu` or `cuda[:N]`, as `choose_device` gives it.
         kernels: as the config has it.
@@ -152,11 +150,8 @@ class Runtime:
         return Renderer(load_tokenizer(folder, self.config), generation, name)
 
     def prompt_ids(self, condition: Condition) -> list[int]:
-        """The prompt of a condition as token ids.
-
-        Raises:
-            ModelError: the chat template does not print user contexts where this task has them.
-        """
+        """The prompt of a condition as token ids. Raises `ModelError`: the chat template does not print user contexts
+        where this task has them."""
         if condition.context is not None and not self._prints_contexts:
             self.renderer.check(self.task.messages("violets know 9358 answers", "zebras ask 4217 questions"))
             self._prints_contexts = True
@@ -266,17 +261,8 @@ def declare_model(runtime: Runtime) -> Stage | None:
 
 def choose_device(wanted: str, local_rank: int = 0, processes: int = 1) -> str:
     """`cuda` or `cpu` for `auto`, with several processes `cuda:N`, each its own; torch is imported only where there
-    could be a GPU.
-
-    Args:
-        wanted: the `device` key.
-        local_rank: of this process on its machine.
-        processes: how many there are.
-
-    Raises:
-        ConfigError: a GPU is asked for by name and there is none, one process asks for another one than the
-            first, or several would share one.
-    """
+    could be a GPU. Raises `ConfigError`: a GPU is asked for by name and there is none, one process asks for another one
+    than the first, or several would share one."""
     if wanted == "cpu":
         return "cpu"
     if wanted == "auto" and (not _has_nvidia_driver() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"):

@@ -34,11 +34,7 @@ KEYS = (
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ModelError: it is no JSON, or another value.
-    """
+    """The object in a JSON file. Raises `ModelError`: it is no JSON, or another value."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -61,10 +57,7 @@ def check_sizes(path: Path) -> None:
 
 def check_files(folder: Path) -> None:
     """Check the weight files of a folder against their own headers, and against the index that says what is where.
-
-    Raises:
-        ModelError: a file is missing, truncated or damaged, or lacks a tensor that the index says it has.
-    """
+    Raises `ModelError`: a file is missing, truncated or damaged, or lacks a tensor that the index says it has."""
     tensors = {path.name: safetensors_names(path) for path in sorted(folder.glob("*.safetensors"))}
     for name, file in _index(folder).items():
         if file not in tensors:
@@ -88,11 +81,7 @@ def _index(folder: Path) -> dict[str, str]:
 
 def safetensors_names(path: Path) -> set[str]:
     """The tensors in a safetensors file. It states the extent of its data in its header: that is compared with its
-    size.
-
-    Raises:
-        ModelError: it is truncated or damaged.
-    """
+    size. Raises `ModelError`: it is truncated or damaged."""
     size = path.stat().st_size
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
@@ -115,15 +104,8 @@ def safetensors_names(path: Path) -> set[str]:
 def check_loaded(folder: Path, config: Any, info: Mapping[str, Any]) -> None:
     """Refuse a model that is not the one whose weights are in its folder. What the model's class is known to do without
     (old rotary buffers, copies of tied embeddings, parts for images) transformers has left out of `info` already.
-
-    Args:
-        folder: with the weights.
-        config: of the language model, as transformers read it from config.json.
-        info: what transformers says about the loading, with sizes that do not fit tolerated.
-
-    Raises:
-        ModelError: a tensor is left over, missing, or of another shape than config.json asks for.
-    """
+    `info` is what transformers says about the loading, with sizes that do not fit tolerated. Raises `ModelError`: a
+    tensor is left over, missing, or of another shape than config.json asks for."""
     unexpected, missing = sorted(info.get("unexpected_keys") or ()), sorted(info.get("missing_keys") or ())
     if unexpected:
         raise ModelError(

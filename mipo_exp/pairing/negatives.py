@@ -16,10 +16,7 @@ from mipo_exp.pairing.similarity import Similarity, bm25
 from mipo_exp.store.records import Condition, Example, Negative
 
 # The keys that say how many conditions there are, and of how many examples they are taken.
-SIDES = {
-    "evaluation": ("evaluation.k", "task.eval_examples"),
-    "training": ("method.k", "task.train_examples"),
-}
+SIDES = {"evaluation": ("evaluation.k", "task.eval_examples"), "training": ("method.k", "task.train_examples")}
 
 
 @dataclass(frozen=True)
@@ -36,17 +33,9 @@ class Draw:
 def sample_negatives(
     examples: Sequence[Example], config: NegativesConfig, seed: int, similarity: Similarity = bm25
 ) -> list[Negative]:
-    """The `k` negative conditions of every example, in the examples' order.
-
-    Args:
-        examples: of the training side.
-        config: the negatives group.
-        seed: decides everything that is random.
-        similarity: what `hard_context` and `hard_prompt` call near.
-
-    Raises:
-        ConfigError: there are too few other prompts or contexts for `k` different negatives.
-    """
+    """The `k` negative conditions of every example, in the examples' order. `similarity` says what `hard_context` and
+    `hard_prompt` call near. Raises `ConfigError`: there are too few other prompts or contexts for `k` different
+    negatives."""
     draw = Draw(config.k, np.random.default_rng(seed), similarity, config.weights or {})
     return STRATEGIES[config.strategy].sample(list(examples), draw)
 
@@ -96,8 +85,7 @@ def no_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
 def random_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The same prompt under the contexts of k other users, drawn uniformly over users and then over their contexts.
 
-    Where (c′, x) is itself an example, its sampled response is reused.
-    """
+    Where (c′, x) is itself an example, its sampled response is reused."""
     by_condition = {(example.context, example.prompt): example.id for example in examples}
     contexts = contexts_by_user(examples)
     users = list(contexts)
@@ -135,8 +123,7 @@ def empty_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
 def hard_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The same prompt under the nearest contexts of k other users: of each user the nearest, of these the k nearest.
 
-    Where (c′, x) is itself an example, its sampled response is reused.
-    """
+    Where (c′, x) is itself an example, its sampled response is reused."""
     by_condition = {(example.context, example.prompt): example.id for example in examples}
     owners = [(user, context) for user, own in contexts_by_user(examples).items() for context in own]
     texts = list(dict.fromkeys(context for _, context in owners))
@@ -164,8 +151,7 @@ def hard_context(examples: Sequence[Example], draw: Draw) -> list[Negative]:
 def hard_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
     """The k nearest other prompts, each with the context of one of its examples, drawn at random.
 
-    Their responses are reused. One that is near to many prompts serves for many examples, unlike in `random_prompt`.
-    """
+    Their responses are reused. One that is near to many prompts serves for many examples, unlike in `random_prompt`."""
     askers: dict[str, list[Example]] = {}
     for example in examples:
         askers.setdefault(example.prompt, []).append(example)
@@ -272,8 +258,7 @@ def contrast_prompts(examples: Sequence[Example], k: int, seed: int) -> list[lis
     same context with K − 1 other prompts of the examples, drawn without repetition.
 
     K is `k`, or how many different prompts there are where these are fewer. Empty rows where an example has no context
-    (`contrast_conditions` has other prompts then) or all have one and the same prompt.
-    """
+    (`contrast_conditions` has other prompts then) or all have one and the same prompt."""
     rng = np.random.default_rng([seed, 1])  # apart from the draws of `contrast_conditions`
     prompts = list(dict.fromkeys(example.prompt for example in examples))
     if len(prompts) < 2 or any(example.context is None for example in examples):

@@ -13,11 +13,8 @@ from mipo_exp.store.tables import ById
 
 
 def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig) -> None:
-    """Pair each example's chosen response with each of its rejected ones, under the example's true condition.
-
-    Raises:
-        DataError: no pair is left.
-    """
+    """Pair each example's chosen response with each of its rejected ones, under the example's true condition. Raises
+    `DataError`: no pair is left."""
     examples = ById(work.inputs["examples"].table("train", Example))
     chosen = ById(work.inputs["chosen"].table("responses", Response))
     rejected = ById(work.inputs["rejected"].table("responses", Response))
@@ -55,7 +52,8 @@ def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig) -> None:
                 )
 
     if not work.write_table("pairs", kept(), Pair):
-        raise DataError(f"no pair is left after the filters of the pairs group ({_listed(counts)}); loosen them")
+        why = ", ".join(f"{name}={count}" for name, count in sorted(counts.items()) if count)
+        raise DataError(f"no pair is left after the filters of the pairs group ({why}); loosen them")
     work.write_json("counts", dict(counts))
 
 
@@ -71,7 +69,3 @@ def why_dropped(chosen: Response, rejected: Response, config: PairsConfig) -> st
     if config.max_length_ratio is not None and longer > config.max_length_ratio * shorter:
         return "length_ratio"
     return None
-
-
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{name}={count}" for name, count in sorted(counts.items()) if count)

@@ -64,11 +64,8 @@ class Encoder:
 
 
 def locate_encoder(name: str, cache: Path, download: bool = True) -> Encoder:
-    """The sentence-embedding model of `negatives.embedding_model`: a folder, or an id on the hub.
-
-    Raises:
-        ConfigError: the package sentence-transformers is missing, or the model is neither here nor reachable.
-    """
+    """The sentence-embedding model of `negatives.embedding_model`: a folder, or an id on the hub. Raises `ConfigError`:
+    the package sentence-transformers is missing, or the model is neither here nor reachable."""
     import importlib.util
 
     key = f"negatives.embedding_model={name}"
@@ -92,10 +89,4 @@ def _from_hub(name: str, key: str, download: bool) -> Path:
     files = ["*.safetensors", "*.json", "*.txt", "*.model"]
     remedy = "give a folder with a sentence-transformers model, or null for BM25"
     repository = Repository("negatives.embedding_model", name, ConfigError, remedy)
-    folder = repository.local(files)
-    if folder is not None:
-        return folder
-    if not download:
-        raise ConfigError(f"{key} is not on this machine yet")
-    with repository.asking():
-        return repository.download(files)
+    return repository.fetch(files, None if download else f"{key} is not on this machine yet")

@@ -25,11 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def check_examples(
-    config: Config,
-    task: Task,
-    train: Sequence[Example],
-    evaluation: Sequence[Example],
-    overrides: Sequence[str] = (),
+    config: Config, task: Task, train: Sequence[Example], evaluation: Sequence[Example], overrides: Sequence[str] = ()
 ) -> None:
     """Raise `ConfigError` for fewer examples than `overrides` ask for, too few contexts or prompts, examples that the
     judge cannot be asked about, an objective that this run does not have, and a reward that its examples cannot give.

@@ -17,8 +17,7 @@ Examples = tuple[Sequence[Example], Sequence[Example]]
 def find_limits(config: Config, works: Mapping[str, Work], wanted: Mapping[str, Need], device: str, free: float) -> str:
     """The overrides with which stages of these works and needs fit into `free` bytes, or what does not fit with any.
 
-    What a batch takes grows at least as fast as its limit, down to a batch of one.
-    """
+    What a batch takes grows at least as fast as its limit, down to a batch of one."""
     changed: dict[str, int] = {}
     for name, need in wanted.items():
         if need.total <= free:

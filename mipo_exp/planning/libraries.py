@@ -12,8 +12,7 @@ DISTRIBUTION = "mipo-exp"
 def check_libraries() -> None:
     """Raise `LibraryError` for the first library that is missing, too old or too new. Imports none of them.
 
-    pip sees to it when it installs this package, not when another one is installed or upgraded afterwards.
-    """
+    pip sees to it when it installs this package, not when another one is installed or upgraded afterwards."""
     try:
         texts = requires(DISTRIBUTION) or []
     except PackageNotFoundError:

@@ -17,8 +17,6 @@ def earlier_rate(root: Path, stage: Stage, device: str) -> float | None:
     Interrupted builds have recorded nothing: their time is that of a part.
 
     Args:
-        root: of the store.
-        stage: that is to be built.
         device: as `Runtime.device_name` has it.
     """
     wanted = _like(stage.inputs, stage.config, {"device": device, "machine": machine()})

@@ -26,7 +26,6 @@ class Shape:
     """What the cost of a model depends on.
 
     Attributes:
-        layers: how many.
         width: of the hidden state.
         inner: width of the feed-forward layers.
         kv_width: of a layer's keys, and of its values.
@@ -57,13 +56,8 @@ class Shape:
 
 
 def find_shape(config: ModelConfig, folder: Path | None, dtype: str) -> Shape | None:
-    """The shape of a model in a precision; None where nothing says how large it is, or not in usual terms.
-
-    Args:
-        config: the model group.
-        folder: with config.json and safetensors, where the model is here already.
-        dtype: of its weights, as torch calls it.
-    """
+    """The shape of a model in a precision; None where nothing says how large it is, or not in usual terms. `folder` has
+    config.json and safetensors, where the model is here already."""
     sizes: Mapping[str, Any] = config.random or {}
     total: float | None = random_parameters(sizes) or None
     if folder is not None and (folder / "config.json").is_file():
@@ -118,8 +112,7 @@ def random_parameters(sizes: Mapping[str, Any]) -> int:
 def parameter_count(folder: Path) -> int | None:
     """How many parameters the safetensors files of a folder hold, from their headers; None where there are none.
 
-    Where an index names the files that transformers loads, only those: some repositories have the weights twice.
-    """
+    Where an index names the files that transformers loads, only those: some repositories have the weights twice."""
     from safetensors import safe_open
 
     index, files = folder / "model.safetensors.index.json", sorted(folder.glob("*.safetensors"))

@@ -26,8 +26,7 @@ PERCENT = "\N{NO-BREAK SPACE}%"
 def written(metric: Metric, value: float | None, *, signed: bool = False) -> str:
     """A value in the metric's unit, proportions in per cent; a dash where there is none.
 
-    With `signed` it is a difference: it carries its sign, and proportions are in percentage points.
-    """
+    With `signed` it is a difference: it carries its sign, and proportions are in percentage points."""
     if value is None or not math.isfinite(value):
         return "–"
     scaled, digits = value, {"nats": 2, "nats per token": 4, "tokens": 1, "characters": 1}.get(metric.unit, 3)

@@ -25,6 +25,7 @@ from mipo_exp.evaluation.statistics import (
     Estimate,
     Values,
     contributions,
+    finite,
     holm,
     interaction,
     p_value,
@@ -226,9 +227,9 @@ class Panel:
         for name in self.metrics:
             values = arm.values(name)
             found[name] = {
-                "values": [_finite(value) for value in values],
-                "mean": _finite(values.mean()),
-                "sd": _finite(spread(values)),
+                "values": [finite(value) for value in values],
+                "mean": finite(values.mean()),
+                "sd": finite(spread(values)),
                 "against_before": _difference_json(self.against_before.get((index, name))),
                 "against_first": _difference_json(self.against_first.get((index, name))),
             }
@@ -273,11 +274,7 @@ def spread(values: Values) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
 def _difference_json(cell: Difference | None) -> dict[str, Any] | None:
     if cell is None:
         return None
-    return {**cell.estimate.as_json(), "p": _finite(cell.p_value), "p_holm": cell.adjusted}
+    return {**cell.estimate.as_json(), "p": finite(cell.p_value), "p_holm": cell.adjusted}

@@ -57,8 +57,7 @@ def before_after(
 ) -> str:
     """Points with intervals, two a row: before above, after below. `guides` are labelled vertical lines.
 
-    Values are in the unit of `xlabel`; with `percent`, proportions are shown in per cent.
-    """
+    Values are in the unit of `xlabel`; with `percent`, proportions are shown in per cent."""
     figure, axes = _figure(HEIGHT_INCHES if len(rows) < 4 else 0.9 + 0.56 * len(rows))
     scale = 100.0 if percent else 1.0
     for index, row in enumerate(rows):

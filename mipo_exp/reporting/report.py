@@ -38,8 +38,7 @@ class Sample:
     """One held-out example with the responses of both models to it.
 
     `pmi_before` and `pmi_after` are the responses' terms of the mutual information `mi/base/nats`: against K contexts
-    (prompts, where there are no contexts), under the base model, in nats.
-    """
+    (prompts, where there are no contexts), under the base model, in nats."""
 
     user: str | None
     context: str | None
@@ -60,11 +59,8 @@ def write_report(
     """Write the report of one run to `path`, which is replaced only once the page is complete.
 
     Args:
-        path: the HTML file; its folder exists.
-        summary: the content of summary.json.
         history: training log rows, each with "step" and floats.
         lengths: response lengths in tokens, under "before" and "after".
-        samples: examples to show side by side.
 
     Raises:
         OSError: the file cannot be written.

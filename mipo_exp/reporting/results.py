@@ -57,8 +57,6 @@ def write_results(
     Args:
         assembled: with all stages fetched.
         summary: its head, which is filled in.
-        history: the rows that training logged.
-        tracker: gets the metrics and samples.
     """
     config, run, output = assembled.config, assembled.run, assembled.output
     examples = run.finished["examples"].artefact.table("eval", Example)
@@ -126,8 +124,7 @@ def _judged(
 ) -> Measures:
     """The judge's metrics by phase; what `summary.json` says of the judge is written into `summary`.
 
-    Where the judge cannot be asked there are no metrics: `summary["missing"]` says why, and the run continues.
-    """
+    Where the judge cannot be asked there are no metrics: `summary["missing"]` says why, and the run continues."""
     run, judging, stage = assembled.run, assembled.judging, assembled.judgements
     if judging is None or stage is None:
         return {}

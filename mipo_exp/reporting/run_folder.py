@@ -15,8 +15,6 @@ def occupy(folder: Path, key: str, way_out: str) -> None:
     """Keep a folder for this run until the process ends.
 
     Args:
-        folder: is made where it does not exist.
-        key: what names it in the config.
         way_out: what to do where somebody else has it.
 
     Raises:

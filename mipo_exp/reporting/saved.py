@@ -34,11 +34,7 @@ class Results:
 
 
 def load(folder: Path) -> Results:
-    """The results of the run in a folder.
-
-    Raises:
-        DataError: there is no run in it, or it has not ended.
-    """
+    """The results of the run in a folder. Raises `DataError`: there is no run in it, or it has not ended."""
     folder = folder.expanduser()
     path = folder / "summary.json"
     try:

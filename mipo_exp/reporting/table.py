@@ -14,16 +14,7 @@ import numpy as np
 from mipo_exp.evaluation.error_kinds import KINDS
 from mipo_exp.evaluation.metrics import Metric
 from mipo_exp.evaluation.statistics import FEWEST_SEEDS
-from mipo_exp.reporting.metrics import (
-    PERCENT,
-    cost_metrics,
-    described,
-    direction,
-    no_cost,
-    spanned,
-    templates,
-    written,
-)
+from mipo_exp.reporting.metrics import PERCENT, cost_metrics, described, direction, no_cost, spanned, templates, written
 from mipo_exp.reporting.multirun import ALPHA, Difference, Panel, group, kind_shares, read_run, spread
 from mipo_exp.store.artefacts import write_atomically
 

@@ -7,7 +7,6 @@ an experiment or waits for somebody to type. Keys come from the environment and 
 import contextlib
 import json
 import logging
-import math
 import netrc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from mipo_exp.config.groups import TrackerConfig
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.errors import StorageError
 from mipo_exp.evaluation.measure import PHASES
+from mipo_exp.evaluation.statistics import finite
 from mipo_exp.models.hub import reachable
 
 if TYPE_CHECKING:
@@ -40,11 +40,9 @@ def start(config: TrackerConfig, output: Path, run_id: str, resolved: Mapping[st
     """Begin to track a run.
 
     Args:
-        config: the tracker's slice of the config.
         output: the run's folder, which exists; `metrics.jsonl` in it is begun anew.
         run_id: the same for a run that is resumed, so that W&B resumes it.
         resolved: the whole config as plain Python; it is uploaded without secrets.
-        name: what the run is called in W&B.
 
     Raises:
         StorageError: `metrics.jsonl` cannot be written.
@@ -63,8 +61,7 @@ class Tracker:
 
     Training rows are `{"time", "step", NAME: value}`; the final ones are `{"time", "phase": "before" | "after" |
     "delta", NAME: mean, NAME/ci_low, NAME/ci_high}`, and `{"time", "phase": "missing", "part", "why"}` for each part
-    that an incomplete run lacks.
-    """
+    that an incomplete run lacks."""
 
     view: "WandbTracker | None" = None
 
@@ -218,8 +215,7 @@ def _plain(value: Any) -> Any:
     """The value as JSON knows it; numpy scalars become numbers, what is not finite becomes None."""
     if value is None or isinstance(value, bool | int | str):
         return value
-    number = float(value)
-    return number if math.isfinite(number) else None
+    return finite(value)
 
 
 def _guarded(what: str, action: Callable[[], Any]) -> Any:
@@ -302,7 +298,9 @@ def _mode(wanted: str | None) -> tuple[str, str]:
         return "offline", reason
     if wanted == "disabled":
         return "disabled", reason
-    base_url = os.environ.get("WANDB_BASE_URL") or _settings_base_url()
+    import wandb
+
+    base_url = _guarded("reading its settings", lambda: wandb.setup().settings.base_url) or "https://api.wandb.ai"
     if not _has_key(base_url):
         if wanted == "online":
             log.warning("%s=online, but there is no API key: set WANDB_API_KEY or run wandb login", reason)
@@ -313,13 +311,6 @@ def _mode(wanted: str | None) -> tuple[str, str]:
             log.warning("%s=online, but %s cannot be reached within %g s", reason, host, REACH_SECONDS)
         return "offline", f"{host} cannot be reached"
     return "online", reason if wanted == "online" else "API key found"
-
-
-def _settings_base_url() -> str:
-    """The server of `wandb login --host`, else W&B's own."""
-    import wandb
-
-    return str(_guarded("reading its settings", lambda: wandb.setup().settings.base_url) or "https://api.wandb.ai")
 
 
 def _has_key(base_url: str) -> bool:

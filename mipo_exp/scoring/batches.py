@@ -58,7 +58,6 @@ class Scorer:
 
     Args:
         model: as `token_log_probs` takes it.
-        scoring: the size of a batch.
         share: whether what sequences begin with in common is computed once, where the model can.
     """
 
@@ -67,11 +66,8 @@ class Scorer:
         self.budget = pass_tokens(scoring, model.device.type)
 
     def __call__(self, items: Sequence[Scorable]) -> list[float]:
-        """log p(y | prompt) of every item, summed over its tokens, in their order.
-
-        Raises:
-            ModelError: there is no memory for a single item.
-        """
+        """log p(y | prompt) of every item, summed over its tokens, in their order. Raises `ModelError`: there is no
+        memory for a single item."""
         limit = rotation_limit(self.model.config.get_text_config())
         longer = [limit is not None and len(item.input_ids) > limit for item in items]
         found: dict[int, float] = {}

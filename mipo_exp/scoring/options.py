@@ -23,10 +23,7 @@ NO_SCORES = "or set evaluation.option_scoring=none"
 
 def score_options(work: Workspace, runtime: Runtime, scoring: ScoringConfig, rendering: str) -> None:
     """Every option of every evaluation example, under the base model, or the policy where there is a `scorer` input.
-
-    Raises:
-        DataError: an option has no tokens of its own.
-    """
+    Raises `DataError`: an option has no tokens of its own."""
     examples = work.inputs["examples"].table("eval", Example)
     items: list[Scorable] = []
     for example in examples:

@@ -11,7 +11,7 @@ from pathlib import Path
 from mipo_exp.config.groups import ScoringConfig
 from mipo_exp.errors import DataError
 from mipo_exp.execution.progress import Progress
-from mipo_exp.execution.shards import Shard, compute_shards
+from mipo_exp.execution.shards import Shard, Shards, compute_shards
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pairing.negatives import contrast_conditions, contrast_prompts
 from mipo_exp.scoring.batches import Scorer, plan_batches
@@ -80,8 +80,7 @@ def score_conditions(
     """Every evaluation response under K conditions and its own marginal; with `prompts` and contexts, under K prompts
     with its own context, too.
 
-    The scoring model is the base model, or the policy where there is a `scorer` input.
-    """
+    The scoring model is the base model, or the policy where there is a `scorer` input."""
     examples = list(work.inputs["examples"].table("eval", Example))
     responses = work.inputs["responses"].table("responses", Response)
     rows = scored_conditions(examples, k, seed, prompts)
@@ -166,8 +165,9 @@ def score_items(
     def fits(number: int, rows: Sequence[_BatchScores]) -> bool:  # not if another version planned other batches
         return [row.item for row in rows] == batches[number]
 
+    shards = Shards(runtime, adapter, opened, _BatchScores, len(batches), shard, fits)
     with Progress(label, sum(map(len, batches)), "response tokens") as progress:
-        for rows, reused in compute_shards(work, runtime, adapter, opened, _BatchScores, len(batches), shard, fits):
+        for rows, reused in compute_shards(work, shards):
             for row in rows:
                 found[row.item] = row.log_prob
             progress.advance(len(rows), 0 if reused else sum(tokens[row.item] for row in rows))

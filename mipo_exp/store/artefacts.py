@@ -48,11 +48,8 @@ def digest(value: Any) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that nobody ever sees half of it.
-
-    Raises:
-        OSError: it cannot be written; the error names the file, which a full disk alone does not.
-    """
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it. Raises `OSError`: it
+    cannot be written; the error names the file, which a full disk alone does not."""
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         draft.write_bytes(content)
@@ -79,8 +76,7 @@ class Stage:
 
     `build` receives the config slice, the input artefacts and a workspace, and nothing else of the experiment, so it
     cannot depend on anything that is not in the key. `shared` is a stage that all processes of a run build together;
-    `libraries` are the versions of those that compute it.
-    """
+    `libraries` are the versions of those that compute it."""
 
     name: str
     version: int
@@ -192,11 +188,7 @@ class Workspace:
 
 
 class Store:
-    """All artefacts below one folder.
-
-    Raises:
-        StorageError: the folder cannot be made or written.
-    """
+    """All artefacts below one folder. Raises `StorageError`: the folder cannot be made or written."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -238,11 +230,8 @@ class Store:
             log.warning("cached results that were computed with %s are used (versions=warn)", ", ".join(new))
 
     def find(self, stage: Stage) -> Artefact | None:
-        """The finished artefact, checked against its manifest; None where there is none or it is damaged.
-
-        Raises:
-            StorageError: this user may not read it, or the disk gives an error, which is no damage.
-        """
+        """The finished artefact, checked against its manifest; None where there is none or it is damaged. Raises
+        `StorageError`: this user may not read it, or the disk gives an error, which is no damage."""
         path = self.path(stage)
         manifest: Any = {}
         try:
@@ -272,10 +261,7 @@ class Store:
 
     def fetch(self, stage: Stage, inputs: Mapping[str, Artefact], build: Build | None = None) -> tuple[Artefact, bool]:
         """The stage's artefact, built if need be, and whether it was cached. `build` takes the place of the stage's.
-
-        Raises:
-            StorageError: the disk is full or not writable; what was finished stays for the next run.
-        """
+        Raises `StorageError`: the disk is full or not writable; what was finished stays for the next run."""
         found = self.find(stage)
         if found is not None:
             return found, True
@@ -289,11 +275,8 @@ class Store:
                 return self._build(stage, inputs, build or stage.build), False
 
     def take_part(self, stage: Stage, inputs: Mapping[str, Artefact], build: Build) -> None:
-        """Build, in a process that writes no artefact, what another one builds at the same time.
-
-        Raises:
-            StorageError: as `fetch`.
-        """
+        """Build, in a process that writes no artefact, what another one builds at the same time. Raises `StorageError`:
+        as `fetch`."""
         with self._explaining(self.path(stage)):
             build(Workspace(self._partial(stage), inputs, writes=False))
 

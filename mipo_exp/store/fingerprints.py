@@ -10,11 +10,7 @@ from mipo_exp.store.manifest import ALWAYS_HASHED_BYTES, file_sha256
 
 def remembered_sha256(path: Path, cache: Path) -> str:
     """A file's SHA-256; that of a large one is remembered in `cache` by path, size and modification time, because
-    hashing 15 GB at every start takes half a minute.
-
-    Raises:
-        DataError: it is a folder, or cannot be read.
-    """
+    hashing 15 GB at every start takes half a minute. Raises `DataError`: it is a folder, or cannot be read."""
     try:
         status = path.stat()
         if status.st_size <= ALWAYS_HASHED_BYTES or path.is_dir():

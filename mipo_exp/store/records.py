@@ -13,8 +13,7 @@ class Example:
     """One (x, c) of a task, with what is needed to check a response to it.
 
     `question` names the prompt x independently of the user, `user` names whose context c is; training and evaluation
-    share neither. `reference` is JSON for the task's scorer; it never reaches the model.
-    """
+    share neither. `reference` is JSON for the task's scorer; it never reaches the model."""
 
     id: str
     user: str | None
@@ -41,8 +40,7 @@ class Condition:
 class Negative:
     """The condition of an example's `index`-th rejected response, and the strategy that chose it.
 
-    `source` is the example whose true condition this is, where there is one: its sampled response can be reused.
-    """
+    `source` is the example whose true condition this is, where there is one: its sampled response can be reused."""
 
     example: str
     index: int
@@ -77,8 +75,7 @@ class Pair:
     """A contrastive pair, to be trained under the true condition `prompt_ids`.
 
     `negative_ids` renders the condition that the rejected response was sampled under; `reused` says that this response
-    was sampled as another example's chosen one.
-    """
+    was sampled as another example's chosen one."""
 
     example: str
     negative: int
@@ -97,8 +94,7 @@ class ScoredPair(Pair):
     """A pair with the log-probabilities (nats, summed over tokens) of its sides under the base model.
 
     Given the true condition they are DPO's reference; `pmi_margin` needs those given the negative condition too and is
-    null where they were not asked for.
-    """
+    null where they were not asked for."""
 
     ref_chosen_log_prob: float
     ref_rejected_log_prob: float
@@ -111,8 +107,7 @@ class Scores:
     under its own marginal (the prompt without context; the empty prompt where the task has no context).
 
     `prompt_log_probs` are those under K prompts with the same context, the true one first; null where they were not
-    asked for: `log_probs` has them already where there are no contexts, and the policy is not asked.
-    """
+    asked for: `log_probs` has them already where there are no contexts, and the policy is not asked."""
 
     id: str
     tokens: int
@@ -125,8 +120,7 @@ class Scores:
 class OptionScores:
     """Log-probabilities (nats, summed over tokens) of each option of one multiple-choice example as the response.
 
-    `lengths` are the options' characters; null where letters were scored, which are all of one length.
-    """
+    `lengths` are the options' characters; null where letters were scored, which are all of one length."""
 
     id: str
     log_probs: list[float]
@@ -167,8 +161,7 @@ class Judgement:
 
     `item` is which of the example's judgements: the order of a pair, the number of a rubric, the name of a check.
     `verdict` is null where none could be read; `reply` is what the judge wrote, null where it refused (`refusal` says
-    why) or did not have to be asked.
-    """
+    why) or did not have to be asked."""
 
     example: str
     subject: str

@@ -178,11 +178,8 @@ def write_table(path: Path, rows: Iterable[Any], row_type: type) -> int:
 
 
 def read_table(path: Path, row_type: type[Row]) -> Table[Row]:
-    """A table written by `write_table`.
-
-    Raises:
-        OSError, ValueError: the file is truncated, or its columns are not those of `row_type`.
-    """
+    """A table written by `write_table`. Raises `OSError` or `ValueError`: the file is truncated, or its columns are not
+    those of `row_type`."""
     with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
         table = reader.read_all()
     expected = arrow_schema(row_type)

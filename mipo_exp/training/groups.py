@@ -58,11 +58,8 @@ class GroupMethod(MethodConfig):
 
 
 def chosen_groups(job: Job) -> Sequence[Group]:
-    """One group for each chosen response, for methods without rejected ones; empty responses are left out.
-
-    Raises:
-        DataError: none is left.
-    """
+    """One group for each chosen response, for methods without rejected ones; empty responses are left out. Raises
+    `DataError`: none is left."""
     keep_cut_off = job.pairs is None or job.pairs.keep_cut_off
     examples = ById(job.work.inputs["examples"].table("train", Example))
     responses = job.work.inputs["chosen"].table("responses", Response)
@@ -80,19 +77,11 @@ def chosen_groups(job: Job) -> Sequence[Group]:
 
 
 def build_trainer(
-    job: Job,
-    groups: Sequence[Group],
-    loss: Loss,
-    *,
-    reference: bool,
-    mean_over: Count = len,
+    job: Job, groups: Sequence[Group], loss: Loss, *, reference: bool, mean_over: Count = len
 ) -> "Trainer":
     """A trainer with a new adapter, checked and ready to train.
 
     Args:
-        job: what is trained.
-        groups: the data.
-        loss: the method.
         reference: whether the loss needs π_ref; it is the stored one where the groups have it, else the model with
             its adapter off.
         mean_over: what the loss is a mean over, where it is not across the batch: there every response of a batch is
@@ -188,11 +177,8 @@ def build_trainer(
 
 
 def check_stored_references(model: Any, groups: Sequence[Group]) -> None:
-    """Compare stored reference log-probabilities with what this model computes before the first step.
-
-    Raises:
-        ConfigError: they differ by more than rounding.
-    """
+    """Compare stored reference log-probabilities with what this model computes before the first step. Raises
+    `ConfigError`: they differ by more than rounding."""
     import torch
 
     model.eval()

@@ -95,11 +95,8 @@ def training_arguments(
     sampling: SamplingConfig | None = None,
 ) -> "TrainingArguments":
     """The trainer group as the arguments of transformers' Trainer; with the method group, as TRL's, where TRL has a
-    trainer for the method. One that samples while it trains needs `sampling` too.
-
-    Raises:
-        ConfigError: `trainer.extra` names a key that these do not have or that another group sets.
-    """
+    trainer for the method. One that samples while it trains needs `sampling` too. Raises `ConfigError`: `trainer.extra`
+    names a key that these do not have or that another group sets."""
     check_extra_names(method, trainer, sampling)
     library, name = method.arguments_class
     kind: Any = getattr(importlib.import_module(library), name)  # TRL takes seconds to import: only where it is used
@@ -182,8 +179,7 @@ def check_extra(config: Config) -> None:
 def check_extra_names(method: MethodConfig, trainer: TrainerConfig, sampling: SamplingConfig | None) -> None:
     """Raise `ConfigError` for a key of `trainer.extra` that does not exist or is not the user's to set.
 
-    Needs neither TRL nor torch, so that a misspelt key is named at once.
-    """
+    Needs neither TRL nor torch, so that a misspelt key is named at once."""
     known = argument_names(method)
     managed = {*_managed(method, trainer, sampling), "output_dir", "seed", "data_seed", "use_cpu", "bf16", "fp16"}
     for key in trainer.extra:
@@ -261,17 +257,9 @@ def check_gap(gap: float, model: "nn.Module", longest: int) -> None:
 
 
 def finish(job: Job, loop: Any, tried: Callable[[], tuple[Sequence[Prompted], int]]) -> None:
-    """Make a trainer with a new adapter ready to train: TRL's fused output head is in its base model.
-
-    Args:
-        job: what is trained.
-        loop: the trainer.
-        tried: prompts with responses, on which it is tried whether prompts can be shared, and the tokens of the longest
-            prompt with its response in all of the data.
-
-    Raises:
-        ConfigError: nothing is trainable.
-    """
+    """Make a trainer with a new adapter ready to train: TRL's fused output head is in its base model. `tried` gives
+    prompts with responses, on which it is tried whether prompts can be shared, and the tokens of the longest prompt
+    with its response in all of the data. Raises `ConfigError`: nothing is trainable."""
     from torch import nn
     from transformers import PrinterCallback
 
@@ -286,18 +274,13 @@ def finish(job: Job, loop: Any, tried: Callable[[], tuple[Sequence[Prompted], in
     if "prompt_sharing" in job.runtime.kernels:
         prompted, longest = tried()
         base = loop.accelerator.unwrap_model(loop.model).get_base_model()
-        loop.shares_prompts = share_prompts(base, as_batch(*zip(*prompted, strict=True), loop.args.device), longest)
+        batch = as_batch([prompt for prompt, _ in prompted], [row for _, row in prompted], loop.args.device)
+        loop.shares_prompts = share_prompts(base, batch, longest)
 
 
 def check_layers(config: Config, runtime: Runtime, status: str) -> None:
     """Raise `ConfigError` for `lora.target_modules` that fit no layer of the model, where its folder is here. It is
-    built without weights.
-
-    Args:
-        config: the experiment.
-        runtime: of its model; `all-linear` fits every one, and takes no import.
-        status: of the adapter's stage.
-    """
+    built without weights. `runtime` is of its model; `all-linear` fits every one, and takes no import."""
     untouched = config.lora.target_modules == "all-linear" or config.method.trains_on is None
     if untouched or status == "cached" or runtime.folder is None:
         return

@@ -133,7 +133,6 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
     """TRL's trainer with a new adapter, ready to train.
 
     Args:
-        job: what is trained.
         make_reward: the reward, given a way to score responses under the base model.
 
     Raises:
@@ -186,7 +185,8 @@ def build_on_policy(job: Job, make_reward: Callable[[BaseScores], Reward]) -> "G
 
 def _longest(prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[list[Prompted], int]:
     """As `finish` tries them: the longest prompt with pieces of itself as responses."""
-    longest = list(max(prompts, key=len))
+    prompt = max(prompts, key=len)
+    longest = list(prompt)
     pieces = [(longest * (1 + new_tokens // len(longest)))[:new_tokens], longest[: (len(longest) + 1) // 2]]
     return [(longest, pieces)], len(longest) + new_tokens
 
@@ -262,11 +262,8 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def check_first_kl(kl: float, dtype: str) -> None:
-    """Policy and reference are the same model before the first step.
-
-    Raises:
-        ConfigError: their KL, in nats a token, is not 0.
-    """
+    """Policy and reference are the same model before the first step. Raises `ConfigError`: their KL, in nats a token,
+    is not 0."""
     if not abs(kl) <= FIRST_KL.get(dtype, FIRST_KL_16_BITS):
         raise ConfigError(
             f"before the first step the KL between policy and reference is {kl:.3g} nats a token instead of 0: the "

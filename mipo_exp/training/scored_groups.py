@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 class Group:
     """A prompt and its responses as token ids, the chosen one first.
 
-    `ref_log_probs` (nats, summed over tokens) are theirs under the base model, where they are stored.
-    """
+    `ref_log_probs` (nats, summed over tokens) are theirs under the base model, where they are stored."""
 
     prompt_ids: list[int]
     responses: list[list[int]]
@@ -89,11 +88,9 @@ def split_groups(
     """Parts of a batch of groups, as `split_pairs` makes them of pairs.
 
     Args:
-        groups: the batch.
         shared: whether a group's prompt stands in memory once.
         mean_over: what the loss is a mean over; it gives the parts their shares.
         budget: padded tokens of a part.
-        agree: as `split` takes it.
     """
 
     def padded(rows: Sequence[int]) -> int:
@@ -114,8 +111,6 @@ def score_groups(model: Any, groups: Sequence[Group], reference: bool, across_ba
 
     Args:
         model: the PEFT model, or a wrapper around it whose call is its forward, with TRL's fused output head.
-        groups: the batch.
-        reference: whether those of π_ref are wanted too.
         across_batch: score every group's first response under every prompt; responses to equal prompts are no
             contrasts to each other.
     """

@@ -36,8 +36,6 @@ def infonce_loss(
     Args:
         log_ratios: r_ij = log π_θ(y_j|c_i,x_i) − log π_ref(y_j|c_i,x_i), shape (n, n).
         contrasts: (n, n), whether y_j is a contrast for condition i; the diagonal is true.
-        beta: greater than 0.
-        temperature: T, greater than 0.
     """
     scores = (beta * log_ratios / temperature).masked_fill(~contrasts, float("-inf"))
     return (scores.logsumexp(dim=1) - scores.diagonal()).mean()

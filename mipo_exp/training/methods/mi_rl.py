@@ -77,11 +77,8 @@ class MiRl(OnPolicy):
 
 
 def reward_conditions(examples: Sequence[Example], method: MiRl, seed: int) -> dict[str, list[Condition]]:
-    """What each example's responses are scored under, by its id: its true condition first.
-
-    Raises:
-        ConfigError: `method.k` is larger than the contexts (or prompts) there are.
-    """
+    """What each example's responses are scored under, by its id: its true condition first. Raises `ConfigError`:
+    `method.k` is larger than the contexts (or prompts) there are."""
     if method.estimator == "own_marginal":
         return {example.id: [example.condition, own_marginal(example)] for example in examples}
     rows = contrast_conditions(examples, method.k, seed, "training")
@@ -92,11 +89,9 @@ def pmi_rewards(estimator: str, log_probs: Floats, tokens: Floats, per_token: bo
     """The reward of each response, in nats (a share for `identification`), or nats a token.
 
     Args:
-        estimator: infonce, own_marginal or identification.
         log_probs: log p(y_i | condition) under the base model, summed over tokens, in nats, shape (n, K), the true
             condition first; for own_marginal K = 2 and the second is the marginal.
         tokens: the length of each response, shape (n,).
-        per_token: divide by the length.
     """
     if estimator == "infonce":
         rewards = infonce_pmi(log_probs)

@@ -127,11 +127,8 @@ class Mipo(MethodConfig):
         return fields_of(self, ("name",))
 
     def build(self, job: Job) -> "DPOTrainer":
-        """See `MethodConfig.build`.
-
-        Raises:
-            ConfigError: nothing trainable, a TRL key that does not exist, or a first loss that is not what it must be.
-        """
+        """See `MethodConfig.build`. Raises `ConfigError`: nothing trainable, a TRL key that does not exist, or a first
+        loss that is not what it must be."""
         pairs = job.work.inputs["scored_pairs"].table("pairs", ScoredPair)
         _check_room_for_responses(pairs, job.trainer.max_length)
         dpo = make_trainer(job, self, pairs)
@@ -200,8 +197,7 @@ def _dataset(pairs: Table[ScoredPair], reference: str) -> "Dataset":
 def first_loss(method: Mipo) -> float | None:
     """The loss before the first step, where policy and reference agree; None where it has no fixed value.
 
-    For the sigmoid loss −log σ(0) = log 2.
-    """
+    For the sigmoid loss −log σ(0) = log 2."""
     beta, log2 = method.beta, math.log(2)
     at_zero = {
         **dict.fromkeys(("sigmoid", "robust", "sigmoid_norm", "aot", "aot_unpaired"), log2),

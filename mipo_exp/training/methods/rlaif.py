@@ -39,8 +39,7 @@ def judged_reward(judging: Judging) -> Reward:
     """The judge's score of each response, from 1 to 5; None where none could be read.
 
     The reward raises `JudgeError` where the judge cannot be asked, and where more than `max_parse_failures` of all
-    its replies so far say nothing: a training on the rest would learn from hardly anything.
-    """
+    its replies so far say nothing: a training on the rest would learn from hardly anything."""
     asked = unread = 0
 
     def reward(

@@ -65,7 +65,6 @@ def softmax_dpo_loss(log_ratios: "torch.Tensor", present: "torch.Tensor", beta: 
     Args:
         log_ratios: r_j = log π_θ(y_j|c,x) − log π_ref(y_j|c,x), shape (n, 1 + k), the chosen response first.
         present: (n, 1 + k), false where a group has fewer responses.
-        beta: greater than 0.
     """
     scores = (beta * log_ratios).masked_fill(~present, float("-inf"))
     return (scores.logsumexp(dim=1) - scores[:, 0]).mean()
