@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`paths.data`: the public data where it is here, made-up rows in the public schemas of the rest."""
     root = tmp_path_factory.mktemp("data")
     if REAL.is_dir():
-        for name in ("gsm8k", "svamp", "mmlu", "arc"):
+        for name in ("gsm8k", "svamp", "mmlu", "arc", "pahf"):
             (root / name).symlink_to(REAL / name)
     for name, make in personal_data.MADE.items():
         (root / "made" / name).mkdir(parents=True)
@@ -91,7 +91,8 @@ def test_the_tables_of_the_results_page_run(sweep: str, tmp_path: Path, data: Pa
         pytest.skip(f"task={task} is not here yet")
     if task != "personas" and not (data / task).exists():
         pytest.skip("the public data is not here")
-    done = run("-m", f"+sweeps={sweep}", *SMALL, "engine=transformers", f"paths.data={data}", cwd=tmp_path)
+    small = [*SMALL, "trainer.max_steps=2", "engine=transformers"]  # a step for each of two rounds
+    done = run("-m", f"+sweeps={sweep}", *small, f"paths.data={data}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     arms = results(tmp_path)
     assert {(summary["task"], summary["status"]) for summary in summaries(tmp_path, arms)} == {(task, "ok")}
