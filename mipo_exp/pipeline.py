@@ -163,14 +163,15 @@ def of_round(config: Config, examples: Stage, number: int) -> tuple[Stage, Train
     if trainer.max_steps > 0:
         steps = trainer.max_steps * number // rounds - trainer.max_steps * (number - 1) // rounds
         trainer = dataclasses.replace(trainer, max_steps=steps)
-    which = {"number": number, "of": rounds, "seed": config.seed}
-    return Stage("part", VERSIONS["part"], which, {"examples": examples}, partial(load_part, **which)), trainer
+    shape = {"number": number, "rounds": rounds, "seed": config.seed}
+    build = partial(load_part, number, rounds, config.seed)
+    return Stage("part", VERSIONS["part"], shape, {"examples": examples}, build), trainer
 
 
-def load_part(work: Workspace, number: int, of: int, seed: int) -> None:
-    """The training examples of round `number` of so many."""
+def load_part(number: int, rounds: int, seed: int, work: Workspace) -> None:
+    """The training examples of a round."""
     train = work.inputs["examples"].table("train", Example)
-    work.write_table("train", parts(train, of, seed)[number - 1], Example)
+    work.write_table("train", parts(train, rounds, seed)[number - 1], Example)
 
 
 def declare(

@@ -263,9 +263,9 @@ def kind_shares(arm: Arm, phase: str) -> dict[str, float] | None:
 def known_throughout(arm: Arm) -> list[float]:
     """For each of `CHANGES` the share of all answers that it happened to, and of those whose likeliest option was the
     right one before and after (`error_kinds.answering_and_knowing`); empty where options were not scored."""
-    tables = [(run.summary.get("transitions") or {}).get("options") for run in arm.runs]
-    if None in tables:
+    if not all("options" in run.summary.get("transitions", {}) for run in arm.runs):
         return []
+    tables: list[dict[str, dict[str, int]]] = [run.summary["transitions"]["options"] for run in arm.runs]
     total = sum(sum(row.values()) for table in tables for row in table.values())
     rows = [[table[name] for table in tables] for name in CHANGES]
     counts = [(sum(sum(one.values()) for one in of), sum(one["right_to_right"] for one in of)) for of in rows]
