@@ -249,11 +249,13 @@ def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None
     run, runtime, rewarding, together = assembled.run, assembled.runtime, assembled.rewarding, team()
     run.fetch_model(runtime)
     _warn_of_memory(assembled)
-    live: list[int] = []
+    history: list[dict[str, float]] = []
+    steps = live = 0  # of the rounds of training before; rows of this one that were logged as it went on
 
     def follow(row: Mapping[str, Any]) -> None:
-        live.append(int(row["step"]))
-        log_row(row)
+        nonlocal live
+        live += 1
+        log_row({**row, "step": steps + row["step"]})
 
     runtime.on_training_log = follow
     if rewarding is not None and rewarding.judge.backend.runtime is not None:
@@ -262,17 +264,19 @@ def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None
     for name, stage in assembled.stages.items():
         if together.main or stage.shared:
             run.fetch(name, stage)
-        if name == "adapter" and rewarding is not None:
+        if stage.name != "adapter":
+            continue
+        if rewarding is not None:
             rewarding.judge.backend.release()
+        trained = run.finished[name].artefact
+        rows = [{**row, "step": steps + row["step"]} for row in trained.json("history")]
+        for row in () if live else rows:
+            log_row(row)
+        history += rows
+        steps, live = steps + trained.json("training")["steps"], 0
     together.at_work = False
     runtime.release()
     run.release()
-
-    history: list[dict[str, float]] = []
-    if "adapter" in run.finished:
-        history = run.finished["adapter"].artefact.json("history")
-    for row in () if live else history:
-        log_row(row)
     return history
 
 

@@ -6,18 +6,22 @@
     under π_ref → an adapter by DPO → responses of π_ref and π_θ to held-out examples → mutual information, accuracy,
     and what a judge thinks of them.
 
-On-policy methods go from the examples to the adapter at once: they sample while they train.
+On-policy methods go from the examples to the adapter at once: they sample while they train. With `method.rounds` the
+way to the adapter is taken several times, with another part of the examples and the policy of the time before as π_ref.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mipo_exp.config.groups import TrainerConfig
 from mipo_exp.config.schema import Config, Decoding, TrainsOn
 from mipo_exp.data.base import Task
+from mipo_exp.data.splitting import parts
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
@@ -50,6 +54,7 @@ SHARDED = ("chosen", "rejected", "scored_pairs", "responses", "scores", "option_
 VERSIONS = {
     "engine_model": openvino_model.VERSION,
     "examples": 1,
+    "part": 1,
     "chosen": 1,
     "rejected": 2,
     "pairs": 2,
@@ -140,6 +145,30 @@ def load_examples(task: Task, count_tokens: Callable[[str], int] | None, work: W
     work.write_json("notes", examples.notes)
 
 
+def stage_name(name: str, number: int, rounds: int) -> str:
+    """What a stage of round `number` of `rounds` is called: those of the last one have the plain names."""
+    return name if number == rounds else f"{name}_{number}"
+
+
+def of_round(config: Config, examples: Stage, number: int) -> tuple[Stage, TrainerConfig]:
+    """The examples that a round of `method.rounds` trains on, a `part` of all, and its share of `trainer.max_steps`."""
+    rounds, trainer = config.method.training_rounds, config.trainer
+    if rounds == 1:
+        return examples, trainer
+    if trainer.max_steps > 0:
+        steps = trainer.max_steps * number // rounds - trainer.max_steps * (number - 1) // rounds
+        trainer = dataclasses.replace(trainer, max_steps=steps)
+    shape = {"number": number, "rounds": rounds, "seed": config.seed}
+    build = partial(load_part, number, rounds, config.seed)
+    return Stage("part", VERSIONS["part"], shape, {"examples": examples}, build), trainer
+
+
+def load_part(number: int, rounds: int, seed: int, work: Workspace) -> None:
+    """The training examples of a round."""
+    train = work.inputs["examples"].table("train", Example)
+    work.write_table("train", parts(train, rounds, seed)[number - 1], Example)
+
+
 def declare(
     config: Config,
     runtime: Runtime,
@@ -190,47 +219,74 @@ def declare(
         converted["engine_model"] = stage("engine_model", engine.convert, {})
     from_base = {"examples": examples, **converted}
 
-    chosen = stage("chosen", sample_chosen, from_base, sampling=sampling, engine=engine, seed=seed)
-    rejected = stage(
-        "rejected",
-        sample_rejected,
-        {**from_base, "chosen": chosen},
-        also=config.negatives.compares_with,
-        negatives=dataclasses.replace(config.negatives, embedding_model=None),  # the encoder's files count
-        encoder=encoder,
-        sampling=sampling,
-        engine=engine,
-        seed=seed,
-    )
+    on, rounds = config.method.trains_on, config.method.training_rounds
     filters = dataclasses.replace(config.pairs, min_pmi_margin=None)
-    pairs = stage("pairs", build_pairs, {"examples": examples, "chosen": chosen, "rejected": rejected}, pairs=filters)
-    scored_pairs = stage(
-        "scored_pairs", score_pairs, {"pairs": pairs}, scoring=scoring, min_pmi_margin=config.pairs.min_pmi_margin
-    )
-    from_pairs = {"rejected": rejected, "pairs": pairs, "scored_pairs": scored_pairs}
-    learns_from: dict[TrainsOn, dict[str, Stage]] = {
-        "pairs": {"scored_pairs": scored_pairs},
-        "chosen": {"examples": examples, "chosen": chosen},
-        "examples": {"examples": examples},
-    }
-    before_training: dict[TrainsOn, dict[str, Stage]] = {
-        "pairs": {"chosen": chosen, **from_pairs},
-        "chosen": {"chosen": chosen},
-    }
-    on = config.method.trains_on
-    adapter = stage(
-        "adapter",
-        train_adapter,
-        learns_from.get(on, {}),
-        method=config.method,
-        lora=config.lora,
-        trainer=config.trainer,
-        seed=seed,
-        **({"rollout": Rollout(sampling, in_process(engine), scoring)} if on == "examples" else {"pairs": filters}),
-        **({"judging": rewarding} if config.method.asks_judge else {}),
-        # Their number multiplies the batch.
-        **({"processes": team().size} if team().size > 1 else {}),
-    )
+
+    def learn(examples: Stage, trainer: TrainerConfig, policy: Mapping[str, Stage]) -> dict[str, Stage]:
+        """What an adapter learns from, and last the adapter. `policy` has the `adapter` of the round before, which
+        samples, is the reference and is trained further; it is empty where that is the base model."""
+        if on is None:
+            return {}
+        source = {"examples": examples, **(policy or converted)}
+        sampler = engine.for_policy() if policy else engine
+        chosen = stage("chosen", sample_chosen, source, sampling=sampling, engine=sampler, seed=seed)
+        rejected = stage(
+            "rejected",
+            sample_rejected,
+            {**source, "chosen": chosen},
+            also=config.negatives.compares_with,
+            negatives=dataclasses.replace(config.negatives, embedding_model=None),  # the encoder's files count
+            encoder=encoder,
+            sampling=sampling,
+            engine=sampler,
+            seed=seed,
+        )
+        pairs = stage(
+            "pairs",
+            build_pairs,
+            {"examples": examples, "chosen": chosen, "rejected": rejected},
+            pairs=filters,
+        )
+        scored_pairs = stage(
+            "scored_pairs",
+            score_pairs,
+            {"pairs": pairs, **scorer_of(policy)},
+            scoring=scoring,
+            min_pmi_margin=config.pairs.min_pmi_margin,
+        )
+        from_pairs = {"rejected": rejected, "pairs": pairs, "scored_pairs": scored_pairs}
+        learns_from: dict[TrainsOn, dict[str, Stage]] = {
+            "pairs": {"scored_pairs": scored_pairs},
+            "chosen": {"examples": examples, "chosen": chosen},
+            "examples": {"examples": examples},
+        }
+        before_training: dict[TrainsOn, dict[str, Stage]] = {
+            "pairs": {"chosen": chosen, **from_pairs},
+            "chosen": {"chosen": chosen},
+        }
+        adapter = stage(
+            "adapter",
+            train_adapter,
+            {**learns_from[on], **policy},
+            method=config.method,
+            lora=config.lora,
+            trainer=trainer,
+            seed=seed,
+            **({"rollout": Rollout(sampling, in_process(engine), scoring)} if on == "examples" else {"pairs": filters}),
+            **({"judging": rewarding} if config.method.asks_judge else {}),
+            # Their number multiplies the batch.
+            **({"processes": team().size} if team().size > 1 else {}),
+        )
+        return {**before_training.get(on, {}), "adapter": adapter}
+
+    learnt: dict[str, Stage] = {}
+    policy: dict[str, Stage] = {}
+    for number in range(1, rounds + 1):
+        part, trainer = of_round(config, examples, number)
+        made = {**({} if part is examples else {"part": part}), **learn(part, trainer, policy)}
+        learnt |= {stage_name(name, number, rounds): of for name, of in made.items()}
+        policy = {name: of for name, of in made.items() if name == "adapter"}
+    before_training = dict(itertools.takewhile(lambda item: item[1].name != "adapter", learnt.items()))
 
     def responses(of: Mapping[str, Stage], decoding: Decoding | None = None) -> Stage:
         return stage(
@@ -253,21 +309,20 @@ def declare(
         rendering = held_out.option_scoring
         return stage("option_scores", score_options, {"examples": examples, **by}, scoring=scoring, rendering=rendering)
 
-    trained = {"adapter": adapter} if on is not None else {}
-    before, after = responses({}), responses(trained, config.method.decoding)
+    before, after = responses({}), responses(policy, config.method.decoding)
     stages = {
         **converted,
-        **before_training.get(on, {}),
+        **before_training,
         "before_responses": before,
         "before_scores_base": scores(before, {}),
-        **trained,
+        **learnt,
         "after_responses": after,
         "after_scores_base": scores(after, {}),
     }
-    if held_out.policy_scoring and trained:
-        stages["after_scores_policy"] = scores(after, {"scorer": adapter})
+    if held_out.policy_scoring and policy:
+        stages["after_scores_policy"] = scores(after, scorer_of(policy))
     # The model that a method without training leaves as it is has these results as well.
-    by = {"before": {}, **({"after": {"scorer": adapter}} if trained else {})}
+    by = {"before": {}, **({"after": scorer_of(policy)} if policy else {})}
     if runtime.task.has_options and held_out.option_scoring != "none":
         stages.update({f"{phase}_option_scores": option_scores(scorer) for phase, scorer in by.items()})
     if harness is not None:
@@ -293,6 +348,11 @@ def declare_judgements(
     build = partial(judge_responses, judging)
     libraries = judging.judge.backend.libraries
     return settle(Stage("judgements", VERSIONS["judgements"], shape, inputs, build, libraries=libraries))
+
+
+def scorer_of(policy: Mapping[str, Stage]) -> dict[str, Stage]:
+    """The input of a stage that scores by a policy, which has it as its `adapter`; none for the base model."""
+    return {"scorer": policy["adapter"]} if policy else {}
 
 
 def _plain(value: Any) -> Any:

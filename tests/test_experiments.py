@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mipo_exp import cli
+from mipo_exp.config.schema import TASKS
 from mipo_exp.models.runtime import Runtime
 from tests import personal_data
 from tests.command_line import every_value, run
@@ -28,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`paths.data`: the public data where it is here, made-up rows in the public schemas of the rest."""
     root = tmp_path_factory.mktemp("data")
     if REAL.is_dir():
-        for name in ("gsm8k", "svamp", "mmlu", "arc"):
+        for name in ("gsm8k", "svamp", "mmlu", "arc", "pahf"):
             (root / name).symlink_to(REAL / name)
     for name, make in personal_data.MADE.items():
         (root / "made" / name).mkdir(parents=True)
@@ -78,10 +79,28 @@ def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Pa
             assert ("judge" in definition) == any(metric.startswith("judge/") for metric in arm["metrics"])
 
 
-def test_the_tables_of_the_results_page_run(tmp_path: Path, data: Path) -> None:
-    if not REAL.is_dir():
+FINDINGS = sorted(path.stem for path in (cli.PROJECT_ROOT / "sweeps").glob("findings_*.yaml"))
+
+
+@pytest.mark.parametrize("sweep", FINDINGS)
+def test_the_tables_of_the_results_page_run(sweep: str, tmp_path: Path, data: Path) -> None:
+    definition = yaml.safe_load((cli.PROJECT_ROOT / "sweeps" / f"{sweep}.yaml").read_text())
+    params = definition["hydra"]["sweeper"]["params"]
+    task = params.get("+experiment", "findings/personas").rpartition("/")[2]
+    if task not in TASKS:
+        pytest.skip(f"task={task} is not here yet")
+    if task != "personas" and not (data / task).exists():
         pytest.skip("the public data is not here")
-    done = run("-m", "+sweeps=smollm2", *SMALL, f"paths.data={data}", cwd=tmp_path)
+    small = [*SMALL, "trainer.max_steps=2", "engine=transformers"]  # a step for each of two rounds
+    done = run("-m", f"+sweeps={sweep}", *small, f"paths.data={data}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    tasks = [summary["task"] for summary in summaries(tmp_path, results(tmp_path))]
-    assert [tasks.count(name) for name in ("personas", "arc", "gsm8k")] == [10, 3, 3]
+    arms = results(tmp_path)
+    assert {(summary["task"], summary["status"]) for summary in summaries(tmp_path, arms)} == {(task, "ok")}
+    assert len(arms) == len(params["+arm"].split(",")), "an arm for every one that is named"
+    assert arms[0]["label"] == "+arm=default"
+
+
+def test_every_arm_is_in_a_table() -> None:
+    tables = [yaml.safe_load((cli.PROJECT_ROOT / "sweeps" / f"{sweep}.yaml").read_text()) for sweep in FINDINGS]
+    named = {arm for table in tables for arm in table["hydra"]["sweeper"]["params"]["+arm"].split(",")}
+    assert named == {path.stem for path in (cli.CONFIG_DIR / "arm").glob("*.yaml")}

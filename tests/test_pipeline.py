@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ MADE = {"openbookqa": openbookqa, **personal_data.MADE}
 
 def artefact(summary: dict[str, Any], stage: str) -> Artefact:
     """The artefact of a stage, as the summary names it."""
-    folder = stage.removeprefix("before_").removeprefix("after_")
+    folder = re.sub(r"_\d+$", "", stage.removeprefix("before_").removeprefix("after_"))  # of a round
     folder = "scores" if folder.startswith("scores_") else folder
     path = Path(summary["paths"]["cache"]) / folder / summary["stages"][stage]["key"]
     return Artefact(path, json.loads((path / "manifest.json").read_text()))
@@ -264,11 +265,19 @@ SINGLE = [path for path in EXPERIMENTS if "sweeper" not in path.read_text()]  # 
     "name", [path.relative_to(cli.CONFIG_DIR / "experiment").with_suffix("").as_posix() for path in SINGLE]
 )
 def test_every_experiment_runs(name: str, experiment: Experiment) -> None:
+    if name.rpartition("/")[2] == "pahf" and "pahf" not in TASKS:
+        pytest.skip("task=pahf is not here yet")
     task = composed(f"+experiment={name}", "paths.output=x").task.name
     if task in LOCAL and not REAL.is_dir():
         pytest.skip("the public data is not here")
     # The experiment comes first and the debug sizes after it, as on the command line.
-    sizes = ["model=tiny", "task.train_examples=8", "task.eval_examples=6", "task.max_new_tokens=8"]
+    sizes = [
+        "model=tiny",
+        "engine=transformers",
+        "task.train_examples=8",
+        "task.eval_examples=6",
+        "task.max_new_tokens=8",
+    ]
     if name == "qwen1.5b_shape":  # its architecture, at the size of the tiny model
         small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         sizes += [f"model.random.{key}={value}" for key, value in {**small, "vocab_size": 300}.items()]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mipo_exp.evaluation.error_kinds import KINDS, transitions
+from mipo_exp.evaluation.error_kinds import KINDS, answering_and_knowing, transitions
 from mipo_exp.evaluation.statistics import share_doubt
 from mipo_exp.reporting.table import write_table
 from mipo_exp.reporting.values import VALUES, write_values
@@ -173,6 +173,35 @@ def test_kinds_of_response_are_pooled_over_seeds(tmp_path: Path) -> None:
     shares = panel["arms"][0]["kinds"]
     assert shares["before"] == dict.fromkeys(KINDS, 0) | {"no_answer": 0.5, "wrong_value": 0.5}
     assert shares["after"] == dict.fromkeys(KINDS, 0) | {"right": 0.25, "wrong_value": 0.75}
+    assert panel["arms"][0]["known_throughout"] == [], "no options were scored"
+
+
+def test_answers_that_changed_stand_beside_what_was_known(tmp_path: Path) -> None:
+    """Over two seeds of four answers: three of eight became right, two of them known throughout; one became wrong."""
+    for number, (old, knew) in enumerate([(["cut_off"] * 3 + ["right"], [1, 1, 0, 1]), (["right"] * 4, [1, 0, 1, 0])]):
+        new = ["right", "right", "right", "right"] if number == 0 else ["right", "right", "right", "cut_off"]
+        changes = answering_and_knowing(old, new, [bool(one) for one in knew], [True] * 4)
+        more = {"transitions": {**transitions(old, new), "options": changes}}
+        job(tmp_path, number, summary(f"a=1 seed={number}", f"r{number}", 0.5, number, **more), 0.3)
+    (panel,) = table(tmp_path)["panels"]
+    assert panel["arms"][0]["known_throughout"] == [3 / 8, 2 / 8, 1 / 8, 0]
+    assert "| `mipo` | 37.5 | 25.0 | 12.5 | 0.0 |" in (tmp_path / "table.md").read_text()
+
+
+def test_what_has_no_star_has_its_interval_all_the_same(tmp_path: Path) -> None:
+    """The KL divergence is 0 before, so that its interval is that of the difference."""
+    for number, kl in enumerate([3.0, 4.0, 5.0]):
+        metrics: Any = {
+            phase: {"response/kl_to_base": {"mean": value, "ci95": [value, value], "n": 8}}
+            for phase, value in (("before", 0.0), ("after", kl))
+        }
+        job(tmp_path, number, summary(f"a=1 seed={number}", f"r{number}", kl, number, metrics=metrics), 0.0)
+        values = {"before": {"response/kl_to_base": np.zeros(8)}, "after": {"response/kl_to_base": np.full(8, kl)}}
+        write_values(tmp_path / str(number) / VALUES, EXAMPLES, values, {})
+    (panel,) = table(tmp_path)["panels"]
+    assert panel["columns"] == ["response/kl_to_base"]
+    reach = 4.303 / 3**0.5  # t of two degrees of freedom, standard deviation 1
+    assert f"4.00 ± 1.00 (+4.00 [+{4 - reach:.2f}, +{4 + reach:.2f}]) |" in (tmp_path / "table.md").read_text()
 
 
 def test_failed_and_older_jobs_are_left_out_and_failed_ones_named(tmp_path: Path) -> None:

@@ -263,6 +263,12 @@ class MethodConfig:
         return None
 
     @property
+    def training_rounds(self) -> int:
+        """How often it samples and trains: each time on another part of the training examples, from the policy that
+        the time before has trained."""
+        return 1
+
+    @property
     def splits(self) -> bool:
         """Whether a batch may be computed in parts: its loss is a mean over rows, or over their tokens."""
         return not self.across_batch

@@ -1,4 +1,4 @@
-"""Dividing the rows of data that come as one table into training and evaluation."""
+"""Dividing rows: those of one table into training and evaluation, those of training into rounds."""
 
 import dataclasses
 import random
@@ -65,6 +65,12 @@ def _draw(units: Sequence[str], share: float, seed: str, what: str, task: str) -
         )
     count = max(1, min(round(share * len(different)), len(different) - 1))
     return set(random.Random(seed).sample(different, count))
+
+
+def parts(examples: Sequence[Example], count: int, seed: int) -> list[list[Example]]:
+    """The examples in `count` parts drawn by `seed`, whose sizes differ by at most one; each keeps their order."""
+    order = random.Random(f"parts/{seed}").sample(range(len(examples)), len(examples))
+    return [[examples[i] for i in sorted(order[first::count])] for first in range(count)]
 
 
 def named(examples: Sequence[Example], side: str) -> list[Example]:

@@ -51,7 +51,7 @@ class Metric:
         explanation: for the report; not repeated elsewhere.
         neutral: the value that says "no difference", for a metric of one side against the other.
         column: whether it is one of the table over runs; table.json has all.
-        tested: whether its column has stars; not what is a difference from `before` already.
+        tested: whether its column has stars; not what is a difference from `before` already, or explains another one.
         headline: whether it has a card in the report: as a gain, as a gain where no other of its group is one, as a
             cost.
         cost: the kind of cost that its change for the worse is.

@@ -3,6 +3,7 @@ context."""
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mipo_exp.config.groups import EvaluationConfig
 from mipo_exp.evaluation.metrics import FLUENCY, RESPONSES, Evaluated, metric
@@ -67,7 +68,7 @@ def repetitions(of: Evaluated) -> list[float]:
     return [repetition(text) for text in of.texts]
 
 
-def _copied(run: Callable[[EvaluationConfig], int], name: str, label: str, explanation: str) -> None:
+def _copied(run: Callable[[EvaluationConfig], int], name: str, label: str, explanation: str, **shown: Any) -> None:
     """The metric of runs of that many words."""
 
     def overlaps(of: Evaluated) -> list[float] | None:
@@ -77,7 +78,7 @@ def _copied(run: Callable[[EvaluationConfig], int], name: str, label: str, expla
         return [context_overlap(text, example.context or "", run(of.config)) for text, example in pairs]
 
     overlaps.__doc__ = explanation
-    metric(name, label, RESPONSES, "proportion")(overlaps)
+    metric(name, label, RESPONSES, "proportion", tested=False, **shown)(overlaps)
 
 
 _copied(
@@ -86,6 +87,7 @@ _copied(
     "Copied from the context",
     "Share of the response's words that stand in a run of words copied from the context. A large rise says that mutual "
     "information was gained by copying.",
+    column=True,
 )
 for _run, _words in ((2, "two"), (3, "three")):
     _copied(
@@ -93,4 +95,5 @@ for _run, _words in ((2, "two"), (3, "three")):
         f"response/context_overlap_{_run}",
         f"Copied in runs of {_words}",
         f"The same with runs of {_words} words, for contexts of a few words.",
+        column=_run == 2,
     )

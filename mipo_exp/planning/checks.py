@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mipo_exp.config.schema import Config
 from mipo_exp.data.base import Task
+from mipo_exp.data.splitting import parts
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.harness import Harness, check_tasks
 from mipo_exp.evaluation.measure import PHASES, metric_names
@@ -32,9 +33,10 @@ def check_examples(
     """
     _check_amount("task.train_examples", config.task.train_examples, len(train), overrides)
     _check_amount("task.eval_examples", config.task.eval_examples, len(evaluation), overrides)
-    if config.method.trains_on == "pairs":
-        sample_negatives(train, config.negatives, config.seed, in_order)
     config.method.check_examples(config, task, train)
+    if config.method.trains_on == "pairs":
+        for part in parts(train, config.method.training_rounds, config.seed):
+            sample_negatives(part, config.negatives, config.seed, in_order)
     contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
     phase, _, name = config.objective.partition("/")
     if phase not in PHASES or not name:

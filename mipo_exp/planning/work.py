@@ -18,6 +18,7 @@ from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
 from mipo_exp.pairing.negatives import sample_negatives
 from mipo_exp.pairing.similarity import in_order
+from mipo_exp.pipeline import stage_name
 from mipo_exp.scoring.batches import pass_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.score import scored_conditions
@@ -81,10 +82,10 @@ def estimate_work(
     held_out = [encode(example.condition) for example in evaluation[:COUNTED]]
 
     def sampling(of: Sequence[Sequence[int]], limits: SamplingConfig, every: Sequence[Example]) -> Work:
-        return _scaled(_sampling(of, config.engine, limits), every)
+        return _scaled(_sampling(of, config.engine, limits), max(1, len(every) / COUNTED))
 
     def scoring(items: Sequence[Scorable], every: Sequence[Example]) -> Work:
-        return _scaled(_scoring(config, items, device), every)
+        return _scaled(_scoring(config, items, device), max(1, len(every) / COUNTED))
 
     answers = sampling(held_out, config.evaluation.sampling, evaluation)
     by_base, by_policy = (
@@ -110,13 +111,16 @@ def estimate_work(
         wrong = [encode(negative.condition) for negative in negatives]
         found["rejected"] = sampling(missing, config.sampling, train)
         found["scored_pairs"] = scoring(_pairs(config, prompts, wrong), train)
+    rounds = config.method.training_rounds
+    for name in ("chosen", "rejected", "scored_pairs", "adapter") if rounds > 1 else ():
+        found |= {stage_name(name, i, rounds): _scaled(found[name], 1 / rounds) for i in range(1, rounds + 1)}
     return found
 
 
-def _scaled(work: Work, every: Sequence[Example]) -> Work:
-    """The work of all examples from that of the first ones; single passes stay as large as they are."""
-    scale = max(1.0, len(every) / COUNTED)
-    return replace(work, sampled=math.ceil(work.sampled * scale), scored=math.ceil(work.scored * scale))
+def _scaled(work: Work, scale: float) -> Work:
+    """The work of so many times the examples; single passes stay as large as they are."""
+    counts = {name: math.ceil(getattr(work, name) * scale) for name in ("sampled", "scored", "trained", "rows")}
+    return replace(work, **counts)
 
 
 def _sampling(prompts: Sequence[Sequence[int]], engine: EngineConfig, sampling: SamplingConfig) -> Work:

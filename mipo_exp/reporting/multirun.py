@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 ALPHA = 0.05
 HARNESS_COLUMNS = 12  # more of them, all of MMLU perhaps, are in table.json only
+CHANGES = ("wrong_to_right", "right_to_wrong")  # of answers
 ROUNDING = 1e-9  # of a difference, relative to its sides
 
 
@@ -244,6 +245,7 @@ class Panel:
             ],
             "metrics": found,
             "kinds": {phase: kind_shares(arm, phase) for phase in ("before", "after")},
+            "known_throughout": known_throughout(arm),
         }
 
 
@@ -257,6 +259,18 @@ def kind_shares(arm: Arm, phase: str) -> dict[str, float] | None:
             for new, count in row.items():
                 counts[old if phase == "before" else new] += count
     return {kind: count / sum(counts.values()) for kind, count in counts.items()}
+
+
+def known_throughout(arm: Arm) -> list[float]:
+    """For each of `CHANGES` the share of all answers that it happened to, and of those whose likeliest option was the
+    right one before and after (`error_kinds.answering_and_knowing`); empty where options were not scored."""
+    if not all("options" in run.summary.get("transitions", {}) for run in arm.runs):
+        return []
+    tables: list[dict[str, dict[str, int]]] = [run.summary["transitions"]["options"] for run in arm.runs]
+    total = sum(sum(row.values()) for table in tables for row in table.values())
+    rows = [[table[name] for table in tables] for name in CHANGES]
+    counts = [(sum(sum(one.values()) for one in of), sum(one["right_to_right"] for one in of)) for of in rows]
+    return [count / total for both in counts for count in both]
 
 
 def _sides(arm: Arm, phase: str, name: str) -> list[MetricValues | None]:

@@ -7,6 +7,7 @@ import resource
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 SUMMARY_SCHEMA = 2
 SAMPLES_SHOWN = 24
+COUNTED = {"examples": "notes", "pairs": "counts", "scored_pairs": "counts"}  # the file of a stage's counts
 
 
 @dataclass(frozen=True)
@@ -228,14 +230,16 @@ def _outcome(run: Run, phase: str) -> HarnessOutcome | None:
 
 
 def _counts(run: Run) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for stage, name in (("examples", "notes"), ("pairs", "counts"), ("scored_pairs", "counts")):
-        if stage in run.finished:
-            counts.update(run.finished[stage].artefact.json(name))
-    if "adapter" not in run.finished:
-        return counts
-    training = run.finished["adapter"].artefact.json("training")
-    return {**counts, "training_steps": training["steps"], "trainable_parameters": training["trainable_parameters"]}
+    """What stages have counted, summed over the rounds of a training."""
+    counts = Counter[str]()
+    for item in run.finished.values():
+        if (name := COUNTED.get(item.stage.name)) is not None:
+            counts.update(item.artefact.json(name))
+        elif item.stage.name == "adapter":
+            training = item.artefact.json("training")
+            counts["training_steps"] += training["steps"]
+            counts["trainable_parameters"] = training["trainable_parameters"]
+    return dict(counts)
 
 
 def _link_adapter(source: Path, link: Path) -> Path:

@@ -14,8 +14,27 @@ import numpy as np
 from mipo_exp.evaluation.error_kinds import KINDS
 from mipo_exp.evaluation.metrics import Metric
 from mipo_exp.evaluation.statistics import FEWEST_SEEDS
-from mipo_exp.reporting.metrics import PERCENT, cost_metrics, described, direction, no_cost, spanned, templates, written
-from mipo_exp.reporting.multirun import ALPHA, Difference, Panel, group, kind_shares, read_run, spread
+from mipo_exp.reporting.metrics import (
+    PERCENT,
+    cost_metrics,
+    described,
+    direction,
+    no_cost,
+    spanned,
+    templates,
+    written,
+)
+from mipo_exp.reporting.multirun import (
+    ALPHA,
+    CHANGES,
+    Difference,
+    Panel,
+    group,
+    kind_shares,
+    known_throughout,
+    read_run,
+    spread,
+)
 from mipo_exp.store.artefacts import write_atomically
 
 log = logging.getLogger(__name__)
@@ -74,6 +93,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
     facts, metrics = panel.summary["evaluated"], [described(panel.summary, name) for name in panel.columns]
     kinds = [("before", kind_shares(panel.arms[0], "before"))]
     kinds += [(f"`{arm.label}`", kind_shares(arm, "after")) for arm in panel.arms]
+    known = [(f"`{arm.label}`", known_throughout(arm)) for arm in panel.arms]
     costly = [(arm.label, worse) for index, arm in enumerate(panel.arms) if (worse := _costs(panel, index))]
     tested = [
         name
@@ -113,6 +133,11 @@ def _panel(panel: Panel) -> dict[str, Any]:
             ["", *(kind.replace("_", " ") for kind in KINDS)],
             *([label, *(f"{100 * shares[kind]:.1f}" for kind in KINDS)] for label, shares in kinds if shares),
         ],
+        "knowing": any(changes for _, changes in known)
+        and [
+            ["", *(f"{name.replace('_', ' ')}{of}" for name in CHANGES for of in ("", ", known throughout"))],
+            *([label, *(f"{100 * share:.1f}" for share in changes)] for label, changes in known if changes),
+        ],
     }
 
 
@@ -133,7 +158,7 @@ def _result(panel: Panel, index: int, metric: Metric) -> str:
     if len(values) > 1 and np.isfinite(values).all():
         text += f" ± {_number(metric, spread(values))}"
     difference = panel.against_before.get((index, metric.name))
-    return f"{text} ({_written(metric, difference)})" if difference is not None and metric.tested else text
+    return text if difference is None else f"{text} ({_written(metric, difference)})"
 
 
 def _heading(metric: Metric) -> str:

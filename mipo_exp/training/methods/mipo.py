@@ -1,8 +1,9 @@
 """MIPO's training: DPO on the pairs, through TRL.
 
-The reference is the base model itself. `trainer.reference=scored` reads its log-probabilities from the pairs, where
-the scoring stage put them; `live` computes them in each step with the adapter off. Both are checked before the first
-step: with the adapter at its start the policy is the reference, so every margin is 0 and the loss has a known value.
+The reference is the base model itself; in a later one of `method.rounds`, the policy of the round before.
+`trainer.reference=scored` reads its log-probabilities from the pairs, where the scoring stage put them; `live` computes
+them in each step with the adapter off. Both are checked before the first step: with the adapter at its start the policy
+is the reference, so every margin is 0 and the loss has a known value.
 """
 
 import logging
@@ -67,6 +68,7 @@ class Mipo(MethodConfig):
     discopop_tau: Annotated[float, Between(1e-4, 100)]
     ld_alpha: Annotated[float, Between(1e-6, 1, or_zero=True)] | None
     use_weighting: bool
+    rounds: Annotated[int, Between(1, 100)]
 
     @model_validator(mode="after")
     def _check(self) -> "Mipo":
@@ -101,6 +103,16 @@ class Mipo(MethodConfig):
         return self
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """See `MethodConfig.identity`: without the rounds, which show in what a round learns from."""
+        return fields_of(self, ("rounds",))
+
+    @property
+    def training_rounds(self) -> int:
+        """See `MethodConfig.training_rounds`."""
+        return self.rounds
+
+    @property
     def splits(self) -> bool:
         """See `MethodConfig.splits`."""
         return not set(self.loss_type) & set(WHOLE_BATCH_LOSSES)
@@ -117,14 +129,32 @@ class Mipo(MethodConfig):
                 "trainer.max_length truncates the sequences, and the stored reference log-probabilities are of whole "
                 "ones; set trainer.max_length=null or trainer.reference=live"
             )
+        if self.rounds > 1 and config.trainer.reference != "scored":
+            raise ConfigError(
+                f"method.rounds={self.rounds} trains each round against the policy of the one before, and "
+                "trainer.reference=live against the base model; set trainer.reference=scored"
+            )
+        if 0 < config.trainer.max_steps < self.rounds:
+            raise ConfigError(
+                f"trainer.max_steps={config.trainer.max_steps} are divided among method.rounds={self.rounds}; give at "
+                "least one step a round, or lower method.rounds"
+            )
         if self.ld_alpha is not None and config.trainer.reference == "scored":
             raise ConfigError(
                 "method.ld_alpha reweights tokens, which stored reference sums cannot do; set trainer.reference=live"
             )
 
+    def check_examples(self, config: Config, task: Any, examples: Sequence[Any]) -> None:
+        """See `MethodConfig.check_examples`."""
+        if len(examples) < self.rounds:
+            raise ConfigError(
+                f"method.rounds={self.rounds} divides the training examples, and there are {len(examples)}; lower it, "
+                "or raise task.train_examples"
+            )
+
     def arguments(self, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
         """See `MethodConfig.arguments`."""
-        return fields_of(self, ("name",))
+        return fields_of(self, ("name", "rounds"))
 
     def build(self, job: Job) -> "DPOTrainer":
         """See `MethodConfig.build`. Raises `ConfigError`: nothing trainable, a TRL key that does not exist, or a first
@@ -139,7 +169,8 @@ class Mipo(MethodConfig):
 
 
 def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTrainer":
-    """TRL's trainer with a new adapter on a base model of its own."""
+    """TRL's trainer with a new adapter, or that of the round before, on a base model of its own."""
+    import peft
     from trl import DPOTrainer
 
     class PairTrainer(MicroBatches, DPOTrainer):
@@ -170,6 +201,9 @@ def make_trainer(job: Job, method: Mipo, pairs: Table[ScoredPair]) -> "DPOTraine
             peft_config=lora_config(job.lora),
             callbacks=[job.callback],
         )
+    if (earlier := job.work.inputs.get("adapter")) is not None:
+        weights = peft.load_peft_weights(str(earlier.path / "adapter"), device="cpu")
+        peft.set_peft_model_state_dict(dpo.model, weights)
     # TRL reads the reference's log-probabilities from the batch where this is set. Asking for it through its config
     # instead would hash the whole model first, to name a cache file that is not used here.
     dpo.precompute_ref_logps = reference == "scored"
@@ -272,9 +306,7 @@ def check_first_loss(dpo: "DPOTrainer", method: Mipo, reference: str) -> None:
             f"before the first step the loss is {loss - router:.6g} instead of {expected:.6g} (loss_type="
             f"{', '.join(method.loss_type)}, beta={method.beta})"
         )
-    described = (
-        "the base model's stored log-probabilities" if reference == "scored" else "the model with its adapter off"
-    )
+    described = "stored log-probabilities" if reference == "scored" else "the model with its adapter off"
     log.info("reference: %s; first loss %.4f, within %.1g nats on %d pairs", described, loss, gap, count)
 
 
