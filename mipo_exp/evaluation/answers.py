@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
+from mipo_exp.evaluation.letters import read_choice as read_choice
 from mipo_exp.evaluation.letters import read_letter as read_letter  # the readers are all imported from here
 from mipo_exp.evaluation.responses import HARNESS_QUESTION, before_new_question
 
