@@ -18,11 +18,12 @@ from typing import Any
 
 from mipo_exp.config.schema import Config, Decoding, TrainsOn
 from mipo_exp.data.base import Task
+from mipo_exp.data.unrelated import draw_unrelated
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
 from mipo_exp.generation import openvino_model
-from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
+from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected, sample_unrelated
 from mipo_exp.generation.transformers_engine import SAMPLING_PARTS, in_process
 from mipo_exp.judging.stage import Judging, judge_responses
 from mipo_exp.models.runtime import COMPUTING, Runtime
@@ -44,7 +45,7 @@ NOT_IN_EXAMPLES = (
 
 # Those that several processes build together: what is computed in shards, where Ray's workers do not compute it, and
 # the training. The main process builds the others while the rest wait.
-SHARDED = ("chosen", "rejected", "scored_pairs", "responses", "scores", "option_scores")
+SHARDED = ("chosen", "rejected", "scored_pairs", "responses", "unrelated", "scores", "option_scores")
 
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
@@ -56,6 +57,7 @@ VERSIONS = {
     "scored_pairs": 3,
     "adapter": 4,
     "responses": 1,
+    "unrelated": 1,
     "scores": 4,
     "option_scores": 4,
     "harness": 1,
@@ -72,7 +74,7 @@ LIBRARIES = {
 # The parts of `kernels` that take part in a stage, and are in its key.
 SCORING_PARTS = ("prefix_sharing", "onednn")
 PARTS: dict[str, Sequence[str]] = {
-    **dict.fromkeys(("chosen", "rejected", "responses"), SAMPLING_PARTS),
+    **dict.fromkeys(("chosen", "rejected", "responses", "unrelated"), SAMPLING_PARTS),
     **dict.fromkeys(("scored_pairs", "scores", "option_scores"), SCORING_PARTS),
     "adapter": ("prompt_sharing", "micro_batches", "onednn", "causal_blocks"),
     "harness": ("onednn",),
@@ -242,15 +244,20 @@ def declare(
         **({"processes": team().size} if team().size > 1 else {}),
     )
 
-    def responses(of: Mapping[str, Stage], decoding: Decoding | None = None) -> Stage:
+    def responses(
+        of: Mapping[str, Stage], decoding: Decoding | None = None, requests: Sequence[str] | None = None
+    ) -> Stage:
+        """To the held-out examples, or to these requests, which have nothing to do with them."""
+        name, build = ("responses", sample_evaluation) if requests is None else ("unrelated", sample_unrelated)
         return stage(
-            "responses",
-            sample_evaluation,
+            name,
+            build,
             {**({"examples": examples} if of else from_base), **of},
             sampling=held_out.sampling,
             engine=engine.for_policy() if of else engine,
             seed=held_out.seed,
             decoding=decoding,
+            **({} if requests is None else {"requests": list(requests)}),
         )
 
     def scores(of: Stage, by: Mapping[str, Stage]) -> Stage:
@@ -265,13 +272,17 @@ def declare(
 
     trained = {"adapter": adapter} if on is not None else {}
     before, after = responses({}), responses(trained, config.method.decoding)
+    count = held_out.unrelated_requests if config.task.family == "personalization" else 0
+    requests = [one.request for one in draw_unrelated(count, held_out.seed)]
     stages = {
         **converted,
         **before_training.get(on, {}),
         "before_responses": before,
+        **({"before_unrelated": responses({}, None, requests)} if requests else {}),
         "before_scores_base": scores(before, {}),
         **trained,
         "after_responses": after,
+        **({"after_unrelated": responses(trained, config.method.decoding, requests)} if requests else {}),
         "after_scores_base": scores(after, {}),
     }
     if held_out.policy_scoring and trained:

@@ -100,7 +100,7 @@ class _Options:
         self.letters, self.lettered = letters(len(options)), lettered
         # Each option's text as it is written, perhaps with a capital at its beginning, and whatever its capitals are.
         capitals = [option[:1].islower() and option[:1].upper() + option[1:] not in plain for option in plain]
-        written = [_whole(option, free) for option, free in zip(plain, capitals, strict=True)]
+        written = [whole_words(option, free) for option, free in zip(plain, capitals, strict=True)]
         if not lettered:
             written = [_with_article(option) for option in plain]
         self.texts = [
@@ -379,7 +379,7 @@ def _plain(text: str) -> str:
     return _TAG.sub("", text)
 
 
-def _whole(option: str, free_capital: bool) -> str:
+def whole_words(option: str, free_capital: bool) -> str:
     """A pattern for the option's text as whole words, any white space between them, its full stop optional. A number
     at either end is whole: no sign and no further digits beside it. With `free_capital` its first letter may be one."""
     words = option.strip().rstrip(".").split()
@@ -392,9 +392,9 @@ def _whole(option: str, free_capital: bool) -> str:
 
 
 def _with_article(option: str) -> str:
-    """As `_whole`, for a name: perhaps with an article before it and an -s behind it, without what is in brackets."""
+    """As `whole_words`, for a name: perhaps with an article before it and an -s behind it, without its brackets."""
     name = re.sub(r"^(?:an?|the|some)\s+", "", re.sub(r"\s*\([^()]*\)\s*$", "", option.strip()) or option, flags=re.I)
-    whole = _whole(re.sub(r"(?<=[a-z])s$", "", name), False)
+    whole = whole_words(re.sub(r"(?<=[a-z])s$", "", name), False)
     ending = r"(?:e?s)?(?!\w)" if whole.endswith(r"(?!\w)") and name[-1:].isalpha() else ""
     whole = whole.removesuffix(r"(?!\w)") + ending if ending else whole
     return rf"(?:(?<!\w)(?i:an?|the|some|your|my)\s+)?{whole}"

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.config.groups import EvaluationConfig
-from mipo_exp.evaluation import context_words, diversity, information, options, responses
+from mipo_exp.evaluation import context_words, diversity, information, options, responses, unrelated
 from mipo_exp.evaluation.accuracy import measure
-from mipo_exp.evaluation.metrics import COMPUTED, Evaluated, Measure, clusters, describe
+from mipo_exp.evaluation.metrics import COMPUTED, Evaluated, Measure, clusters, contrasted_in, describe
 from mipo_exp.evaluation.statistics import (
     Estimate,
     Rows,
@@ -25,7 +25,7 @@ from mipo_exp.store.artefacts import digest
 from mipo_exp.store.records import Example, OptionScores, Response, Scores
 
 # What is imported for the metrics that it registers.
-OWNERS = (context_words, diversity, information, options, responses)
+OWNERS = (context_words, diversity, information, options, responses, unrelated)
 PHASES = ("before", "after", "delta")
 
 
@@ -43,7 +43,9 @@ def metric_names(
     ]
     models = ("base", "policy") if config.policy_scoring else ("base",)
     option_scores = None if option_form is None else scored
-    return sorted(measures(Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores), scorer))
+    asked = 2 * response if config.unrelated_requests and contrasted_in(examples) == "context" else None
+    of = Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores, asked)
+    return sorted(measures(of, scorer))
 
 
 def measures(of: Evaluated, scorer: str) -> dict[str, Measure]:

@@ -218,7 +218,9 @@ def _evaluated(assembled: Assembled, examples: Sequence[Example], phase: str) ->
     }
     options = run.finished.get(f"{phase}_option_scores")
     table = None if options is None else options.artefact.table("options", OptionScores)
-    return Evaluated(examples, assembled.config.evaluation, responses, scores, table)
+    unrelated = run.finished.get(f"{phase}_unrelated")
+    asked = None if unrelated is None else unrelated.artefact.table("responses", Response)
+    return Evaluated(examples, assembled.config.evaluation, responses, scores, table, asked)
 
 
 def _outcome(run: Run, phase: str) -> HarnessOutcome | None:
