@@ -266,14 +266,14 @@ def declare(
         asked = {"k": held_out.k, "seed": held_out.seed, "prompts": held_out.prompt_scoring and not by}
         return stage("scores", score_conditions, inputs, scoring=scoring, **asked)
 
-    def option_scores(by: Mapping[str, Stage]) -> Stage:
-        rendering = held_out.option_scoring
-        return stage("option_scores", score_options, {"examples": examples, **by}, scoring=scoring, rendering=rendering)
+    def option_scores(by: Mapping[str, Stage], **how: bool) -> Stage:
+        inputs, rendering = {"examples": examples, **by}, held_out.option_scoring
+        return stage("option_scores", score_options, inputs, scoring=scoring, rendering=rendering, **how)
 
     trained = {"adapter": adapter} if on is not None else {}
     before, after = responses({}), responses(trained, config.method.decoding)
-    count = held_out.unrelated_requests if config.task.family == "personalization" else 0
-    requests = [one.request for one in draw_unrelated(count, held_out.seed)]
+    personal = config.task.family == "personalization"
+    requests = [one.request for one in draw_unrelated(held_out.unrelated_requests * personal, held_out.seed)]
     stages = {
         **converted,
         **before_training.get(on, {}),
@@ -291,6 +291,12 @@ def declare(
     by = {"before": {}, **({"after": {"scorer": adapter}} if trained else {})}
     if runtime.task.has_options and held_out.option_scoring != "none":
         stages.update({f"{phase}_option_scores": option_scores(scorer) for phase, scorer in by.items()})
+    if runtime.task.has_options and personal:  # what can be chosen without knowing whose choice it is
+        for phase, scorer in by.items():
+            adapter_of = trained if scorer else {}
+            stages[f"{phase}_responses_without_context"] = responses(adapter_of, Decoding(context=False))
+            if held_out.option_scoring != "none":
+                stages[f"{phase}_option_scores_without_context"] = option_scores(scorer, context=False)
     if harness is not None:
         of = {phase: stage("harness", run_harness, scorer, harness=harness) for phase, scorer in by.items()}
         stages.update({f"{phase}_harness": found for phase, found in of.items()})

@@ -36,7 +36,7 @@ def test_arithmetic_is_right() -> None:
     checked = 0
     for one in draw_unrelated(100, 0):
         if found := re.fullmatch(r"What is (\d+) (\+|-|times|divided by) (\d+)\? Give the number only\.", one.request):
-            assert float(one.answers[0]) == eval("".join((found[1], signs[found[2]], found[3])))  # noqa: S307
+            assert float(one.answers[0]) == eval("".join((found[1], signs[found[2]], found[3])))
             checked += 1
     assert checked == 25
 

@@ -85,6 +85,11 @@ register(
         for what in ("object", "place")
     ),
     Metric(
+        *("accuracy/without_context", "Accuracy without the context", QUALITY, "proportion"),
+        "Multiple choice with contexts: the accuracy of responses to the question alone, by the same model.",
+        column=True,
+    ),
+    Metric(
         *("accuracy/chance", "Accuracy, chance", QUALITY, "proportion"),
         "What a choice at random would have: the mean of one over the number of options.",
         column=True,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.config.groups import EvaluationConfig
+from mipo_exp.config.schema import SCORERS
 from mipo_exp.evaluation import context_words, diversity, information, options, responses, unrelated
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.metrics import COMPUTED, Evaluated, Measure, clusters, contrasted_in, describe
@@ -43,14 +44,27 @@ def metric_names(
     ]
     models = ("base", "policy") if config.policy_scoring else ("base",)
     option_scores = None if option_form is None else scored
-    asked = 2 * response if config.unrelated_requests and contrasted_in(examples) == "context" else None
-    of = Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores, asked)
+    contexts = contrasted_in(examples) == "context"
+    of = Evaluated(
+        some,
+        config,
+        response,
+        dict.fromkeys(models, scores),
+        option_scores,
+        unrelated=2 * response if config.unrelated_requests and contexts else None,
+        responses_alone=response if SCORERS[scorer].options and contexts else None,
+        options_alone=option_scores if contexts else None,
+    )
     return sorted(measures(of, scorer))
 
 
 def measures(of: Evaluated, scorer: str) -> dict[str, Measure]:
     """Every metric of one model, by name, with its value for each response."""
-    found = measure(scorer, [example.reference for example in of.examples], of.texts)
+    references = [example.reference for example in of.examples]
+    found = measure(scorer, references, of.texts)
+    if of.responses_alone is not None:
+        alone = measure(scorer, references, [response.text for response in of.responses_alone])
+        found["accuracy/without_context"] = alone["accuracy"]
     for compute in COMPUTED:
         found.update(compute(of))
     return found

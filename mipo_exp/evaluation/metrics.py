@@ -92,7 +92,8 @@ class Measure:
 class Evaluated:
     """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`) and, in
     multiple choice, the model's scores of the options; `unrelated` are its responses to unrelated requests, first those
-    with a context and then those without (`data.unrelated`)."""
+    with a context and then those without (`data.unrelated`). In multiple choice with contexts, `responses_alone` and
+    `options_alone` are the same without the context."""
 
     examples: Sequence[Example]
     config: EvaluationConfig
@@ -100,6 +101,8 @@ class Evaluated:
     scores: Mapping[str, Sequence[Scores]]
     options: Sequence[OptionScores] | None = None
     unrelated: Sequence[Response] | None = None
+    responses_alone: Sequence[Response] | None = None
+    options_alone: Sequence[OptionScores] | None = None
 
     @cached_property
     def texts(self) -> list[str]:

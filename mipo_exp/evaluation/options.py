@@ -23,13 +23,21 @@ register(
         "The same with each option's log-probability divided by its number of characters.",
         column=True,
     ),
+    Metric(
+        *("options/accuracy_without_context", "Likeliest option, without the context", QUALITY, "proportion"),
+        "The likeliest option where the context is left out: what can be chosen without knowing whose choice it is.",
+        column=True,
+    ),
 )
 
 
 @measuring
 def scored_options(of: Evaluated) -> dict[str, Measure]:
-    """`option_accuracy` where options were scored."""
-    return {} if of.options is None else option_accuracy(of.options, of.examples)
+    """`option_accuracy` where options were scored, and `options/accuracy_without_context` where they were so too."""
+    found = {} if of.options is None else option_accuracy(of.options, of.examples)
+    if of.options_alone is not None:
+        found["options/accuracy_without_context"] = average(likeliest_right(of.options_alone, of.examples))
+    return found
 
 
 def option_accuracy(scores: Sequence[OptionScores], examples: Sequence[Example]) -> dict[str, Measure]:

@@ -12,8 +12,8 @@ from mipo_exp.evaluation.metrics import UNRELATED, Evaluated, Measure, Metric, a
 register(
     Metric(
         *("unrelated/accuracy", "Unrelated requests answered", UNRELATED, "proportion", 1),
-        "Share of requests in which no context should matter (arithmetic, facts, translations) whose right answer is in "
-        "the response, asked with a user's context.",
+        "Share of requests in which no context should matter (arithmetic, facts, translations), asked with a user's "
+        "context, whose right answer is in the response.",
         column=True,
         cost="unrelated requests",
     ),

@@ -99,7 +99,12 @@ def estimate_work(
         for whole in (config.evaluation.prompt_scoring, False)
     )
     options = scoring(_options(evaluation, held_out), evaluation)
+    alone = [encode(Condition(None, example.prompt)) for example in evaluation[:COUNTED]]
+    answers_alone = sampling(alone, config.evaluation.sampling, evaluation)
+    options_alone = scoring(_options(evaluation, alone), evaluation)
     found = {
+        **{f"{phase}_responses_without_context": answers_alone for phase in ("before", "after")},
+        **{f"{phase}_option_scores_without_context": options_alone for phase in ("before", "after")},
         "before_responses": answers,
         "before_scores_base": by_base,
         "before_unrelated": unrelated,
