@@ -277,7 +277,8 @@ def scene(user: int, number: int, side: str = "A", **changes: Any) -> Row:
         "task": f"Could you put this book away, {side} {number}?",
         "scene_objects": ["book", f"shelf {user}", "desk"],
     }
-    return {**row, "user_intent_object": "book", "user_intent_location": f"shelf {user}", **changes}
+    row |= {"context": "Books", "user_intent_object": "book", "user_intent_location": f"shelf {user}"}
+    return {**row, **changes}
 
 
 def pahf_folder(folder: Path, users: int = 12, each: int = 6) -> Path:

@@ -146,7 +146,7 @@ Damage = Callable[[Path], object]
 
 
 def _scenes(folder: Path, **changes: Any) -> Path:
-    rows = [scene(user, number, **(changes if user == 1 else {})) for user in range(12) for number in range(6)]
+    rows = [{**scene(user, number), **(changes if user == 1 else {})} for user in range(12) for number in range(6)]
     return write_rows(folder / "original_scenarios_A.json", rows)
 
 
@@ -185,8 +185,9 @@ BAD: list[tuple[Damage, str]] = [
 def test_bad_files_are_named_with_the_way_out(tmp_path: Path, damage: Damage, message: str) -> None:
     pahf_folder(tmp_path)
     damage(tmp_path)
-    with pytest.raises(DataError, match=rf"(?s){message}.*(task\.path|docs/tasks\.md)"):
+    with pytest.raises(DataError, match=message) as error:
         make("pahf", tmp_path).prepare(download=False)
+    assert "docs/tasks.md" in str(error.value)
 
 
 def test_without_a_path_the_message_says_where_the_data_is() -> None:

@@ -85,12 +85,12 @@ register(
         for what in ("object", "place")
     ),
     Metric(
-        *("accuracy/without_context", "Accuracy without the context", QUALITY, "proportion"),
+        *("accuracy/without_context", "Accuracy without the context", QUALITY, "proportion", 0),
         "Multiple choice with contexts: the accuracy of responses to the question alone, by the same model.",
         column=True,
     ),
     Metric(
-        *("accuracy/chance", "Accuracy, chance", QUALITY, "proportion"),
+        *("accuracy/chance", "Accuracy, chance", QUALITY, "proportion", 0),
         "What a choice at random would have: the mean of one over the number of options.",
         column=True,
         tested=False,

@@ -24,7 +24,7 @@ register(
         column=True,
     ),
     Metric(
-        *("options/accuracy_without_context", "Likeliest option, without the context", QUALITY, "proportion"),
+        *("options/accuracy_without_context", "Likeliest option, without the context", QUALITY, "proportion", 0),
         "The likeliest option where the context is left out: what can be chosen without knowing whose choice it is.",
         column=True,
     ),
