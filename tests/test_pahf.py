@@ -14,10 +14,11 @@ from mipo_exp.errors import DataError
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.answers import read_choice
 from mipo_exp.evaluation.error_kinds import kinds
-from mipo_exp.store.records import Response
+from mipo_exp.store.records import OptionScores, Response
 from tests.conftest import Experiment
 from tests.personal_data import by_name, disjoint, load, make, pahf_folder, persona, scene, write_rows
 from tests.public_files import real
+from tests.test_pipeline import artefact
 
 
 def test_scenes_ask_for_an_object_or_a_place_and_show_the_nearest_lines(tmp_path: Path) -> None:
@@ -215,10 +216,17 @@ def test_the_published_files() -> None:
     assert np.mean([word in context.lower() for word, context in words]) > 0.85, "four lines say what is wanted"
 
 
-def test_a_run_has_choices_likelihoods_and_what_became_of_them(tmp_path: Path, experiment: Experiment) -> None:
-    pahf_folder(tmp_path / "data")
-    summary, _ = experiment(
-        "task=pahf", f"task.path={tmp_path / 'data'}", "trainer.max_steps=1", "task.max_new_tokens=8"
-    )
-    assert {"accuracy", "accuracy/object", "accuracy/chance", "options/accuracy"} <= set(summary["metrics"]["after"])
+def test_a_run_has_choices_likelihoods_and_the_same_without_the_persona(tmp_path: Path, experiment: Experiment) -> None:
+    data = f"task.path={pahf_folder(tmp_path / 'data')}"
+    objective = "objective=delta/options/accuracy_without_context"
+    summary, _ = experiment("task=pahf", data, objective, "trainer.max_steps=1", "task.max_new_tokens=8")
+    wanted = {"accuracy", "accuracy/object", "accuracy/chance", "accuracy/without_context", "options/accuracy"}
+    for phase in ("before", "after"):
+        assert {*wanted, "options/accuracy_without_context"} <= set(summary["metrics"][phase])
+        questions = artefact(summary, f"{phase}_option_scores_without_context").table("options", OptionScores)
+        assert questions != artefact(summary, f"{phase}_option_scores").table("options", OptionScores)
     assert summary["transitions"]["options"]
+    alone, _ = experiment("task=pahf", data, "method=base", "task.max_new_tokens=8")
+    base = summary["metrics"]["before"]["accuracy/without_context"]
+    assert alone["metrics"]["after"]["accuracy"]["mean"] == base["mean"], "method=base is this as a row of a table"
+    assert alone["stages"]["after_responses"]["cached"]

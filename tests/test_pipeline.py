@@ -60,7 +60,7 @@ MADE = {"openbookqa": openbookqa, **personal_data.MADE}
 
 def artefact(summary: dict[str, Any], stage: str) -> Artefact:
     """The artefact of a stage, as the summary names it."""
-    folder = stage.removeprefix("before_").removeprefix("after_")
+    folder = stage.removeprefix("before_").removeprefix("after_").removesuffix("_without_context")
     folder = "scores" if folder.startswith("scores_") else folder
     path = Path(summary["paths"]["cache"]) / folder / summary["stages"][stage]["key"]
     return Artefact(path, json.loads((path / "manifest.json").read_text()))
