@@ -22,11 +22,12 @@ from mipo_exp.config.groups import TrainerConfig
 from mipo_exp.config.schema import Config, Decoding, TrainsOn
 from mipo_exp.data.base import Task
 from mipo_exp.data.splitting import parts
+from mipo_exp.data.unrelated import draw_unrelated
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
 from mipo_exp.generation import openvino_model
-from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
+from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected, sample_unrelated
 from mipo_exp.generation.transformers_engine import SAMPLING_PARTS, in_process
 from mipo_exp.judging.stage import Judging, judge_responses
 from mipo_exp.models.runtime import COMPUTING, Runtime
@@ -48,7 +49,7 @@ NOT_IN_EXAMPLES = (
 
 # Those that several processes build together: what is computed in shards, where Ray's workers do not compute it, and
 # the training. The main process builds the others while the rest wait.
-SHARDED = ("chosen", "rejected", "scored_pairs", "responses", "scores", "option_scores")
+SHARDED = ("chosen", "rejected", "scored_pairs", "responses", "unrelated", "scores", "option_scores")
 
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
@@ -61,6 +62,7 @@ VERSIONS = {
     "scored_pairs": 3,
     "adapter": 4,
     "responses": 1,
+    "unrelated": 1,
     "scores": 4,
     "option_scores": 4,
     "harness": 1,
@@ -77,7 +79,7 @@ LIBRARIES = {
 # The parts of `kernels` that take part in a stage, and are in its key.
 SCORING_PARTS = ("prefix_sharing", "onednn")
 PARTS: dict[str, Sequence[str]] = {
-    **dict.fromkeys(("chosen", "rejected", "responses"), SAMPLING_PARTS),
+    **dict.fromkeys(("chosen", "rejected", "responses", "unrelated"), SAMPLING_PARTS),
     **dict.fromkeys(("scored_pairs", "scores", "option_scores"), SCORING_PARTS),
     "adapter": ("prompt_sharing", "micro_batches", "onednn"),
     "harness": ("onednn",),
@@ -288,15 +290,20 @@ def declare(
         policy = {name: of for name, of in made.items() if name == "adapter"}
     before_training = dict(itertools.takewhile(lambda item: item[1].name != "adapter", learnt.items()))
 
-    def responses(of: Mapping[str, Stage], decoding: Decoding | None = None) -> Stage:
+    def responses(
+        of: Mapping[str, Stage], decoding: Decoding | None = None, requests: Sequence[str] | None = None
+    ) -> Stage:
+        """To the held-out examples, or to these requests, which have nothing to do with them."""
+        name, build = ("responses", sample_evaluation) if requests is None else ("unrelated", sample_unrelated)
         return stage(
-            "responses",
-            sample_evaluation,
+            name,
+            build,
             {**({"examples": examples} if of else from_base), **of},
             sampling=held_out.sampling,
             engine=engine.for_policy() if of else engine,
             seed=held_out.seed,
             decoding=decoding,
+            **({} if requests is None else {"requests": list(requests)}),
         )
 
     def scores(of: Stage, by: Mapping[str, Stage]) -> Stage:
@@ -305,18 +312,22 @@ def declare(
         asked = {"k": held_out.k, "seed": held_out.seed, "prompts": held_out.prompt_scoring and not by}
         return stage("scores", score_conditions, inputs, scoring=scoring, **asked)
 
-    def option_scores(by: Mapping[str, Stage]) -> Stage:
-        rendering = held_out.option_scoring
-        return stage("option_scores", score_options, {"examples": examples, **by}, scoring=scoring, rendering=rendering)
+    def option_scores(by: Mapping[str, Stage], **how: bool) -> Stage:
+        inputs, rendering = {"examples": examples, **by}, held_out.option_scoring
+        return stage("option_scores", score_options, inputs, scoring=scoring, rendering=rendering, **how)
 
     before, after = responses({}), responses(policy, config.method.decoding)
+    personal = config.task.family == "personalization"
+    requests = [one.request for one in draw_unrelated(held_out.unrelated_requests * personal, held_out.seed)]
     stages = {
         **converted,
         **before_training,
         "before_responses": before,
+        **({"before_unrelated": responses({}, None, requests)} if requests else {}),
         "before_scores_base": scores(before, {}),
         **learnt,
         "after_responses": after,
+        **({"after_unrelated": responses(policy, config.method.decoding, requests)} if requests else {}),
         "after_scores_base": scores(after, {}),
     }
     if held_out.policy_scoring and policy:
@@ -325,6 +336,12 @@ def declare(
     by = {"before": {}, **({"after": scorer_of(policy)} if policy else {})}
     if runtime.task.has_options and held_out.option_scoring != "none":
         stages.update({f"{phase}_option_scores": option_scores(scorer) for phase, scorer in by.items()})
+    if runtime.task.has_options and personal:  # what can be chosen without knowing whose choice it is
+        for phase, scorer in by.items():
+            adapter_of = policy if scorer else {}
+            stages[f"{phase}_responses_without_context"] = responses(adapter_of, Decoding(context=False))
+            if held_out.option_scoring != "none":
+                stages[f"{phase}_option_scores_without_context"] = option_scores(scorer, context=False)
     if harness is not None:
         of = {phase: stage("harness", run_harness, scorer, harness=harness) for phase, scorer in by.items()}
         stages.update({f"{phase}_harness": found for phase, found in of.items()})

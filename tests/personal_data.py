@@ -1,4 +1,4 @@
-"""Made-up rows of PRISM, Community Alignment, Multi-Bench and PrefEval in their public schemas, and files of them."""
+"""Made-up rows of PRISM, Community Alignment, Multi-Bench, PrefEval and PAHF in their public schemas, and files."""
 
 import csv
 import dataclasses
@@ -251,10 +251,51 @@ def prefeval_repository(folder: Path, each: int = 5, form: str = "explicit") -> 
     return folder
 
 
+# --- PAHF
+
+
+def persona(user: int) -> str:
+    """A persona of three preferences under two headings."""
+    return (
+        f"- Your name is P{user}\n"
+        f"- Your favorite drink is drink {user} but context matters:\n"
+        f"  * When you're tired, you prefer tea {user} (not coffee) as it helps you rest\n"
+        f"  * When celebrating, you prefer water (not wine)\n\n"
+        f"- Your location preferences have reasons:\n"
+        f"  * For books: prefer shelf {user} (not drawers)\n"
+    )
+
+
+def scene(user: int, number: int, side: str = "A", **changes: Any) -> Row:
+    """A scene: every third one asks for a place."""
+    row: Row = {"index": 100 * user + number, "user": f"P{user}", "context": "Tired"}
+    if number % 3:
+        objects = [f"tea {user}", "coffee", f"cake {number}", "nuts"]
+        row |= {"task": f"Bring me something, {side} {number}?", "scene_objects": objects}
+        return {**row, "user_intent_object": f"tea {user}", "user_intent_location": "pick-up", **changes}
+    row |= {
+        "task": f"Could you put this book away, {side} {number}?",
+        "scene_objects": ["book", f"shelf {user}", "desk"],
+    }
+    row |= {"context": "Books", "user_intent_object": "book", "user_intent_location": f"shelf {user}"}
+    return {**row, **changes}
+
+
+def pahf_folder(folder: Path, users: int = 12, each: int = 6) -> Path:
+    """The two files of scenes and the personas as JSON."""
+    for side in "AB":
+        rows = [scene(user, number, side) for user in range(users) for number in range(each)]
+        write_rows(folder / f"original_scenarios_{side}.json", rows)
+    texts = {f"P{user}": persona(user) for user in range(users)}
+    (folder / "original_personas.json").write_text(json.dumps(texts), encoding="utf-8")
+    return folder
+
+
 # What makes the data that a task is run on where there is no copy of the real one; each returns an override.
 MADE: dict[str, Callable[[Path], str]] = {
     "prism": lambda folder: prism_folder(folder, *prism_rows()),
     "community_alignment": lambda folder: f"task.path={write_rows(folder / 'community_alignment.csv', choice_rows())}",
     "multi_bench": lambda folder: f"task.path={write_rows(folder / 'multifaceted_bench.json', persona_rows())}",
     "prefeval": lambda folder: f"task.path={prefeval_repository(folder)}",
+    "pahf": lambda folder: f"task.path={pahf_folder(folder)}",
 }

@@ -142,7 +142,11 @@ def test_a_report_with_costs_says_so_first_and_calls_nothing_better(tmp_path: Pa
     content = summary()
     if fell:
         content["metrics"]["delta"]["mi/prompt/accuracy"] = {"mean": -0.6, "ci95": [-0.8, -0.4], "n": 48}
-    for name in ("fluency/nats_per_token", "response/repetition"):  # less is better; the page's values all rise
+    for name in (
+        "fluency/nats_per_token",
+        "response/repetition",
+        "unrelated/context_words",
+    ):  # less is better; the page's values all rise
         content["metrics"]["delta"][name] = {"mean": 0.0, "ci95": [-0.1, 0.1], "n": 48}
     content |= {"costs": costs(content), "headline": headline(content)}
     write_report(tmp_path / "report.html", content, HISTORY, LENGTHS, [SAMPLE])

@@ -128,6 +128,6 @@ def test_kl_to_the_base_is_of_the_true_condition_and_zero_before() -> None:
 def test_every_metric_can_be_named_as_the_objective(policy_scoring: bool) -> None:
     config = composed(f"evaluation.policy_scoring={policy_scoring}").evaluation
     by_model = {"base": scores([-1.0] * 4), **({"policy": scores([-1.0] * 4)} if policy_scoring else {})}
-    found = measures(Evaluated(EXAMPLES, config, RESPONSES, by_model), "keywords")
+    found = measures(Evaluated(EXAMPLES, config, RESPONSES, by_model, unrelated=2 * RESPONSES), "keywords")
     assert metric_names("keywords", EXAMPLES, config) == sorted(found)
     assert {"diversity/self_bleu", "diversity/distinct_1", "diversity/distinct_2"} <= set(found)

@@ -25,6 +25,7 @@ from tests.public_files import REAL
 STAGES = {
     *("model", "examples", "chosen", "rejected", "pairs", "scored_pairs", "adapter", "before_responses"),
     *("before_scores_base", "after_responses", "after_scores_base", "after_scores_policy"),
+    *("before_unrelated", "after_unrelated"),
 }
 LOCAL = {
     "gsm8k": [f"task.path={REAL / 'gsm8k'}"],
@@ -60,7 +61,8 @@ MADE = {"openbookqa": openbookqa, **personal_data.MADE}
 
 def artefact(summary: dict[str, Any], stage: str) -> Artefact:
     """The artefact of a stage, as the summary names it."""
-    folder = re.sub(r"_\d+$", "", stage.removeprefix("before_").removeprefix("after_"))  # of a round
+    folder = stage.removeprefix("before_").removeprefix("after_").removesuffix("_without_context")
+    folder = re.sub(r"_\d+$", "", folder)  # of a round
     folder = "scores" if folder.startswith("scores_") else folder
     path = Path(summary["paths"]["cache"]) / folder / summary["stages"][stage]["key"]
     return Artefact(path, json.loads((path / "manifest.json").read_text()))
@@ -124,17 +126,19 @@ def test_a_change_of_beta_trains_again_and_samples_no_pair(experiment: Experimen
     experiment(cache=tmp_path / "cache")
     summary, _ = experiment("method.beta=0.3", cache=tmp_path / "cache")
     redone = {name for name, stage in summary["stages"].items() if not stage["cached"]}
-    assert redone == {"adapter", "after_responses", "after_scores_base", "after_scores_policy"}
+    after = {"after_responses", "after_unrelated", "after_scores_base", "after_scores_policy"}
+    assert redone == {"adapter", *after}
 
 
 def test_another_strategy_shares_the_chosen_responses_and_before(experiment: Experiment, tmp_path: Path) -> None:
     experiment(cache=tmp_path / "cache")
     summary, _ = experiment("negatives=random_context", cache=tmp_path / "cache")
     shared = {name for name, stage in summary["stages"].items() if stage["cached"]}
-    assert shared == {"model", "examples", "chosen", "before_responses", "before_scores_base"}
+    before = {"before_responses", "before_unrelated", "before_scores_base"}
+    assert shared == {"model", "examples", "chosen", *before}
     summary, _ = experiment("seed=2", cache=tmp_path / "cache")
     shared = {name for name, stage in summary["stages"].items() if stage["cached"]}
-    assert shared == {"model", "examples", "before_responses", "before_scores_base"}
+    assert shared == {"model", "examples", *before}
 
 
 def test_a_key_that_changes_no_result_changes_no_stage(experiment: Experiment, tmp_path: Path) -> None:

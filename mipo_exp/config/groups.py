@@ -157,6 +157,7 @@ class EvaluationConfig:
     overlap_words: Annotated[int, Between(2, 1000)]
     self_bleu_size: Annotated[int, Between(3, 2000)]  # its square is compared
     option_scoring: Literal["chat", "harness", "none"]
+    unrelated_requests: Annotated[int, Between(0, 100)]
     sampling: SamplingConfig
 
 

@@ -66,6 +66,7 @@ class Scorer:
     score: Callable[..., Mapping[str, Any]]
     strict: Callable[[str], object] | None = None  # reads a number in the form that was asked for, None where none is
     options: bool = False  # references have `options`, and the letter of the right one as `answer`
+    lettered: bool = True  # whether the letters are shown and asked for, or the options' names
 
     @property
     def has_kinds(self) -> bool:

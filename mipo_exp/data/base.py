@@ -73,7 +73,10 @@ class Task(ABC):
 
     def messages(self, context: str | None, prompt: str | None) -> list[Message]:
         """The chat messages that ask `prompt` of somebody with `context`; without either, an empty user message."""
-        text = self.instruct(prompt or "")
+        return self.plain_messages(context, self.instruct(prompt or ""))
+
+    def plain_messages(self, context: str | None, text: str) -> list[Message]:
+        """The chat messages with a text as it stands, without the task's instruction."""
         if context is None:
             return [{"role": "user", "content": text}]
         if self.config.context_role == "system":

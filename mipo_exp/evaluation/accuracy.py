@@ -17,6 +17,7 @@ from mipo_exp.evaluation.answers import (
     flexible_number,
     has_keyword,
     last_number,
+    read_choice,
     read_letter,
     strict_number,
     strict_value,
@@ -89,6 +90,21 @@ def score_letter(references: References, texts: Sequence[str]) -> dict[str, Meas
         letter is not None and letter == reference["answer"] for reference, letter in zip(references, read, strict=True)
     ]
     return {"accuracy": average(right), "answer/unparsed_rate": average([letter is None for letter in read])}
+
+
+@SCORERS.register("choice", options=True, lettered=False)
+def score_choice(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """As `score_letter` for options that are chosen by their names, with what `asks` names, `object` or `place`, apart
+    (`accuracy/object`, `accuracy/place`), and `accuracy/chance`."""
+    read = [read_choice(text, reference["options"]) for reference, text in zip(references, texts, strict=True)]
+    asks = np.array([reference["asks"] for reference in references], dtype=str)
+    right = np.array([found == reference["answer"] for reference, found in zip(references, read, strict=True)], float)
+    return {
+        "accuracy": average(right),
+        **{f"accuracy/{what}": average(np.where(asks == what, right, np.nan)) for what in ("object", "place")},
+        "accuracy/chance": average([1 / len(reference["options"]) for reference in references]),
+        "answer/unparsed_rate": average([found is None for found in read]),
+    }
 
 
 @SCORERS.register("lamp_label")

@@ -13,7 +13,9 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
+from mipo_exp.evaluation.letters import read_choice as read_choice
 from mipo_exp.evaluation.letters import read_letter as read_letter  # the readers are all imported from here
+from mipo_exp.evaluation.letters import whole_words
 from mipo_exp.evaluation.responses import HARNESS_QUESTION, before_new_question
 
 _STRICT = re.compile(r"####[ \t]+(\-?[0-9\.\,]+(?:/[0-9][0-9.,]*)?)")
@@ -127,6 +129,12 @@ def has_keyword(text: str, stems: Sequence[str]) -> bool:
     swimming, swimmer; bake: baking; pony: ponies), or, if it has `SHORT_STEM` letters or more, at the beginning of a
     word (astronom: astronomers)."""
     return any(re.search(rf"\b(?:{_forms(stem)})", text, re.IGNORECASE) for stem in stems)
+
+
+def has_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers occurs as whole words, whatever its case; a number with its sign and all digits."""
+    text = before_new_question(text.replace("−", "-"))
+    return any(re.search(whole_words(answer, False), text, re.IGNORECASE) for answer in answers)
 
 
 @cache

@@ -3,7 +3,7 @@
 Every response is of exactly one kind, the first that holds:
 
 1. `right`: the answer is right and in the form that was asked for: the number after `#### ` as well as the last number;
-   the letter of the right option.
+   the letter of the right option (its name, where no letters were shown).
 2. `wrong_format`: `accuracy` counts it as right, but it is not in that form: the last number is right and the one after
    `#### ` is not or is missing; the right option is given by its text, without its letter.
 3. `ran_on`: the number after `#### ` is right, and another one follows, which `accuracy` takes for the answer.
@@ -70,7 +70,7 @@ def content_words(text: str) -> set[str]:
 
 def kinds(scorer: str, examples: Sequence[Example], responses: Sequence[Response]) -> list[str]:
     """The kind of every response to examples whose task's scorer has them (`Scorer.has_kinds`)."""
-    strict = SCORERS[scorer].strict
+    strict, lettered = SCORERS[scorer].strict, SCORERS[scorer].lettered
     scored = measure(scorer, [example.reference for example in examples], [response.text for response in responses])
     found = []
     for i, (example, response) in enumerate(zip(examples, responses, strict=True)):
@@ -82,7 +82,7 @@ def kinds(scorer: str, examples: Sequence[Example], responses: Sequence[Response
             reference = loads(example.reference)
             # Options without a text leave only the letters to be read.
             letters = [""] * len(reference["options"])
-            as_asked = right and read_letter(response.text, letters) == reference["answer"]
+            as_asked = right and (not lettered or read_letter(response.text, letters) == reference["answer"])
         off_topic = is_off_topic(response.text, example.prompt)
         found.append(kind(right, as_asked, read, off_topic, response.finished))
     return found

@@ -67,6 +67,11 @@ _CALLED_RIGHT = re.compile(
     rf"(?:(?i:the\s+)?(?i:choice|option|answer|letter)\s+)?(?={_LETTER}{_RIGHT})"
 )
 _NAMED = re.compile(rf"\b(?:choice|option|answer|letter){_CLOSE}\s+", re.IGNORECASE)
+_BRING = re.compile(
+    r"\b(?:bring|get|give|serve|fetch|grab|hand|offer|choose|pick|select|recommend|suggest|put|place|store|keep|leave)"
+    r"(?:s|ing|ting)?\b|\bhere(?:['’]s|\s+is|\s+are|\s+you\s+go)\b",
+    re.IGNORECASE,
+)
 # Turned down by what stands before ("not", "the wrong option is") or after ("is wrong").
 _DENIED = re.compile(
     r"(?:\b(?:(?:can)?not|never|neither|nor|than|without|unlike|eliminated?|excluded?|rule\s+out|discard|reject|"
@@ -88,14 +93,16 @@ _NEAR = 80  # characters before a place that are searched for what turns it down
 
 
 class _Options:
-    """The options of a question, and what a text names of them."""
+    """The options of a question, and what a text names of them; without letters where these were not shown."""
 
-    def __init__(self, options: Sequence[str]) -> None:
+    def __init__(self, options: Sequence[str], lettered: bool = True) -> None:
         plain = [_plain(option) for option in options]
-        self.letters = letters(len(options))
+        self.letters, self.lettered = letters(len(options)), lettered
         # Each option's text as it is written, perhaps with a capital at its beginning, and whatever its capitals are.
         capitals = [option[:1].islower() and option[:1].upper() + option[1:] not in plain for option in plain]
-        written = [_whole(option, free) for option, free in zip(plain, capitals, strict=True)]
+        written = [whole_words(option, free) for option, free in zip(plain, capitals, strict=True)]
+        if not lettered:
+            written = [_with_article(option) for option in plain]
         self.texts = [
             {letter: re.compile(text, flags) for letter, text in zip(self.letters, written, strict=True)}
             for flags in (0, re.IGNORECASE)
@@ -134,12 +141,13 @@ class _Options:
             ends = [(found.end(), letter) for letter in self.spelled if (found := texts[letter].match(text, start))]
             if ends:
                 end, letter = max(ends)
-                return (letter, end) if not strict or _match(_SENTENCE_ENDED, text, end) else None
+                listed = not self.lettered and _match(_ANOTHER, text, end)
+                return (letter, end) if not strict or listed or _match(_SENTENCE_ENDED, text, end) else None
         return None
 
     def _letter_at(self, text: str, at: int, strict: bool) -> tuple[str, int] | None:
         """The option whose letter stands here, and where it ends, its own text behind it included."""
-        found = _match(_LETTER, text, at)
+        found = _match(_LETTER, text, at) if self.lettered else None
         if not found or found[1].upper() not in self.letters:
             return None
         letter, end = found[1].upper(), found.end()
@@ -180,9 +188,30 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
     Args:
         options: the texts of the options; the letters go by position.
     """
-    plain, known = _plain(before_new_question(text.strip())), _Options(options)
-    for rule in _RULES:
-        if named := rule(plain, known):
+    return _read(text, _Options(options), _RULES)
+
+
+def read_choice(text: str, options: Sequence[str]) -> str | None:
+    """The letter of the option that a response chooses by its name, where no letters were shown; None where it names
+    none or leaves it open.
+
+    Articles, capitals, an ending -s and what stands in brackets do not matter, and the longest name counts: "fridge top
+    shelf" is no top shelf. The rules are 1, 2, 3 and 8 of `read_letter` without letters, and before the last two:
+
+    - The response starts with a name: `Herbal tea, because …`; several that are joined leave it open.
+    - The name after "bring", "put" and the like in the same sentence: `I will put it on the counter`.
+
+    Args:
+        text: the response.
+        options: their names; the letters go by position.
+    """
+    return _read(text, _Options(options, lettered=False), _NAMING_RULES)
+
+
+def _read(text: str, options: _Options, rules: Sequence["Rule"]) -> str | None:
+    plain = _plain(before_new_question(text.strip()))
+    for rule in rules:
+        if named := rule(plain, options):
             return named.pop() if len(named) == 1 else None
     return None
 
@@ -191,7 +220,7 @@ Rule = Callable[[str, _Options], set[str]]
 
 
 def _whole_response(text: str, options: _Options) -> set[str]:
-    if alone := _ALONE.fullmatch(text):
+    if options.lettered and (alone := _ALONE.fullmatch(text)):
         return {alone[1].upper()} & set(options.letters)
     start = _end(_OPEN, text, 0)
     for texts in options.texts:
@@ -221,9 +250,22 @@ def _claimed(text: str, options: _Options) -> set[str]:
     named = {}
     for chosen in re.finditer(_CHOSEN, text, re.IGNORECASE):
         named[chosen.end()] = set() if _denied(text, chosen.start()) else options.named(text, chosen.end(), strict=True)
-    for right in _CALLED_RIGHT.finditer(text):
+    for right in _CALLED_RIGHT.finditer(text) if options.lettered else ():
         named[right.end()] = set() if _denied(text, right.start()) else {right[1]} & set(options.letters)
     return next((named[at] for at in sorted(named, reverse=True) if named[at]), set())
+
+
+def _brought(text: str, options: _Options) -> set[str]:
+    """What is brought, or where something is put."""
+    named: set[str] = set()
+    for verb in _BRING.finditer(text):
+        end = re.compile(r"[.!?;\n]|\Z").search(text, verb.end())
+        found = (
+            pattern.search(text, verb.end(), end.start() if end else len(text)) for pattern in options.texts[1].values()
+        )
+        if (starts := [place.start() for place in found if place]) and not _denied(text, verb.start()):
+            named |= options.named(text, min(starts))
+    return named
 
 
 def _own_line(text: str, options: _Options) -> set[str]:
@@ -272,18 +314,33 @@ def _option_text(text: str, options: _Options) -> set[str]:
     return set()
 
 
-_RULES: tuple[Rule, ...] = (
-    _whole_response,
+def _outermost(span: tuple[int, int], everything: set[tuple[int, int]]) -> bool:
+    return not any(other != span and other[0] <= span[0] and span[1] <= other[1] for other in everything)
+
+
+_ANSWERED: tuple[Rule, ...] = (
     _after(rf"\bans(?:wers?)?\b\.?{_SAYS}|(?P<loosely>{_CORRECTED})"),
     # "each option:" at the end of a line begins a list
     _after(rf"{_CHOICE}(?!{_CLOSE}\s*[:=–-]\s*\n){_SAYS}|(?<![\w:,)–-] )\b(?:correct|right)\s*:"),
     _after(rf"(?<!to )\banswer{_FAR}"),
     _after(rf"{_CHOICE}(?!\s+{_OPEN}(?-i:[A-Z])\b){_FAR}"),  # not "option B is"
+)
+_RULES: tuple[Rule, ...] = (
+    _whole_response,
+    *_ANSWERED,
     _claimed,
     _own_line,
     _at_start,
     _named_option,
     _in_brackets,
+    _option_text,
+)
+_NAMING_RULES: tuple[Rule, ...] = (
+    _whole_response,
+    *_ANSWERED,
+    lambda text, options: options.named(text, 0),
+    _brought,
+    _claimed,
     _option_text,
 )
 
@@ -317,7 +374,7 @@ def _plain(text: str) -> str:
     return _TAG.sub("", text)
 
 
-def _whole(option: str, free_capital: bool) -> str:
+def whole_words(option: str, free_capital: bool) -> str:
     """A pattern for the option's text as whole words, any white space between them, its full stop optional. A number
     at either end is whole: no sign and no further digits beside it. With `free_capital` its first letter may be one."""
     words = option.strip().rstrip(".").split()
@@ -327,3 +384,12 @@ def _whole(option: str, free_capital: bool) -> str:
     after = r"(?!\w)(?![.,]\d)" if words[-1][-1].isdigit() else r"(?!\w)"
     text = r"\s+".join(re.escape(word) for word in words)
     return before + (rf"(?i:{text[0]}){text[1:]}" if free_capital else text) + after
+
+
+def _with_article(option: str) -> str:
+    """As `whole_words`, for a name: perhaps with an article before it and an -s behind it, without its brackets."""
+    name = re.sub(r"^(?:an?|the|some)\s+", "", re.sub(r"\s*\([^()]*\)\s*$", "", option.strip()) or option, flags=re.I)
+    whole = whole_words(re.sub(r"(?<=[a-z])s$", "", name), False)
+    ending = r"(?:e?s)?(?!\w)" if whole.endswith(r"(?!\w)") and name[-1:].isalpha() else ""
+    whole = whole.removesuffix(r"(?!\w)") + ending if ending else whole
+    return rf"(?:(?<!\w)(?i:an?|the|some|your|my)\s+)?{whole}"

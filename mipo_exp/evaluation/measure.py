@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.config.groups import EvaluationConfig
-from mipo_exp.evaluation import context_words, diversity, information, options, responses
+from mipo_exp.config.schema import SCORERS
+from mipo_exp.evaluation import context_words, diversity, information, options, responses, unrelated
 from mipo_exp.evaluation.accuracy import measure
-from mipo_exp.evaluation.metrics import COMPUTED, Evaluated, Measure, clusters, describe
+from mipo_exp.evaluation.metrics import COMPUTED, Evaluated, Measure, clusters, contrasted_in, describe
 from mipo_exp.evaluation.statistics import (
     Estimate,
     Rows,
@@ -25,7 +26,7 @@ from mipo_exp.store.artefacts import digest
 from mipo_exp.store.records import Example, OptionScores, Response, Scores
 
 # What is imported for the metrics that it registers.
-OWNERS = (context_words, diversity, information, options, responses)
+OWNERS = (context_words, diversity, information, options, responses, unrelated)
 PHASES = ("before", "after", "delta")
 
 
@@ -43,12 +44,27 @@ def metric_names(
     ]
     models = ("base", "policy") if config.policy_scoring else ("base",)
     option_scores = None if option_form is None else scored
-    return sorted(measures(Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores), scorer))
+    contexts = contrasted_in(examples) == "context"
+    of = Evaluated(
+        some,
+        config,
+        response,
+        dict.fromkeys(models, scores),
+        option_scores,
+        unrelated=2 * response if config.unrelated_requests and contexts else None,
+        responses_alone=response if SCORERS[scorer].options and contexts else None,
+        options_alone=option_scores if contexts else None,
+    )
+    return sorted(measures(of, scorer))
 
 
 def measures(of: Evaluated, scorer: str) -> dict[str, Measure]:
     """Every metric of one model, by name, with its value for each response."""
-    found = measure(scorer, [example.reference for example in of.examples], of.texts)
+    references = [example.reference for example in of.examples]
+    found = measure(scorer, references, of.texts)
+    if of.responses_alone is not None:
+        alone = measure(scorer, references, [response.text for response in of.responses_alone])
+        found["accuracy/without_context"] = alone["accuracy"]
     for compute in COMPUTED:
         found.update(compute(of))
     return found

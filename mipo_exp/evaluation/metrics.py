@@ -34,7 +34,8 @@ RELEVANCE = "Prompt relevance, scored by the base model"
 FLUENCY = "Fluency, scored by the base model"
 POLICY_INFORMATION = "Mutual information with the {of}, scored by the trained model"
 QUALITY, JUDGE, RESPONSES, DIVERSITY = "Task quality", "LLM judge", "Responses", "Diversity"
-GROUPS = (INFORMATION, RELEVANCE, FLUENCY, POLICY_INFORMATION, QUALITY, JUDGE, RESPONSES, DIVERSITY)
+UNRELATED = "Over-application, unrelated requests"
+GROUPS = (INFORMATION, RELEVANCE, FLUENCY, UNRELATED, POLICY_INFORMATION, QUALITY, JUDGE, RESPONSES, DIVERSITY)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Metric:
     column: bool = False
     tested: bool = True
     headline: Literal["gain", "first gain", "cost"] | None = None
-    cost: Literal["prompt relevance", "fluency"] | None = None
+    cost: Literal["prompt relevance", "fluency", "unrelated requests"] | None = None
     chance: bool = False
     plot: str = ""
 
@@ -92,13 +93,18 @@ class Measure:
 @dataclass(frozen=True)
 class Evaluated:
     """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`) and, in
-    multiple choice, the model's scores of the options."""
+    multiple choice, the model's scores of the options; `unrelated` are its responses to unrelated requests, first those
+    with a context and then those without (`data.unrelated`). In multiple choice with contexts, `responses_alone` and
+    `options_alone` are the same without the context."""
 
     examples: Sequence[Example]
     config: EvaluationConfig
     responses: Sequence[Response]
     scores: Mapping[str, Sequence[Scores]]
     options: Sequence[OptionScores] | None = None
+    unrelated: Sequence[Response] | None = None
+    responses_alone: Sequence[Response] | None = None
+    options_alone: Sequence[OptionScores] | None = None
 
     @cached_property
     def texts(self) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import Decoding, EngineConfig, NegativesConfig
+from mipo_exp.data.unrelated import take_turns
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.progress import Progress
 from mipo_exp.execution.shards import Shard, Shards, compute_shards
@@ -76,6 +77,28 @@ def sample_evaluation(
     against = None if decoding is None or decoding.alpha is None else (without, decoding.alpha)
     responses = sample_responses(work, runtime, conditions, sampling, engine, seed, "evaluation", against)
     work.write_table("responses", responses, Response)
+
+
+def sample_unrelated(
+    work: Workspace,
+    runtime: Runtime,
+    requests: Sequence[str],
+    sampling: SamplingConfig,
+    engine: EngineConfig,
+    seed: int,
+    decoding: Decoding | None,
+) -> None:
+    """Responses to requests that have nothing to do with a context, with those of held-out users in turn, and then
+    without any; by whom and with what `decoding` as `sample_evaluation`."""
+    examples = work.inputs["examples"].table("eval", Example)
+    rows = [examples[row] for row in take_turns([example.user for example in examples], len(requests), seed)]
+    asked = list(zip(rows, requests, strict=False))
+    without = [(f"{example.id}/without_context", Condition(None, text, plain=True)) for example, text in asked]
+    shown = decoding is None or decoding.context
+    own = [(example.id, Condition(example.context if shown else None, text, plain=True)) for example, text in asked]
+    against = None if decoding is None or decoding.alpha is None else ([*without, *without], decoding.alpha)
+    found = sample_responses(work, runtime, [*own, *without], sampling, engine, seed, "unrelated", against)
+    work.write_table("responses", found, Response)
 
 
 def _true(example: Example) -> tuple[str, Condition]:

@@ -62,6 +62,10 @@ class Prompting(Protocol):
         """The chat messages that ask `prompt` of somebody with `context`."""
         ...
 
+    def plain_messages(self, context: str | None, text: str) -> list[Message]:
+        """The same with a text as it stands."""
+        ...
+
     def plain_question(self, example: Example) -> str:
         """A multiple-choice question without a chat's form."""
         ...
@@ -155,7 +159,8 @@ class Runtime:
         if condition.context is not None and not self._prints_contexts:
             self.renderer.check(self.task.messages("violets know 9358 answers", "zebras ask 4217 questions"))
             self._prints_contexts = True
-        return self.renderer.prompt_ids(self.task.messages(condition.context, condition.prompt))
+        messages = self.task.plain_messages if condition.plain else self.task.messages
+        return self.renderer.prompt_ids(messages(condition.context, condition.prompt))
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a piece of text has, without special ones."""

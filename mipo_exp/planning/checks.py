@@ -45,7 +45,12 @@ def check_examples(
             "for example delta/mi/base/nats"
         )
     trained = config.method.trains_on is not None
-    held_out = dataclasses.replace(config.evaluation, policy_scoring=config.evaluation.policy_scoring and trained)
+    unrelated = config.evaluation.unrelated_requests if config.task.family == "personalization" else 0
+    held_out = dataclasses.replace(
+        config.evaluation,
+        policy_scoring=config.evaluation.policy_scoring and trained,
+        unrelated_requests=unrelated,
+    )
     scored = task.has_options and config.evaluation.option_scoring != "none"
     if scored:
         check_options(task, evaluation)

@@ -14,6 +14,7 @@ from itertools import count
 from mipo_exp.config.fields import kernel_parts
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.config.schema import Config, EngineConfig
+from mipo_exp.data.unrelated import draw_unrelated
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
 from mipo_exp.pairing.negatives import sample_negatives
@@ -88,14 +89,29 @@ def estimate_work(
         return _scaled(_scoring(config, items, device), max(1, len(every) / COUNTED))
 
     answers = sampling(held_out, config.evaluation.sampling, evaluation)
+    requests = draw_unrelated(config.evaluation.unrelated_requests, config.evaluation.seed)
+    contexts = [example.context for example in evaluation[: len(requests)]]
+    asked = [
+        encode(Condition(context, one.request, plain=True))
+        for of in (contexts, [None] * len(contexts))
+        for one, context in zip(requests, of, strict=False)
+    ]
+    unrelated = _sampling(asked, config.engine, config.evaluation.sampling)
     by_base, by_policy = (
         scoring(_contrasts(config, evaluation, encode, whole), evaluation)
         for whole in (config.evaluation.prompt_scoring, False)
     )
     options = scoring(_options(evaluation, held_out), evaluation)
+    alone = [encode(Condition(None, example.prompt)) for example in evaluation[:COUNTED]]
+    answers_alone = sampling(alone, config.evaluation.sampling, evaluation)
+    options_alone = scoring(_options(evaluation, alone), evaluation)
     found = {
+        **{f"{phase}_responses_without_context": answers_alone for phase in ("before", "after")},
+        **{f"{phase}_option_scores_without_context": options_alone for phase in ("before", "after")},
         "before_responses": answers,
         "before_scores_base": by_base,
+        "before_unrelated": unrelated,
+        "after_unrelated": unrelated,
         "adapter": _training(config, len(train), prompts, device),
         "after_responses": answers,
         "after_scores_base": by_base,

@@ -1,5 +1,5 @@
-"""How metrics are written, which are headlines, and what a gain costs: prompt relevance and fluency, whose significant
-fall is said before any gain.
+"""How metrics are written, which are headlines, and what a gain costs: prompt relevance, fluency and answers to
+unrelated requests, whose significant fall is said before any gain.
 
 Everything here reads `summary.json`, so that the terminal, the report, W&B and tables say the same.
 """
@@ -106,7 +106,7 @@ def cost_metrics(summary: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def costs(summary: Mapping[str, Any]) -> list[str]:
-    """The names of the metrics of prompt relevance and fluency that became significantly worse."""
+    """The names of the metrics of prompt relevance, fluency and unrelated requests that became significantly worse."""
     changes = {name: estimate(summary, "delta", name) for name in cost_metrics(summary)}
     return [name for name, change in changes.items() if direction(describe(name), change) < 0]
 
@@ -124,7 +124,8 @@ def headline(summary: Mapping[str, Any]) -> str:
 def no_cost(tested: Iterable[str]) -> str:
     """That none of the tested metrics became significantly worse; empty where there are none."""
     of = dict.fromkeys(describe(name).cost or "prompt relevance" for name in tested)
-    return f"No significant cost in {' and '.join(of)}." if of else ""
+    *first, last = of or [""]
+    return f"No significant cost in {', '.join(first)}{' and ' if first else ''}{last}." if of else ""
 
 
 def _change(name: str, summary: Mapping[str, Any]) -> str:

@@ -116,7 +116,7 @@ def _cell(metric: Metric, value: Estimate | None, *, signed: bool = False) -> di
 
 def _verdict(metric: Metric, delta: Estimate | None, summary: Mapping[str, Any]) -> tuple[str, str]:
     """A class and the words for a change: a direction only where its interval excludes zero. Nothing is called better
-    in a run whose prompt relevance or fluency fell significantly."""
+    in a run with a significant cost."""
     if delta is None or not math.isfinite(delta.low + delta.high):
         return "none", ""
     if delta.low <= 0 <= delta.high:

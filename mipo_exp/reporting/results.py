@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.config.schema import SCORERS, Config
@@ -37,6 +37,8 @@ from mipo_exp.store.environment import git_commit, package_versions
 from mipo_exp.store.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SUMMARY_SCHEMA = 2
 SAMPLES_SHOWN = 24
@@ -209,15 +211,26 @@ def model_name(config: Config) -> str:
 
 def _evaluated(assembled: Assembled, examples: Sequence[Example], phase: str) -> Evaluated:
     run = assembled.run
-    responses = run.finished[f"{phase}_responses"].artefact.table("responses", Response)
+
+    def table(name: str, rows: str, kind: type[T]) -> Sequence[T] | None:
+        found = run.finished.get(f"{phase}_{name}")
+        return None if found is None else found.artefact.table(rows, kind)
+
     scores = {
         name.rpartition("_")[2]: item.artefact.table("scores", Scores)
         for name, item in run.finished.items()
         if name.startswith(f"{phase}_scores_")
     }
-    options = run.finished.get(f"{phase}_option_scores")
-    table = None if options is None else options.artefact.table("options", OptionScores)
-    return Evaluated(examples, assembled.config.evaluation, responses, scores, table)
+    return Evaluated(
+        examples,
+        assembled.config.evaluation,
+        run.finished[f"{phase}_responses"].artefact.table("responses", Response),
+        scores,
+        table("option_scores", "options", OptionScores),
+        table("unrelated", "responses", Response),
+        table("responses_without_context", "responses", Response),
+        table("option_scores_without_context", "options", OptionScores),
+    )
 
 
 def _outcome(run: Run, phase: str) -> HarnessOutcome | None:

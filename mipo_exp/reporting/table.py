@@ -142,7 +142,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
 
 
 def _costs(panel: Panel, index: int) -> list[str]:
-    """The metrics of prompt relevance and fluency that became significantly worse in an arm, with their change."""
+    """The costs that became significantly worse in an arm, with their change."""
     worse = []
     for name in cost_metrics(panel.summary):
         cell, metric = panel.against_before.get((index, name)), described(panel.summary, name)

@@ -5,6 +5,7 @@ keeps to the form that was asked for. What is scored follows lm-evaluation-harne
 `arc_challenge`, `openbookqa`) or its letter (`mmlu`), without an end of turn.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 
@@ -21,10 +22,14 @@ from mipo_exp.store.records import Example, OptionScores
 NO_SCORES = "or set evaluation.option_scoring=none"
 
 
-def score_options(work: Workspace, runtime: Runtime, scoring: ScoringConfig, rendering: str) -> None:
-    """Every option of every evaluation example, under the base model, or the policy where there is a `scorer` input.
-    Raises `DataError`: an option has no tokens of its own."""
-    examples = work.inputs["examples"].table("eval", Example)
+def score_options(
+    work: Workspace, runtime: Runtime, scoring: ScoringConfig, rendering: str, context: bool = True
+) -> None:
+    """Every option of every evaluation example, under the base model, or the policy where there is a `scorer` input;
+    without `context`, after the question alone. Raises `DataError`: an option has no tokens of its own."""
+    examples: Sequence[Example] = work.inputs["examples"].table("eval", Example)
+    if not context:
+        examples = [dataclasses.replace(example, context=None) for example in examples]
     items: list[Scorable] = []
     for example in examples:
         for option, item in zip(*scored_options(runtime, example, rendering), strict=True):

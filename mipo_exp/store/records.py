@@ -30,10 +30,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What a response is conditioned on: a prompt and perhaps a context."""
+    """What a response is conditioned on: a prompt and perhaps a context. A `plain` prompt is asked without the task's
+    instruction and form."""
 
     context: str | None
     prompt: str
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
