@@ -16,13 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.config.schema import Config, Decoding, TrainsOn
+from mipo_exp.config.decoding import Decoding
+from mipo_exp.config.schema import Config, TrainsOn
 from mipo_exp.data.base import Task
 from mipo_exp.evaluation.harness import Harness, run_harness
+from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
 from mipo_exp.generation import openvino_model
-from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
+from mipo_exp.generation.responses import sample_chosen, sample_chosen_from, sample_evaluation, sample_rejected
 from mipo_exp.generation.transformers_engine import SAMPLING_PARTS, in_process
 from mipo_exp.judging.stage import Judging, judge_responses
 from mipo_exp.models.runtime import COMPUTING, Runtime
@@ -44,7 +46,7 @@ NOT_IN_EXAMPLES = (
 
 # Those that several processes build together: what is computed in shards, where Ray's workers do not compute it, and
 # the training. The main process builds the others while the rest wait.
-SHARDED = ("chosen", "rejected", "scored_pairs", "responses", "scores", "option_scores")
+SHARDED = ("chosen", "rejected", "other_chosen", "scored_pairs", "responses", "scores", "option_scores")
 
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
@@ -52,6 +54,7 @@ VERSIONS = {
     "examples": 1,
     "chosen": 1,
     "rejected": 2,
+    "other_chosen": 1,
     "pairs": 2,
     "scored_pairs": 3,
     "adapter": 4,
@@ -72,7 +75,7 @@ LIBRARIES = {
 # The parts of `kernels` that take part in a stage, and are in its key.
 SCORING_PARTS = ("prefix_sharing", "onednn")
 PARTS: dict[str, Sequence[str]] = {
-    **dict.fromkeys(("chosen", "rejected", "responses"), SAMPLING_PARTS),
+    **dict.fromkeys(("chosen", "rejected", "other_chosen", "responses"), SAMPLING_PARTS),
     **dict.fromkeys(("scored_pairs", "scores", "option_scores"), SCORING_PARTS),
     "adapter": ("prompt_sharing", "micro_batches", "onednn", "causal_blocks"),
     "harness": ("onednn",),
@@ -207,17 +210,25 @@ def declare(
         engine=engine,
         seed=seed,
     )
-    filters = dataclasses.replace(config.pairs, min_pmi_margin=None)
+    filters, control = dataclasses.replace(config.pairs, min_pmi_margin=None), config.control
+    # In place of the chosen responses, where a control takes others.
+    others: dict[str, Stage] = {}
+    if control.chosen_from is not None:
+        from_others = {"strategy": control.chosen_from, "sampling": sampling, "engine": engine, "seed": seed}
+        others["other_chosen"] = stage(
+            "other_chosen", sample_chosen_from, {**from_base, "chosen": chosen}, **from_others
+        )
     pairs = stage(
         "pairs",
         build_pairs,
-        {"examples": examples, "chosen": chosen, "rejected": rejected},
+        {"examples": examples, "chosen": others.get("other_chosen", chosen), "rejected": rejected},
         pairs=filters,
+        **({"swaps": control.swaps, "seed": seed} if control.swaps else {}),
     )
     scored_pairs = stage(
         "scored_pairs", score_pairs, {"pairs": pairs}, scoring=scoring, min_pmi_margin=config.pairs.min_pmi_margin
     )
-    from_pairs = {"rejected": rejected, "pairs": pairs, "scored_pairs": scored_pairs}
+    from_pairs = {**others, "rejected": rejected, "pairs": pairs, "scored_pairs": scored_pairs}
     learns_from: dict[TrainsOn, dict[str, Stage]] = {
         "pairs": {"scored_pairs": scored_pairs},
         "chosen": {"examples": examples, "chosen": chosen},
@@ -242,12 +253,12 @@ def declare(
         **({"processes": team().size} if team().size > 1 else {}),
     )
 
-    def responses(of: Mapping[str, Stage], decoding: Decoding | None = None) -> Stage:
+    def responses(of: Mapping[str, Stage], decoding: Decoding) -> Stage:
         return stage(
             "responses",
             sample_evaluation,
             {**({"examples": examples} if of else from_base), **of},
-            sampling=held_out.sampling,
+            sampling=decoding.sampling(held_out.sampling),
             engine=engine.for_policy() if of else engine,
             seed=held_out.seed,
             decoding=decoding,
@@ -263,19 +274,24 @@ def declare(
         rendering = held_out.option_scoring
         return stage("option_scores", score_options, {"examples": examples, **by}, scoring=scoring, rendering=rendering)
 
+    def evaluated(phase: str, of: Mapping[str, Stage], decoding: Decoding) -> dict[str, Stage]:
+        found = {phase: responses(of, decoding)}
+        if held_out.without_context:
+            plain = dataclasses.replace(decoding, context=False, alpha=None)
+            found[NO_CONTEXT.format(phase)] = responses(of, plain)
+        answered = {f"{name}_responses": answers for name, answers in found.items()}
+        return {**answered, **{f"{name}_scores_base": scores(answers, {}) for name, answers in found.items()}}
+
     trained = {"adapter": adapter} if on is not None else {}
-    before, after = responses({}), responses(trained, config.method.decoding)
     stages = {
         **converted,
         **before_training.get(on, {}),
-        "before_responses": before,
-        "before_scores_base": scores(before, {}),
+        **evaluated("before", {}, Decoding()),
         **trained,
-        "after_responses": after,
-        "after_scores_base": scores(after, {}),
+        **evaluated("after", trained, config.method.decoding),
     }
     if held_out.policy_scoring and trained:
-        stages["after_scores_policy"] = scores(after, {"scorer": adapter})
+        stages["after_scores_policy"] = scores(stages["after_responses"], {"scorer": adapter})
     # The model that a method without training leaves as it is has these results as well.
     by = {"before": {}, **({"after": {"scorer": adapter}} if trained else {})}
     if runtime.task.has_options and held_out.option_scoring != "none":

@@ -10,6 +10,7 @@ from mipo_exp.config.groups import EvaluationConfig
 from mipo_exp.evaluation import context_words, diversity, information, options, responses
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.metrics import COMPUTED, Evaluated, Measure, clusters, describe
+from mipo_exp.evaluation.no_context import without_context
 from mipo_exp.evaluation.statistics import (
     Estimate,
     Rows,
@@ -43,7 +44,10 @@ def metric_names(
     ]
     models = ("base", "policy") if config.policy_scoring else ("base",)
     option_scores = None if option_form is None else scored
-    return sorted(measures(Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores), scorer))
+    names = set(measures(Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores), scorer))
+    if config.without_context:
+        names |= set(without_context(measures(Evaluated(some, config, response, {"base": scores}), scorer)))
+    return sorted(names)
 
 
 def measures(of: Evaluated, scorer: str) -> dict[str, Measure]:

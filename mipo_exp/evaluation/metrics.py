@@ -90,13 +90,14 @@ class Measure:
 @dataclass(frozen=True)
 class Evaluated:
     """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`) and, in
-    multiple choice, the model's scores of the options."""
+    multiple choice, the model's scores of the options. `passes` are forward passes for each token of a response."""
 
     examples: Sequence[Example]
     config: EvaluationConfig
     responses: Sequence[Response]
     scores: Mapping[str, Sequence[Scores]]
     options: Sequence[OptionScores] | None = None
+    passes: int = 1
 
     @cached_property
     def texts(self) -> list[str]:

@@ -13,15 +13,16 @@ from itertools import count
 
 from mipo_exp.config.fields import kernel_parts
 from mipo_exp.config.groups import SamplingConfig
-from mipo_exp.config.schema import Config, EngineConfig
+from mipo_exp.config.schema import Config, EngineConfig, NegativesConfig
 from mipo_exp.errors import ConfigError
+from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
 from mipo_exp.pairing.negatives import sample_negatives
 from mipo_exp.pairing.similarity import in_order
 from mipo_exp.scoring.batches import computed_tokens, pass_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.score import scored_conditions
-from mipo_exp.store.records import Condition, Example
+from mipo_exp.store.records import Condition, Example, Negative
 from mipo_exp.training.micro_batches import token_budget
 
 CHARACTERS_PER_TOKEN = 4
@@ -101,14 +102,29 @@ def estimate_work(
         "after_option_scores": options,
         "chosen": sampling(prompts, config.sampling, train),
     }
+    plain = [encode(Condition(None, example.prompt)) for example in evaluation[:COUNTED]]
+    for phase in map(NO_CONTEXT.format, ("before", "after")):
+        found[f"{phase}_responses"] = sampling(plain, config.evaluation.sampling, evaluation)
+        found[f"{phase}_scores_base"] = by_base
     if config.method.trains_on == "pairs":
-        negatives = sample_negatives(train, config.negatives, config.seed, in_order)
-        negatives = negatives[: len(prompts) * config.negatives.k]
-        missing = [encode(negative.condition) for negative in negatives if negative.source is None]
+        negatives = _drawn(train, config.negatives, config.seed)
         wrong = [encode(negative.condition) for negative in negatives]
-        found["rejected"] = sampling(missing, config.sampling, train)
+        found["rejected"] = sampling(_missing(negatives, encode), config.sampling, train)
         found["scored_pairs"] = scoring(_pairs(config, prompts, wrong), train)
+        if (strategy := config.control.chosen_from) is not None:
+            others = _drawn(train, NegativesConfig(strategy, 1, None, None), config.seed)
+            found["other_chosen"] = sampling(_missing(others, encode), config.sampling, train)
     return found
+
+
+def _drawn(train: Sequence[Example], config: NegativesConfig, seed: int) -> list[Negative]:
+    """The negative conditions of the first examples."""
+    return sample_negatives(train, config, seed, in_order)[: COUNTED * config.k]
+
+
+def _missing(negatives: Sequence[Negative], encode: Encode) -> list[Sequence[int]]:
+    """The prompts of those whose response is not there already."""
+    return [encode(negative.condition) for negative in negatives if negative.source is None]
 
 
 def _scaled(work: Work, every: Sequence[Example]) -> Work:

@@ -20,6 +20,8 @@ from mipo_exp.evaluation.error_kinds import answering_and_knowing, kinds, transi
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
 from mipo_exp.evaluation.measure import PHASES, Comparison, compare, measures
 from mipo_exp.evaluation.metrics import Evaluated, Measure, clusters, contrasted_in
+from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
+from mipo_exp.evaluation.no_context import without_context
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
@@ -67,6 +69,10 @@ def write_results(
         # Before training the policy is the base model.
         before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
     measured = {phase: measures(of, assembled.task.scorer) for phase, of in (("before", before), ("after", after))}
+    if config.evaluation.without_context:
+        for phase, found in measured.items():
+            plain = _evaluated(assembled, examples, NO_CONTEXT.format(phase))
+            found.update(without_context(measures(plain, assembled.task.scorer)))
     for phase, judged in _judged(assembled, examples, {"before": before.texts, "after": after.texts}, summary).items():
         measured[phase].update(judged)
     compared = compare(measured["before"], measured["after"], examples)
@@ -191,6 +197,7 @@ def summary_head(config: Config, command: str) -> dict[str, Any]:
             "higher_is_better": config.task.higher_is_better,
         },
         "negatives": config.negatives.strategy,
+        "control": config.control.name,
         "seed": config.seed,
         "processes": team().size,
         "versions": {"python": sys.version.split()[0], **package_versions()},
@@ -218,7 +225,8 @@ def _evaluated(assembled: Assembled, examples: Sequence[Example], phase: str) ->
     }
     options = run.finished.get(f"{phase}_option_scores")
     table = None if options is None else options.artefact.table("options", OptionScores)
-    return Evaluated(examples, assembled.config.evaluation, responses, scores, table)
+    passes = assembled.config.method.decoding.passes if phase == "after" else 1
+    return Evaluated(examples, assembled.config.evaluation, responses, scores, table, passes)
 
 
 def _outcome(run: Run, phase: str) -> HarnessOutcome | None:

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,7 +97,11 @@ def training_arguments(
     """
     check_extra_names(method, trainer, sampling)
     library, name = method.arguments_class
-    kind: Any = getattr(importlib.import_module(library), name)  # TRL takes seconds to import: only where it is used
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*trl.experimental")  # that it may change; its version is in the key
+        kind: Any = getattr(
+            importlib.import_module(library), name
+        )  # TRL takes seconds to import: only where it is used
     _check_extra_types(kind, trainer.extra)
     try:
         arguments: TrainingArguments = kind(
@@ -189,7 +194,7 @@ def check_extra_names(method: MethodConfig, trainer: TrainerConfig, sampling: Sa
             near = difflib.get_close_matches(key, sorted(known), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             library, name = method.arguments_class
-            source = f"TRL's {name}" if library == "trl" else f"transformers' {name}"
+            source = f"TRL's {name}" if library.startswith("trl") else f"transformers' {name}"
             raise ConfigError(f"trainer.extra.{key} is not an argument of {source}{hint}")
 
 
@@ -197,9 +202,10 @@ def argument_names(method: MethodConfig) -> set[str]:
     """The fields of the class that `training_arguments` makes, read from its source instead of by its import."""
     sources = [("transformers", "training_args.py")]
     library, name = method.arguments_class
-    if library == "trl":
+    if library.startswith("trl"):
+        folder = library.partition(".")[2].replace(".", "/") or "trainer"
         file = f"{name.removesuffix('Config').lower()}_config.py"
-        sources += [("trl", "trainer/base_config.py"), ("trl", f"trainer/{file}")]
+        sources += [("trl", "trainer/base_config.py"), ("trl", f"{folder}/{file}")]
     names = set()
     for package, path in sources:
         spec = importlib.util.find_spec(package)
