@@ -13,7 +13,7 @@ from mipo_exp.planning.checks import check_examples
 from mipo_exp.store.records import Condition
 from mipo_exp.training import adapter as training
 from mipo_exp.training.job import argument_names, training_arguments
-from tests.conftest import Experiment, composed
+from tests.conftest import Experiment, composed, make_runtime
 from tests.test_on_policy import examples, job, train
 
 
@@ -48,14 +48,18 @@ def test_the_student_answers_without_the_context_and_the_teacher_reads_it(tiny: 
     assert found > 1e-3
 
 
-def test_the_student_learns_what_the_teacher_knows(tiny: Runtime, tmp_path: Path) -> None:
-    overrides = ("trainer.max_steps=30", "trainer.learning_rate=1e-2", "trainer.lr_scheduler_type=constant")
-    config = composed("+debug=quick", "method=sdft", "method.num_generations=2", "lora.lora_alpha=64", *overrides)
-    artefact = train(tiny, config, tmp_path)
-    losses = [row["sdft/distillation_loss"] for row in artefact.json("history")]
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5]), losses
-    names = load_file(artefact.path / "adapter" / "adapter_model.safetensors")
-    assert any(bool(weight.abs().sum() > 0) for name, weight in names.items() if "lora_B" in name)
+def test_the_student_learns_what_the_teacher_knows(tmp_path: Path) -> None:
+    """One context is behind all requests, so that a student without it can say what the teacher says. The weights of
+    the model are large enough that it heeds its prompt."""
+    config = composed(
+        *("+debug=quick", "method=sdft", "method.num_generations=2", "lora.lora_alpha=64", "trainer.max_steps=20"),
+        *("trainer.learning_rate=1e-2", "trainer.lr_scheduler_type=constant", "+model.random.initializer_range=0.2"),
+    )
+    runtime = make_runtime(config, tmp_path / "model")
+    loop = config.method.build(job(runtime, config, tmp_path, examples(32)[::4]))
+    loop.train()
+    losses = [row["sdft/distillation_loss"] for row in loop.state.log_history if "loss" in row]
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4]), losses
 
 
 @pytest.mark.parametrize("overrides", [(), ("method.teacher_model_kind=live", "method.distillation_topk=5")])

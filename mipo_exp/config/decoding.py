@@ -40,5 +40,7 @@ class Decoding:
 
     def sampling(self, usual: SamplingConfig) -> SamplingConfig:
         """`evaluation.sampling` with its own temperature and top_p."""
-        own = {"temperature": self.temperature, "top_p": self.top_p}
-        return dataclasses.replace(usual, **{name: value for name, value in own.items() if value is not None})
+        temperature = usual.temperature if self.temperature is None else self.temperature
+        return dataclasses.replace(
+            usual, temperature=temperature, top_p=usual.top_p if self.top_p is None else self.top_p
+        )

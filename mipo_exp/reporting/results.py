@@ -70,9 +70,9 @@ def write_results(
         before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
     measured = {phase: measures(of, assembled.task.scorer) for phase, of in (("before", before), ("after", after))}
     if config.evaluation.without_context:
-        for phase, found in measured.items():
+        for phase, of in measured.items():
             plain = _evaluated(assembled, examples, NO_CONTEXT.format(phase))
-            found.update(without_context(measures(plain, assembled.task.scorer)))
+            of.update(without_context(measures(plain, assembled.task.scorer)))
     for phase, judged in _judged(assembled, examples, {"before": before.texts, "after": after.texts}, summary).items():
         measured[phase].update(judged)
     compared = compare(measured["before"], measured["after"], examples)

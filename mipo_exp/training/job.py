@@ -203,9 +203,9 @@ def argument_names(method: MethodConfig) -> set[str]:
     sources = [("transformers", "training_args.py")]
     library, name = method.arguments_class
     if library.startswith("trl"):
-        folder = library.partition(".")[2].replace(".", "/") or "trainer"
+        place = library.partition(".")[2].replace(".", "/") or "trainer"
         file = f"{name.removesuffix('Config').lower()}_config.py"
-        sources += [("trl", "trainer/base_config.py"), ("trl", f"{folder}/{file}")]
+        sources += [("trl", "trainer/base_config.py"), ("trl", f"{place}/{file}")]
     names = set()
     for package, path in sources:
         spec = importlib.util.find_spec(package)
