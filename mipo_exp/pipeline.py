@@ -18,16 +18,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mipo_exp.config.decoding import Decoding
 from mipo_exp.config.groups import TrainerConfig
-from mipo_exp.config.schema import Config, Decoding, TrainsOn
+from mipo_exp.config.schema import Config, TrainsOn
 from mipo_exp.data.base import Task
 from mipo_exp.data.splitting import parts
 from mipo_exp.data.unrelated import draw_unrelated
 from mipo_exp.evaluation.harness import Harness, run_harness
+from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
+from mipo_exp.evaluation.no_context import answers_without_context
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
 from mipo_exp.generation import openvino_model
-from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected, sample_unrelated
+from mipo_exp.generation.responses import (
+    sample_chosen,
+    sample_chosen_from,
+    sample_evaluation,
+    sample_rejected,
+    sample_unrelated,
+)
 from mipo_exp.generation.transformers_engine import SAMPLING_PARTS, in_process
 from mipo_exp.judging.stage import Judging, judge_responses
 from mipo_exp.models.runtime import COMPUTING, Runtime
@@ -49,7 +58,7 @@ NOT_IN_EXAMPLES = (
 
 # Those that several processes build together: what is computed in shards, where Ray's workers do not compute it, and
 # the training. The main process builds the others while the rest wait.
-SHARDED = ("chosen", "rejected", "scored_pairs", "responses", "unrelated", "scores", "option_scores")
+SHARDED = ("chosen", "rejected", "other_chosen", "scored_pairs", "responses", "unrelated", "scores", "option_scores")
 
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
@@ -58,6 +67,7 @@ VERSIONS = {
     "part": 1,
     "chosen": 1,
     "rejected": 2,
+    "other_chosen": 1,
     "pairs": 2,
     "scored_pairs": 3,
     "adapter": 4,
@@ -79,7 +89,7 @@ LIBRARIES = {
 # The parts of `kernels` that take part in a stage, and are in its key.
 SCORING_PARTS = ("prefix_sharing", "onednn")
 PARTS: dict[str, Sequence[str]] = {
-    **dict.fromkeys(("chosen", "rejected", "responses", "unrelated"), SAMPLING_PARTS),
+    **dict.fromkeys(("chosen", "rejected", "other_chosen", "responses", "unrelated"), SAMPLING_PARTS),
     **dict.fromkeys(("scored_pairs", "scores", "option_scores"), SCORING_PARTS),
     "adapter": ("prompt_sharing", "micro_batches", "onednn"),
     "harness": ("onednn",),
@@ -222,7 +232,7 @@ def declare(
     from_base = {"examples": examples, **converted}
 
     on, rounds = config.method.trains_on, config.method.training_rounds
-    filters = dataclasses.replace(config.pairs, min_pmi_margin=None)
+    filters, control = dataclasses.replace(config.pairs, min_pmi_margin=None), config.control
 
     def learn(examples: Stage, trainer: TrainerConfig, policy: Mapping[str, Stage]) -> dict[str, Stage]:
         """What an adapter learns from, and last the adapter. `policy` has the `adapter` of the round before, which
@@ -243,11 +253,17 @@ def declare(
             engine=sampler,
             seed=seed,
         )
+        # In place of the chosen responses, where a control takes others.
+        others: dict[str, Stage] = {}
+        if control.chosen_from is not None:
+            how = {"strategy": control.chosen_from, "sampling": sampling, "engine": sampler, "seed": seed}
+            others["other_chosen"] = stage("other_chosen", sample_chosen_from, {**source, "chosen": chosen}, **how)
         pairs = stage(
             "pairs",
             build_pairs,
-            {"examples": examples, "chosen": chosen, "rejected": rejected},
+            {"examples": examples, "chosen": others.get("other_chosen", chosen), "rejected": rejected},
             pairs=filters,
+            **({"swaps": control.swaps, "seed": seed} if control.swaps else {}),
         )
         scored_pairs = stage(
             "scored_pairs",
@@ -256,7 +272,7 @@ def declare(
             scoring=scoring,
             min_pmi_margin=config.pairs.min_pmi_margin,
         )
-        from_pairs = {"rejected": rejected, "pairs": pairs, "scored_pairs": scored_pairs}
+        from_pairs = {**others, "rejected": rejected, "pairs": pairs, "scored_pairs": scored_pairs}
         learns_from: dict[TrainsOn, dict[str, Stage]] = {
             "pairs": {"scored_pairs": scored_pairs},
             "chosen": {"examples": examples, "chosen": chosen},
@@ -290,16 +306,14 @@ def declare(
         policy = {name: of for name, of in made.items() if name == "adapter"}
     before_training = dict(itertools.takewhile(lambda item: item[1].name != "adapter", learnt.items()))
 
-    def responses(
-        of: Mapping[str, Stage], decoding: Decoding | None = None, requests: Sequence[str] | None = None
-    ) -> Stage:
+    def responses(of: Mapping[str, Stage], decoding: Decoding, requests: Sequence[str] | None = None) -> Stage:
         """To the held-out examples, or to these requests, which have nothing to do with them."""
         name, build = ("responses", sample_evaluation) if requests is None else ("unrelated", sample_unrelated)
         return stage(
             name,
             build,
             {**({"examples": examples} if of else from_base), **of},
-            sampling=held_out.sampling,
+            sampling=decoding.sampling(held_out.sampling),
             engine=engine.for_policy() if of else engine,
             seed=held_out.seed,
             decoding=decoding,
@@ -316,32 +330,38 @@ def declare(
         inputs, rendering = {"examples": examples, **by}, held_out.option_scoring
         return stage("option_scores", score_options, inputs, scoring=scoring, rendering=rendering, **how)
 
-    before, after = responses({}), responses(policy, config.method.decoding)
     personal = config.task.family == "personalization"
     requests = [one.request for one in draw_unrelated(held_out.unrelated_requests * personal, held_out.seed)]
+    alone = answers_without_context(held_out, runtime.task.scorer, personal)
+
+    def evaluated(phase: str, of: Mapping[str, Stage], decoding: Decoding) -> dict[str, Stage]:
+        """Responses to held-out examples, to the same ones without their contexts and to unrelated requests."""
+        found = {phase: responses(of, decoding)}
+        if alone:
+            plain = dataclasses.replace(decoding, context=False, alpha=None)
+            found[NO_CONTEXT.format(phase)] = responses(of, plain)
+        return {
+            **{f"{name}_responses": answers for name, answers in found.items()},
+            **({f"{phase}_unrelated": responses(of, decoding, requests)} if requests else {}),
+            **{f"{name}_scores_base": scores(answers, {}) for name, answers in found.items()},
+        }
+
     stages = {
         **converted,
         **before_training,
-        "before_responses": before,
-        **({"before_unrelated": responses({}, None, requests)} if requests else {}),
-        "before_scores_base": scores(before, {}),
+        **evaluated("before", {}, Decoding()),
         **learnt,
-        "after_responses": after,
-        **({"after_unrelated": responses(policy, config.method.decoding, requests)} if requests else {}),
-        "after_scores_base": scores(after, {}),
+        **evaluated("after", policy, config.method.decoding),
     }
     if held_out.policy_scoring and policy:
-        stages["after_scores_policy"] = scores(after, scorer_of(policy))
+        stages["after_scores_policy"] = scores(stages["after_responses"], scorer_of(policy))
     # The model that a method without training leaves as it is has these results as well.
     by = {"before": {}, **({"after": scorer_of(policy)} if policy else {})}
     if runtime.task.has_options and held_out.option_scoring != "none":
-        stages.update({f"{phase}_option_scores": option_scores(scorer) for phase, scorer in by.items()})
-    if runtime.task.has_options and personal:  # what can be chosen without knowing whose choice it is
         for phase, scorer in by.items():
-            adapter_of = policy if scorer else {}
-            stages[f"{phase}_responses_without_context"] = responses(adapter_of, Decoding(context=False))
-            if held_out.option_scoring != "none":
-                stages[f"{phase}_option_scores_without_context"] = option_scores(scorer, context=False)
+            stages[f"{phase}_option_scores"] = option_scores(scorer)
+            if alone:
+                stages[f"{NO_CONTEXT.format(phase)}_option_scores"] = option_scores(scorer, context=False)
     if harness is not None:
         of = {phase: stage("harness", run_harness, scorer, harness=harness) for phase, scorer in by.items()}
         stages.update({f"{phase}_harness": found for phase, found in of.items()})

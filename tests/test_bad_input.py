@@ -135,7 +135,11 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["method=sft", "pairs.min_pmi_margin=1"], r"method=sft makes none"),
         (["method=cad", "task=quiz"], r"method=cad is about answering with or without a user context"),
         (["method=cad", "objective=after/mi/policy/nats"], r"has no metric 'mi/policy/nats'"),
-        (["method=cad", "method.alpha=0"], r"method\.alpha=0\.0 is out of range"),
+        (["method=cad", "method.alpha=0"], r"method\.alpha=0 contrasts nothing; use method=prompted"),
+        (["method=cad", "method.alpha=-2"], r"method\.alpha=-2\.0 is out of range; it must be at least -1"),
+        (["control=random_label"], r"control=random_label is not an option; did you mean control=random_labels\?"),
+        (["control=other_user", "method=sft"], r"control=other_user changes the pairs, and method=sft makes none"),
+        (["evaluation.without_context=true", "task=quiz"], r"without_context=true .* task=quiz has none; set it to"),
         (["method=sft", "method.beta=0.1"], r"unknown config key 'method\.beta'"),
         (
             ["method=sft", "+trainer.extra.beta=0.1"],
@@ -217,6 +221,10 @@ def _composed(groups: tuple[str, ...]) -> DictConfig:
         (["lora.r=null"], r"lora\.r"),
         (['model.name="a\\0b"'], r"model\.name='a\\x00b' contains a NUL character"),
         (['model.name="a\\ud800b"'], r"model\.name='a\\ud800b' is not valid UTF-8"),
+        (["method=prompted", "task=quiz"], r"at another temperature in method=prompted method\.temperature=…"),
+        (["method=base", "method.temperature=0.5", "task=quiz"], r"method=base is about answering with or without"),
+        (["method=sft", "method.top_p=0"], r"method\.top_p=0\.0 is out of range"),
+        (["method=c_bpo", "method.overlap=1"], r"method\.overlap=1\.0 is out of range; it must be at most 0\.99"),
         (["task.default_negatives=no_contxt"], r"task\.default_negatives='no_contxt' .* did you mean 'no_context'"),
         (["task.default_negatives={no_contxt: 1}"], r"did you mean 'no_context'"),
     ],
@@ -234,6 +242,7 @@ def test_a_value_that_makes_no_sense_is_refused_with_its_bound(overrides: list[s
         ["method.loss_type=sigmoid_norm", "method.beta=10"],  # SimPO's
         ["sampling.temperature=0", "sampling.top_p=0.001", "sampling.top_k=1"],  # Qwen2-VL's
         ["sampling.temperature=0.1", "sampling.max_new_tokens=81920"],  # the authors'; Qwen3's
+        ["method=prompted", "task=quiz", "method.temperature=0.3"],  # what re-tuning alone gives
         ["method=rlvr", "method.epsilon=3e-4", "method.epsilon_high=4e-4", "method.beta=0"],  # GSPO's
         ["method=infonce", "method.temperature=100"],  # the authors' code
         ["lora.r=512", "lora.lora_alpha=1024", "evaluation.k=1024", "trainer.num_train_epochs=100"],

@@ -73,3 +73,27 @@ def test_a_local_judges_libraries_are_in_the_keys_of_its_verdicts_and_replies(ti
     assert found.libraries == backend.libraries == judging.judge.replies.identity["libraries"]
     assert set(found.libraries) == {"tokenizers", "torch", "transformers"}
     assert backend.identity["runtime"]["kernels"] == sorted(SAMPLING_PARTS)
+
+
+def test_another_temperature_is_that_of_after_alone_and_of_no_training(tiny: Runtime) -> None:
+    for method, own in (("sft", {"adapter"}), ("prompted", set[str]())):
+        usual = stages(tiny, f"method={method}")
+        other = stages(tiny, f"method={method}", "method.temperature=0.3", "method.top_p=0.9")
+        assert own <= set(usual)
+        changed = {name for name in usual if usual[name].key != other[name].key}
+        assert changed == {name for name in usual if name.startswith("after_") and "option" not in name}
+        assert other["after_responses"].config["sampling"]["temperature"] == 0.3
+        assert other["before_responses"].config["sampling"]["temperature"] == 1.0
+    same = stages(tiny, "method=prompted", "method.temperature=1.0")
+    assert same["after_responses"].key == same["before_responses"].key, "the usual temperature, by name"
+
+
+def test_answers_without_the_context_are_stages_beside_the_others(tiny: Runtime) -> None:
+    usual, more = stages(tiny), stages(tiny, "evaluation.without_context=true")
+    assert {name: stage.key for name, stage in usual.items()}.items() <= {n: s.key for n, s in more.items()}.items()
+    assert set(more) - set(usual) == {
+        f"{phase}_no_context_{what}" for phase in ("before", "after") for what in ("responses", "scores_base")
+    }
+    without = stages(tiny, "method=base")
+    assert more["before_no_context_responses"].key == without["after_responses"].key
+    assert more["after_no_context_responses"].key != without["after_responses"].key

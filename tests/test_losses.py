@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mipo_exp.training.methods.c_bpo import c_bpo_loss
 from mipo_exp.training.methods.infonce import infonce_loss
 from mipo_exp.training.methods.sami import sami_loss
 from mipo_exp.training.methods.sft import sft_loss
@@ -90,6 +91,54 @@ def test_equal_prompts_are_no_contrasts() -> None:
 def test_sft_is_the_mean_over_tokens_and_not_over_responses() -> None:
     """Three tokens at −1 and one at −5: (3 + 5) / 4 = 2."""
     assert float(sft_loss(torch.tensor([-3.0, -5.0]), torch.tensor([3, 1]))) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "loss", "negative_risk"),
+    [
+        (0.0, 0.626523, 0.313262),  # 2 · log(1 + e⁻¹)
+        (0.2, 0.376523, 0.050609),  # 0.313262 + (0.313262 − 0.2 · 1.313262) / 0.8
+        (0.3, 0.313262, -0.080717),  # the second risk would be negative, and is 0
+    ],
+)
+def test_c_bpo_by_hand(overlap: float, loss: float, negative_risk: float) -> None:
+    """Rewards 2 and 0 lie 1 above and below δ = 1: log(1 + e⁻¹) = 0.313262 and log(1 + e) = 1.313262."""
+    found = c_bpo_loss(torch.tensor([[2.0, 0.0]]), everything(1, 2), overlap)
+    assert [float(value) for value in found] == pytest.approx([loss, negative_risk], abs=1e-6)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.9])
+def test_c_bpo_equals_its_loop(n: int, overlap: float) -> None:
+    """With one response missing in the last group; and twice as many rejected responses move δ by nothing."""
+    rewards, present = 3 * numbers(n, 3), everything(n, 3)
+    present[-1, 2] = False
+    chosen = [float(row[0]) for row in rewards]
+    rejected = [float(rewards[i, j]) for i in range(n) for j in (1, 2) if present[i, j]]
+    delta = (sum(chosen) / len(chosen) + sum(rejected) / len(rejected)) / 2
+
+    def risk(values: list[float], sign: int) -> float:
+        return sum(math.log(1 + math.exp(-sign * (value - delta))) for value in values) / len(values)
+
+    negative = risk(rejected, -1) - overlap * risk(chosen, -1)
+    found = c_bpo_loss(rewards, present, overlap)
+    assert float(found[1]) == pytest.approx(negative)
+    assert float(found[0]) == pytest.approx(risk(chosen, 1) + max(0.0, negative) / (1 - overlap))
+    twice = torch.cat([rewards[:, :2], rewards[:, 1:2]], dim=1)
+    once = c_bpo_loss(rewards[:, :2], everything(n, 2), overlap)
+    assert float(c_bpo_loss(twice, everything(n, 3), overlap)[0]) == pytest.approx(float(once[0]))
+
+
+def test_c_bpo_recovers_the_risk_of_what_does_not_suit() -> None:
+    """Of the rejected, 3 of 10 are the chosen ones: the loss is that of the chosen against the other seven."""
+    chosen, bad = 1 + numbers(3), numbers(7, seed=1) - 1
+    mixed = torch.cat([chosen, bad])
+    rewards, present = torch.zeros(3, 11, dtype=torch.float64), torch.zeros(3, 11, dtype=torch.bool)
+    rewards[:, 0], present[:, 0] = chosen, True
+    rewards[0, 1:], present[0, 1:] = mixed, True
+    delta = (chosen.mean() + mixed.mean()) / 2
+    expected = torch.nn.functional.softplus(delta - chosen).mean() + torch.nn.functional.softplus(bad - delta).mean()
+    assert float(c_bpo_loss(rewards, present, 0.3)[0]) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("n", SIZES)

@@ -122,7 +122,7 @@ def weights(artefact: Artefact) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", OTHERS)
 def test_every_method_lowers_its_loss(method: str, tiny: Runtime, tmp_path: Path) -> None:
     overrides = ["trainer.learning_rate=5e-3", "lora.lora_alpha=64", "trainer.lr_scheduler_type=constant"]
-    overrides += ["method.beta=2"] if method in ("softmax_dpo", "infonce") else []
+    overrides += ["method.beta=2"] if method in ("softmax_dpo", "infonce", "c_bpo") else []
     steps = ("trainer.num_train_epochs=15", "trainer.max_steps=-1")
     config = composed("+debug=quick", f"method={method}", *overrides, *steps)
     history = train(tiny, config, Store(tmp_path)).json("history")
@@ -159,8 +159,9 @@ def test_going_on_from_a_checkpoint_gives_the_weights_of_not_stopping(
 
 
 def test_the_first_loss_of_the_contrastive_methods_is_the_log_of_their_choices(tiny: Runtime, tmp_path: Path) -> None:
-    """Policy and reference agree, so all responses are equally good: log 4 for one chosen and three rejected, log n."""
-    for method, choices in (("softmax_dpo", 4), ("infonce", 2)):
+    """Policy and reference agree, so all responses are equally good: log 4 for one chosen and three rejected, log n;
+    twice log 2 for two binary labels, whatever the overlap."""
+    for method, choices in (("softmax_dpo", 4), ("infonce", 2), ("c_bpo", 4)):
         config = composed(
             "+debug=quick", f"method={method}", "trainer.max_steps=1", "trainer.per_device_train_batch_size=2"
         )
@@ -209,6 +210,9 @@ def test_a_method_without_training_only_answers(method: str, experiment: Experim
     assert "mi/policy/nats" not in summary["metrics"]["after"]
     difference = summary["metrics"]["delta"]["mi/base/nats"]["mean"]
     assert (difference == 0) == (method == "prompted")
+    passes, tokens = (summary["metrics"]["after"][f"response/{name}"]["mean"] for name in ("passes", "tokens"))
+    assert passes == (2 if method == "cad" else 1) * tokens
+    assert summary["metrics"]["before"]["response/passes"] == summary["metrics"]["before"]["response/tokens"]
 
 
 def test_answering_as_before_is_shared_with_before(experiment: Experiment) -> None:
@@ -255,3 +259,23 @@ def test_context_aware_decoding_equals_its_loop(kind: str, tmp_path: Path) -> No
                 ids.append(int((2.5 * scores[0] - 1.5 * scores[1]).argmax()))
         assert sampled[row].token_ids == ids
     assert [one.token_ids for one in plain] != [one.token_ids for one in sampled]
+
+
+def test_a_negative_alpha_takes_the_context_back(tiny: Runtime) -> None:
+    """Context steering's λ = −1: the prompts without their contexts are answered, whatever the contexts are."""
+    model = tiny.fresh_model()
+    prompts, without = [[10, 11, 12, 13, 14], [20] * 9], [[12, 13, 14], [20] * 2]
+    sampling = SamplingConfig(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=8)
+    steered = sample_batch(model, prompts, sampling, [2], 0, 0, Contrast(without, -1.0))
+    plain = sample_batch(model, without, sampling, [2], 0, 0)
+    assert [one.token_ids for one in steered] == [one.token_ids for one in plain]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_context_steering_is_context_aware_decoding(temperature: float) -> None:
+    """Steering divides both logits by T before its log-softmax; here the mixture of log-softmaxes is divided."""
+    logits, scale = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)), 0.7
+    given, left = (logits / temperature).log_softmax(-1)
+    steered = (given + scale * (given - left)).softmax(-1)
+    given, left = logits.log_softmax(-1)
+    assert torch.allclose(steered, (((1 + scale) * given - scale * left) / temperature).softmax(-1), atol=1e-6)

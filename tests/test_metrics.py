@@ -4,7 +4,7 @@ import pytest
 
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation import metrics
-from mipo_exp.evaluation.measure import compare, measures
+from mipo_exp.evaluation.measure import compare, measures, metric_names
 from mipo_exp.evaluation.metrics import METRICS, Evaluated, Metric, describe, in_order, metric, register
 from mipo_exp.reporting.metrics import cost_metrics, headlines
 from mipo_exp.store.records import Example, Response
@@ -64,3 +64,30 @@ def test_the_first_quality_is_a_headline_and_likelihood_is_one_besides() -> None
         "gain": ["mi/base/nats", "accuracy", "options/accuracy", "judge/score"],
         "cost": ["response/tokens"],
     }
+
+
+def test_answers_without_the_context_have_every_metric_of_the_base_model_once_more() -> None:
+    examples = [Example(str(i), f"u{i}", f"q{i}", f"c{i}", "p", '{"keywords": ["x"]}') for i in range(9)]
+    config = composed("evaluation.without_context=true").evaluation
+    usual = set(metric_names("keywords", examples, composed().evaluation))
+    more = set(metric_names("keywords", examples, config)) - usual
+    of_policy = {name for name in usual if name.startswith("mi/policy/") or "kl_to_base" in name}
+    assert more == {f"no_context/{name}" for name in usual - of_policy}
+    found = describe("no_context/accuracy")
+    assert (found.label, found.unit, found.direction, found.column) == (
+        "Accuracy, without context",
+        "proportion",
+        1,
+        True,
+    )
+    assert not describe("no_context/fluency/nats_per_token").cost
+    summary = {"metrics": {"after": {name: {"mean": 0.5} for name in more}}}
+    assert headlines(summary) == {"gain": [], "cost": []}
+
+
+def test_the_forward_passes_of_a_response_are_counted() -> None:
+    examples = [Example(str(i), f"u{i}", f"q{i}", "c", "p", '{"keywords": ["x"]}') for i in range(2)]
+    answers = [Response("0", [1, 2, 3], "a", True), Response("1", [1], "b", True)]
+    for passes, expected in ((1, 2.0), (2, 4.0)):
+        of = Evaluated(examples, composed().evaluation, answers, {}, passes=passes)
+        assert measures(of, "keywords")["response/passes"].result() == expected

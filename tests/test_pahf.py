@@ -218,15 +218,15 @@ def test_the_published_files() -> None:
 
 def test_a_run_has_choices_likelihoods_and_the_same_without_the_persona(tmp_path: Path, experiment: Experiment) -> None:
     data = f"task.path={pahf_folder(tmp_path / 'data')}"
-    objective = "objective=delta/options/accuracy_without_context"
+    objective = "objective=delta/no_context/options/accuracy"
     summary, _ = experiment("task=pahf", data, objective, "trainer.max_steps=1", "task.max_new_tokens=8")
-    wanted = {"accuracy", "accuracy/object", "accuracy/chance", "accuracy/without_context", "options/accuracy"}
+    wanted = {"accuracy", "accuracy/object", "accuracy/chance", "no_context/accuracy", "options/accuracy"}
     for phase in ("before", "after"):
-        assert {*wanted, "options/accuracy_without_context"} <= set(summary["metrics"][phase])
-        questions = artefact(summary, f"{phase}_option_scores_without_context").table("options", OptionScores)
+        assert {*wanted, "no_context/options/accuracy"} <= set(summary["metrics"][phase])
+        questions = artefact(summary, f"{phase}_no_context_option_scores").table("options", OptionScores)
         assert questions != artefact(summary, f"{phase}_option_scores").table("options", OptionScores)
     assert summary["transitions"]["options"]
     alone, _ = experiment("task=pahf", data, "method=base", "task.max_new_tokens=8")
-    base = summary["metrics"]["before"]["accuracy/without_context"]
+    base = summary["metrics"]["before"]["no_context/accuracy"]
     assert alone["metrics"]["after"]["accuracy"]["mean"] == base["mean"], "method=base is this as a row of a table"
     assert alone["stages"]["after_responses"]["cached"]

@@ -100,6 +100,7 @@ Share = Annotated[float, Between(0.001, 0.999)]
 # Below 0.01 logits overflow in half precision, and all but the likeliest token are gone, which 0 says; above 5 (min-p's
 # experiments end there) responses are noise.
 Temperature = Annotated[float, Between(0.01, 5, or_zero=True)]
+TopP = Annotated[float, Between(0.001, 1)]  # below, the likeliest token alone is left: temperature 0 says that
 # Full tuning of large models goes down to 1e-8, SGD up to 1.
 LearningRate = Annotated[float, Between(1e-9, 1)]
 # β, the tie to the base model: 0.01 to 0.5 in DPO, up to 10 where log-probabilities are averaged over tokens (SimPO,

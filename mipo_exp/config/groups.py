@@ -19,6 +19,7 @@ from mipo_exp.config.fields import (
     Seed,
     Steps,
     Temperature,
+    TopP,
     one_of,
     schema,
 )
@@ -57,7 +58,7 @@ class ModelConfig:
 @schema
 class SamplingConfig:
     temperature: Temperature
-    top_p: Annotated[float, Between(0.001, 1)]  # below, the likeliest token alone is left: temperature 0 says that
+    top_p: TopP
     top_k: Annotated[int, Between(0, 10**6)]  # more than any vocabulary has
     max_new_tokens: ResponseTokens
 
@@ -154,6 +155,7 @@ class EvaluationConfig:
     seed: Seed
     policy_scoring: bool
     prompt_scoring: bool
+    without_context: bool | None
     overlap_words: Annotated[int, Between(2, 1000)]
     self_bleu_size: Annotated[int, Between(3, 2000)]  # its square is compared
     option_scoring: Literal["chat", "harness", "none"]

@@ -21,12 +21,12 @@ from pydantic import ValidationError
 from mipo_exp.config.fields import MAX_EXAMPLES, not_an_option, shown
 from mipo_exp.config.mixture_weights import settled
 from mipo_exp.config.registry import Registry, load_variants
-from mipo_exp.config.schema import ENGINES, JUDGES, METHODS, TASKS, WORKERS, Config
+from mipo_exp.config.schema import CONTROLS, ENGINES, JUDGES, METHODS, TASKS, WORKERS, Config
 from mipo_exp.errors import ConfigError
 
 # The groups whose schema is that of the variant that they name.
 VARIANTS: dict[str, Registry[Any]] = {
-    **{"task": TASKS, "engine": ENGINES, "method": METHODS},
+    **{"task": TASKS, "engine": ENGINES, "method": METHODS, "control": CONTROLS},
     **{"judge": JUDGES, "reward_judge": JUDGES, "workers": WORKERS},
 }
 # Groups whose files set keys of the whole config.
@@ -62,6 +62,7 @@ def parse(raw: DictConfig) -> Config:
     config.task.check()
     config.negatives.check(config.task)
     config.method.check(config)
+    config.control.check(config)
     if len(config.kernels) > 1 and {"auto", "plain"} & set(config.kernels):
         raise ConfigError(f"kernels={config.kernels}: auto and plain stand alone; name parts, or one of these two")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):

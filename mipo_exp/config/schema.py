@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from mipo_exp.config.decoding import Decoding
 from mipo_exp.config.fields import (
     KERNELS,
     BatchRows,
@@ -230,15 +231,6 @@ class JudgeConfig:
 TrainsOn = Literal["pairs", "chosen", "examples"] | None
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How a method without training answers: with the context in the prompt or without it, and `alpha`, the weight of
-    context-aware decoding against the prompt without it (None: none)."""
-
-    context: bool = True
-    alpha: float | None = None
-
-
 @schema
 class MethodConfig:
     """What every method has; a method is a subclass in a file of its own in `training/methods/`."""
@@ -259,9 +251,9 @@ class MethodConfig:
         return dataclasses.asdict(self)
 
     @property
-    def decoding(self) -> Decoding | None:
-        """What a method without training changes in answering; None where it is what `before` does, and is shared."""
-        return None
+    def decoding(self) -> Decoding:
+        """How its model answers; what is as in `before` is shared with it where nothing is trained."""
+        return Decoding()
 
     @property
     def training_rounds(self) -> int:
@@ -299,10 +291,12 @@ class MethodConfig:
             )
         if config.pairs.min_pmi_margin is not None and self.trains_on != "pairs":
             raise ConfigError(f"pairs.min_pmi_margin filters pairs, and method={self.name} makes none; set it to null")
-        if self.trains_on is None and config.task.family != "personalization":
+        about_context = self.decoding.about_context or self.decoding == Decoding()
+        if self.trains_on is None and config.task.family != "personalization" and about_context:
             raise ConfigError(
                 f"method={self.name} is about answering with or without a user context, and task={config.task.name} "
-                "has none; what the base model does is in `before` of any other method"
+                "has none; what the base model does is in `before` of any other method, and at another temperature in "
+                "method=prompted method.temperature=…"
             )
 
     def check_examples(self, config: "Config", task: Any, examples: Sequence[Any]) -> None:
@@ -315,6 +309,20 @@ class MethodConfig:
     def build(self, job: Any) -> Any:
         """A trainer with a new adapter for a `training.job.Job`, checked and ready to train."""
         raise NotImplementedError
+
+
+@schema
+class ControlConfig:
+    """What is taken out of the pairs, so that a gain that is still there is not MIPO's; nothing, in `none`."""
+
+    # The strategy under whose condition the chosen response is sampled, None for the true condition.
+    chosen_from: ClassVar[str | None] = None
+    # The probability with which a pair's sides are exchanged.
+    swaps: ClassVar[float] = 0.0
+    name: str
+
+    def check(self, config: "Config") -> None:
+        """Raise `ConfigError` for what it cannot be combined with."""
 
 
 @schema
@@ -332,6 +340,7 @@ class Config:
     model: ModelConfig
     task: TaskConfig
     negatives: NegativesConfig
+    control: ControlConfig
     sampling: SamplingConfig
     engine: EngineConfig
     workers: WorkersConfig
@@ -350,10 +359,12 @@ class Config:
 TASKS: Registry[Any] = Registry("task")  # classes of `data.base.Task`
 ENGINES: Registry[type[EngineConfig]] = Registry("engine")
 METHODS: Registry[type[MethodConfig]] = Registry("method")
+CONTROLS: Registry[type[ControlConfig]] = Registry("control")
 WORKERS: Registry[type[WorkersConfig]] = Registry("workers")
 JUDGES: Registry[type[JudgeConfig]] = Registry("judge")
 REGISTRIES: dict[str, Registry[Any]] = {
-    registry.group: registry for registry in (STRATEGIES, TASKS, ENGINES, METHODS, WORKERS, JUDGES)
+    registry.group: registry for registry in (STRATEGIES, TASKS, ENGINES, METHODS, CONTROLS, WORKERS, JUDGES)
 }
+CONTROLS.register("none")(ControlConfig)
 WORKERS.register("none")(WorkersConfig)
 JUDGES.register("none")(JudgeConfig)

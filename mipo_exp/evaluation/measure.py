@@ -1,16 +1,16 @@
 """From responses and their scores to metrics with intervals, before and after training."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mipo_exp.config.groups import EvaluationConfig
-from mipo_exp.config.schema import SCORERS
 from mipo_exp.evaluation import context_words, diversity, information, options, responses, unrelated
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.metrics import COMPUTED, Evaluated, Measure, clusters, contrasted_in, describe
+from mipo_exp.evaluation.no_context import answers_without_context, without_context
 from mipo_exp.evaluation.statistics import (
     Estimate,
     Rows,
@@ -45,26 +45,18 @@ def metric_names(
     models = ("base", "policy") if config.policy_scoring else ("base",)
     option_scores = None if option_form is None else scored
     contexts = contrasted_in(examples) == "context"
-    of = Evaluated(
-        some,
-        config,
-        response,
-        dict.fromkeys(models, scores),
-        option_scores,
-        unrelated=2 * response if config.unrelated_requests and contexts else None,
-        responses_alone=response if SCORERS[scorer].options and contexts else None,
-        options_alone=option_scores if contexts else None,
-    )
-    return sorted(measures(of, scorer))
+    unrelated = 2 * response if config.unrelated_requests and contexts else None
+    of = Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores, unrelated)
+    names = set(measures(of, scorer))
+    if answers_without_context(config, scorer, contexts):
+        names |= set(without_context(measures(replace(of, scores={"base": scores}, unrelated=None), scorer)))
+    return sorted(names)
 
 
 def measures(of: Evaluated, scorer: str) -> dict[str, Measure]:
     """Every metric of one model, by name, with its value for each response."""
     references = [example.reference for example in of.examples]
     found = measure(scorer, references, of.texts)
-    if of.responses_alone is not None:
-        alone = measure(scorer, references, [response.text for response in of.responses_alone])
-        found["accuracy/without_context"] = alone["accuracy"]
     for compute in COMPUTED:
         found.update(compute(of))
     return found

@@ -94,8 +94,7 @@ class Measure:
 class Evaluated:
     """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`) and, in
     multiple choice, the model's scores of the options; `unrelated` are its responses to unrelated requests, first those
-    with a context and then those without (`data.unrelated`). In multiple choice with contexts, `responses_alone` and
-    `options_alone` are the same without the context."""
+    with a context and then those without (`data.unrelated`); `passes` are forward passes for a token of a response."""
 
     examples: Sequence[Example]
     config: EvaluationConfig
@@ -103,8 +102,7 @@ class Evaluated:
     scores: Mapping[str, Sequence[Scores]]
     options: Sequence[OptionScores] | None = None
     unrelated: Sequence[Response] | None = None
-    responses_alone: Sequence[Response] | None = None
-    options_alone: Sequence[OptionScores] | None = None
+    passes: int = 1
 
     @cached_property
     def texts(self) -> list[str]:

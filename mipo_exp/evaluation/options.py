@@ -12,11 +12,8 @@ from mipo_exp.store.records import Example, OptionScores
 
 @measuring
 def scored_options(of: Evaluated) -> dict[str, Measure]:
-    """`option_accuracy` where options were scored, and `options/accuracy_without_context` where they were so too."""
-    found = {} if of.options is None else option_accuracy(of.options, of.examples)
-    if of.options_alone is not None:
-        found["options/accuracy_without_context"] = average(likeliest_right(of.options_alone, of.examples))
-    return found
+    """`option_accuracy` where options were scored."""
+    return {} if of.options is None else option_accuracy(of.options, of.examples)
 
 
 def option_accuracy(scores: Sequence[OptionScores], examples: Sequence[Example]) -> dict[str, Measure]:

@@ -56,6 +56,13 @@ def tokens(of: Evaluated) -> list[float]:
     return [len(response.token_ids) for response in of.responses]
 
 
+@metric("response/passes", "Forward passes", RESPONSES, "tokens", column=True, tested=False)
+def passes(of: Evaluated) -> list[float]:
+    """Mean number of tokens for which a model was run to sample a response: its length, twice that where each token is
+    decoded with the context and without it."""
+    return [of.passes * len(response.token_ids) for response in of.responses]
+
+
 @metric("response/finished_rate", "Ended by themselves", FLUENCY, "proportion", 1, column=True, cost="fluency")
 def finished(of: Evaluated) -> list[float]:
     """Share of responses that ended before the token limit."""

@@ -93,8 +93,7 @@ def check_engine(config: Config, device: str) -> None:
             f"{engine.install_note}; or use engine=transformers"
         )
     engine.check(config, device.startswith("cuda"))
-    decoding = config.method.decoding
-    if decoding is not None and decoding.alpha is not None and not engine.contrasts:
+    if config.method.decoding.alpha is not None and not engine.contrasts:
         raise ConfigError(
             f"method={config.method.name} mixes the distributions of two prompts, which engine={engine.name} does not "
             "do; use engine=transformers"

@@ -8,8 +8,9 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+from mipo_exp.config.decoding import Decoding
 from mipo_exp.config.groups import SamplingConfig
-from mipo_exp.config.schema import Decoding, EngineConfig, NegativesConfig
+from mipo_exp.config.schema import EngineConfig, NegativesConfig
 from mipo_exp.data.unrelated import take_turns
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.progress import Progress
@@ -45,18 +46,44 @@ def sample_rejected(
     A negative condition that is the true condition of another example has its response already, drawn from the same
     distribution: it is reused."""
     examples = list(work.inputs["examples"].table("train", Example))
-    chosen = ById(work.inputs["chosen"].table("responses", Response))
     conditions = sample_negatives(examples, negatives, seed, encoder or bm25)
+    responses = _responses_to(work, runtime, conditions, sampling, engine, seed, "rejected")
+    work.write_table("negatives", conditions, Negative)
+    work.write_table("responses", responses, Response)
+
+
+def sample_chosen_from(
+    work: Workspace, runtime: Runtime, strategy: str, sampling: SamplingConfig, engine: EngineConfig, seed: int
+) -> None:
+    """In place of the chosen responses: one for every training example under the condition that a strategy draws."""
+    examples = list(work.inputs["examples"].table("train", Example))
+    own_seed = request_seed(seed, "chosen from", strategy)  # the rejected responses may be from the same strategy
+    conditions = sample_negatives(examples, NegativesConfig(strategy, 1, None, None), own_seed)
+    responses = _responses_to(work, runtime, conditions, sampling, engine, own_seed, "chosen")
+    named = zip(examples, responses, strict=True)
+    work.write_table("responses", (dataclasses.replace(row, id=example.id) for example, row in named), Response)
+
+
+def _responses_to(
+    work: Workspace,
+    runtime: Runtime,
+    conditions: Sequence[Negative],
+    sampling: SamplingConfig,
+    engine: EngineConfig,
+    seed: int,
+    purpose: str,
+) -> Iterator[Response]:
+    """The response to each condition: a new one, or the chosen one of the example whose true condition it is."""
+    chosen = ById(work.inputs["chosen"].table("responses", Response))
     missing = [(negative.id, negative.condition) for negative in conditions if negative.source is None]
-    sampled = ById(sample_responses(work, runtime, missing, sampling, engine, seed, "rejected"))
+    sampled = ById(sample_responses(work, runtime, missing, sampling, engine, seed, purpose))
 
     def response_to(negative: Negative) -> Response:
         source = negative.source
         found = sampled[negative.id] if source is None else chosen[source]
         return dataclasses.replace(found, id=negative.id)
 
-    work.write_table("negatives", conditions, Negative)
-    work.write_table("responses", map(response_to, conditions), Response)
+    return map(response_to, conditions)
 
 
 def sample_evaluation(
@@ -65,16 +92,16 @@ def sample_evaluation(
     sampling: SamplingConfig,
     engine: EngineConfig,
     seed: int,
-    decoding: Decoding | None,
+    decoding: Decoding,
 ) -> None:
     """Responses to the held-out examples, by the base model or, where there is an `adapter` input, by the policy.
 
-    With `decoding` the base model answers without the context, or against it."""
+    With `decoding` it answers without the context, or against it; its temperature and top_p are in `sampling` already.
+    """
     examples = work.inputs["examples"].table("eval", Example)
-    conditions, without = Mapped(_true, examples), Mapped(_without_context, examples)
-    if decoding is not None and not decoding.context:
-        conditions = without
-    against = None if decoding is None or decoding.alpha is None else (without, decoding.alpha)
+    without = Mapped(_without_context, examples)
+    conditions = Mapped(_true, examples) if decoding.context else without
+    against = None if decoding.alpha is None else (without, decoding.alpha)
     responses = sample_responses(work, runtime, conditions, sampling, engine, seed, "evaluation", against)
     work.write_table("responses", responses, Response)
 

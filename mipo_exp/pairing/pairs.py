@@ -4,6 +4,8 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
+
 from mipo_exp.config.groups import PairsConfig
 from mipo_exp.errors import DataError
 from mipo_exp.models.runtime import Runtime
@@ -12,14 +14,15 @@ from mipo_exp.store.records import Example, Negative, Pair, Response
 from mipo_exp.store.tables import ById
 
 
-def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig) -> None:
-    """Pair each example's chosen response with each of its rejected ones, under the example's true condition. Raises
-    `DataError`: no pair is left."""
+def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig, swaps: float = 0.0, seed: int = 0) -> None:
+    """Pair each example's chosen response with each of its rejected ones, under the example's true condition; with the
+    probability `swaps` a pair's sides are exchanged, as `seed` decides. Raises `DataError`: no pair is left."""
     examples = ById(work.inputs["examples"].table("train", Example))
     chosen = ById(work.inputs["chosen"].table("responses", Response))
     rejected = ById(work.inputs["rejected"].table("responses", Response))
     negatives = work.inputs["rejected"].table("negatives", Negative)
     counts: Counter[str] = Counter()
+    rng = np.random.default_rng(seed)
 
     def kept() -> Iterator[Pair]:
         # Those of an example stand together in every strategy.
@@ -38,6 +41,10 @@ def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig) -> None:
                     continue
                 counts["pairs"] += 1
                 counts["reused_rejected"] += negative.source is not None
+                sides = (good, bad)
+                if swaps and rng.random() < swaps:
+                    counts["swapped"] += 1
+                    sides = (bad, good)
                 yield Pair(
                     example=name,
                     negative=negative.index,
@@ -45,10 +52,10 @@ def build_pairs(work: Workspace, runtime: Runtime, pairs: PairsConfig) -> None:
                     reused=negative.source is not None,
                     prompt_ids=prompt_ids,
                     negative_ids=runtime.prompt_ids(negative.condition),
-                    chosen_ids=good.token_ids,
-                    rejected_ids=bad.token_ids,
-                    chosen=good.text,
-                    rejected=bad.text,
+                    chosen_ids=sides[0].token_ids,
+                    rejected_ids=sides[1].token_ids,
+                    chosen=sides[0].text,
+                    rejected=sides[1].text,
                 )
 
     if not work.write_table("pairs", kept(), Pair):

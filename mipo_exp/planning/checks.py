@@ -8,12 +8,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mipo_exp.config.schema import Config
+from mipo_exp.config.schema import Config, NegativesConfig
 from mipo_exp.data.base import Task
 from mipo_exp.data.splitting import parts
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation.harness import Harness, check_tasks
 from mipo_exp.evaluation.measure import PHASES, metric_names
+from mipo_exp.evaluation.metrics import contrasted_in
 from mipo_exp.execution.processes import team
 from mipo_exp.judging.kinds import KINDS
 from mipo_exp.judging.stage import kind_of, metric_phases
@@ -33,11 +34,18 @@ def check_examples(
     """
     _check_amount("task.train_examples", config.task.train_examples, len(train), overrides)
     _check_amount("task.eval_examples", config.task.eval_examples, len(evaluation), overrides)
+    if config.control.chosen_from is not None:
+        sample_negatives(train, NegativesConfig(config.control.chosen_from, 1, None, None), config.seed, in_order)
     config.method.check_examples(config, task, train)
     if config.method.trains_on == "pairs":
         for part in parts(train, config.method.training_rounds, config.seed):
             sample_negatives(part, config.negatives, config.seed, in_order)
     contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
+    if config.evaluation.without_context and contrasted_in(evaluation) == "prompt":
+        raise ConfigError(
+            f"evaluation.without_context=true answers without the user contexts, and task={config.task.name} has none; "
+            "set it to false"
+        )
     phase, _, name = config.objective.partition("/")
     if phase not in PHASES or not name:
         raise ConfigError(

@@ -13,9 +13,10 @@ from itertools import count
 
 from mipo_exp.config.fields import kernel_parts
 from mipo_exp.config.groups import SamplingConfig
-from mipo_exp.config.schema import Config, EngineConfig
+from mipo_exp.config.schema import Config, EngineConfig, NegativesConfig
 from mipo_exp.data.unrelated import draw_unrelated
 from mipo_exp.errors import ConfigError
+from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
 from mipo_exp.pairing.negatives import sample_negatives
 from mipo_exp.pairing.similarity import in_order
@@ -23,7 +24,7 @@ from mipo_exp.pipeline import stage_name
 from mipo_exp.scoring.batches import pass_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.score import scored_conditions
-from mipo_exp.store.records import Condition, Example
+from mipo_exp.store.records import Condition, Example, Negative
 from mipo_exp.training.micro_batches import token_budget
 
 CHARACTERS_PER_TOKEN = 4
@@ -102,12 +103,7 @@ def estimate_work(
         for whole in (config.evaluation.prompt_scoring, False)
     )
     options = scoring(_options(evaluation, held_out), evaluation)
-    alone = [encode(Condition(None, example.prompt)) for example in evaluation[:COUNTED]]
-    answers_alone = sampling(alone, config.evaluation.sampling, evaluation)
-    options_alone = scoring(_options(evaluation, alone), evaluation)
     found = {
-        **{f"{phase}_responses_without_context": answers_alone for phase in ("before", "after")},
-        **{f"{phase}_option_scores_without_context": options_alone for phase in ("before", "after")},
         "before_responses": answers,
         "before_scores_base": by_base,
         "before_unrelated": unrelated,
@@ -120,17 +116,34 @@ def estimate_work(
         "after_option_scores": options,
         "chosen": sampling(prompts, config.sampling, train),
     }
+    plain = [encode(Condition(None, example.prompt)) for example in evaluation[:COUNTED]]
+    for phase in map(NO_CONTEXT.format, ("before", "after")):
+        found[f"{phase}_responses"] = sampling(plain, config.evaluation.sampling, evaluation)
+        found[f"{phase}_scores_base"] = by_base
+        found[f"{phase}_option_scores"] = scoring(_options(evaluation, plain), evaluation)
     if config.method.trains_on == "pairs":
-        negatives = sample_negatives(train, config.negatives, config.seed, in_order)
-        negatives = negatives[: len(prompts) * config.negatives.k]
-        missing = [encode(negative.condition) for negative in negatives if negative.source is None]
+        negatives = _drawn(train, config.negatives, config.seed)
         wrong = [encode(negative.condition) for negative in negatives]
-        found["rejected"] = sampling(missing, config.sampling, train)
+        found["rejected"] = sampling(_missing(negatives, encode), config.sampling, train)
         found["scored_pairs"] = scoring(_pairs(config, prompts, wrong), train)
+        if (strategy := config.control.chosen_from) is not None:
+            others = _drawn(train, NegativesConfig(strategy, 1, None, None), config.seed)
+            found["other_chosen"] = sampling(_missing(others, encode), config.sampling, train)
     rounds = config.method.training_rounds
-    for name in ("chosen", "rejected", "scored_pairs", "adapter") if rounds > 1 else ():
-        found |= {stage_name(name, i, rounds): _scaled(found[name], 1 / rounds) for i in range(1, rounds + 1)}
+    for name in ("chosen", "other_chosen", "rejected", "scored_pairs", "adapter") if rounds > 1 else ():
+        work = _scaled(found.get(name, Work()), 1 / rounds)
+        found |= {stage_name(name, i, rounds): work for i in range(1, rounds + 1)}
     return found
+
+
+def _drawn(train: Sequence[Example], config: NegativesConfig, seed: int) -> list[Negative]:
+    """The negative conditions of the first examples."""
+    return sample_negatives(train, config, seed, in_order)[: COUNTED * config.k]
+
+
+def _missing(negatives: Sequence[Negative], encode: Encode) -> list[Sequence[int]]:
+    """The prompts of those whose response is not there already."""
+    return [encode(negative.condition) for negative in negatives if negative.source is None]
 
 
 def _scaled(work: Work, scale: float) -> Work:

@@ -21,6 +21,8 @@ from mipo_exp.evaluation.error_kinds import answering_and_knowing, kinds, transi
 from mipo_exp.evaluation.harness_results import HarnessOutcome, compare_outcomes, document_values
 from mipo_exp.evaluation.measure import PHASES, Comparison, compare, measures
 from mipo_exp.evaluation.metrics import Evaluated, Measure, clusters, contrasted_in
+from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
+from mipo_exp.evaluation.no_context import without_context
 from mipo_exp.evaluation.options import likeliest_right
 from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
@@ -69,6 +71,10 @@ def write_results(
         # Before training the policy is the base model.
         before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
     measured = {phase: measures(of, assembled.task.scorer) for phase, of in (("before", before), ("after", after))}
+    for phase, of in measured.items():
+        if f"{NO_CONTEXT.format(phase)}_responses" in run.finished:
+            alone = _evaluated(assembled, examples, NO_CONTEXT.format(phase))
+            of.update(without_context(measures(alone, assembled.task.scorer)))
     for phase, judged in _judged(assembled, examples, {"before": before.texts, "after": after.texts}, summary).items():
         measured[phase].update(judged)
     compared = compare(measured["before"], measured["after"], examples)
@@ -192,6 +198,7 @@ def summary_head(config: Config, command: str) -> dict[str, Any]:
             "higher_is_better": config.task.higher_is_better,
         },
         "negatives": config.negatives.strategy,
+        "control": config.control.name,
         "seed": config.seed,
         "processes": team().size,
         "versions": {"python": sys.version.split()[0], **package_versions()},
@@ -228,8 +235,7 @@ def _evaluated(assembled: Assembled, examples: Sequence[Example], phase: str) ->
         scores,
         table("option_scores", "options", OptionScores),
         table("unrelated", "responses", Response),
-        table("responses_without_context", "responses", Response),
-        table("option_scores_without_context", "options", OptionScores),
+        assembled.config.method.decoding.passes if phase == "after" else 1,
     )
 
 

@@ -15,9 +15,18 @@ from mipo_exp.config.schema import MethodConfig, TrainsOn
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.processes import mean_over_processes
 from mipo_exp.kernels.micro_batches import Agree, MicroBatches, Part
-from mipo_exp.store.records import Example, Response
+from mipo_exp.store.records import Example, Response, ScoredPair
 from mipo_exp.store.tables import ById, Mapped
-from mipo_exp.training.job import Job, Prompted, adapting, check_gap, finish, lora_config, training_arguments
+from mipo_exp.training.job import (
+    Job,
+    Prompted,
+    adapting,
+    check_gap,
+    check_rotation,
+    finish,
+    lora_config,
+    training_arguments,
+)
 from mipo_exp.training.scored_groups import Count, Group, Scored, joined, score_groups, split_groups
 
 if TYPE_CHECKING:
@@ -74,6 +83,31 @@ def chosen_groups(job: Job) -> Sequence[Group]:
     if not kept:
         raise DataError("no chosen response is left to train on: all are empty, or cut off (pairs.keep_cut_off=false)")
     return Mapped(group, kept)
+
+
+def pair_groups(job: Job) -> Sequence[Group]:
+    """One group for each example with pairs: its chosen response and all rejected ones, with their log-probabilities
+    under the base model where `trainer.reference` is `scored`.
+
+    Raises:
+        ConfigError: as `check_rotation`.
+    """
+    pairs = job.work.inputs["scored_pairs"].table("pairs", ScoredPair)
+    check_rotation(job, pairs)
+    by_example: dict[str, list[int]] = {}
+    for number, example in enumerate(pairs.column("example")):
+        by_example.setdefault(example, []).append(number)
+    stored = job.trainer.reference == "scored"
+
+    def group(numbers: Sequence[int]) -> Group:
+        own = [pairs[number] for number in numbers]
+        return Group(
+            own[0].prompt_ids,
+            [own[0].chosen_ids, *(pair.rejected_ids for pair in own)],
+            [own[0].ref_chosen_log_prob, *(pair.ref_rejected_log_prob for pair in own)] if stored else None,
+        )
+
+    return Mapped(group, list(by_example.values()))
 
 
 def build_trainer(

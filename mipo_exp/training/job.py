@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,7 +100,11 @@ def training_arguments(
     names a key that these do not have or that another group sets."""
     check_extra_names(method, trainer, sampling)
     library, name = method.arguments_class
-    kind: Any = getattr(importlib.import_module(library), name)  # TRL takes seconds to import: only where it is used
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*trl.experimental")  # that it may change; its version is in the key
+        kind: Any = getattr(
+            importlib.import_module(library), name
+        )  # TRL takes seconds to import: only where it is used
     _check_extra_types(kind, trainer.extra)
     try:
         arguments: TrainingArguments = kind(
@@ -191,7 +196,7 @@ def check_extra_names(method: MethodConfig, trainer: TrainerConfig, sampling: Sa
             near = difflib.get_close_matches(key, sorted(known), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             library, name = method.arguments_class
-            source = f"TRL's {name}" if library == "trl" else f"transformers' {name}"
+            source = f"TRL's {name}" if library.startswith("trl") else f"transformers' {name}"
             raise ConfigError(f"trainer.extra.{key} is not an argument of {source}{hint}")
 
 
@@ -199,9 +204,10 @@ def argument_names(method: MethodConfig) -> set[str]:
     """The fields of the class that `training_arguments` makes, read from its source instead of by its import."""
     sources = [("transformers", "training_args.py")]
     library, name = method.arguments_class
-    if library == "trl":
+    if library.startswith("trl"):
+        place = library.partition(".")[2].replace(".", "/") or "trainer"
         file = f"{name.removesuffix('Config').lower()}_config.py"
-        sources += [("trl", "trainer/base_config.py"), ("trl", f"trainer/{file}")]
+        sources += [("trl", "trainer/base_config.py"), ("trl", f"{place}/{file}")]
     names = set()
     for package, path in sources:
         spec = importlib.util.find_spec(package)
@@ -256,10 +262,10 @@ def check_gap(gap: float, model: "nn.Module", longest: int) -> None:
         )
 
 
-def finish(job: Job, loop: Any, tried: Callable[[], tuple[Sequence[Prompted], int]]) -> None:
+def finish(job: Job, loop: Any, tried: Callable[[], tuple[Sequence[Prompted], int]] | None = None) -> None:
     """Make a trainer with a new adapter ready to train: TRL's fused output head is in its base model. `tried` gives
     prompts with responses, on which it is tried whether prompts can be shared, and the tokens of the longest prompt
-    with its response in all of the data. Raises `ConfigError`: nothing is trainable."""
+    with its response in all of the data; None where they are not. Raises `ConfigError`: nothing is trainable."""
     from torch import nn
     from transformers import PrinterCallback
 
@@ -271,7 +277,7 @@ def finish(job: Job, loop: Any, tried: Callable[[], tuple[Sequence[Prompted], in
             module.p = job.lora.lora_dropout
     if isinstance(loop, MicroBatches) and "micro_batches" in job.runtime.kernels:
         loop.batch_tokens = settle_budget(job.trainer, job.method, job.lora, job.runtime.device)
-    if "prompt_sharing" in job.runtime.kernels:
+    if tried is not None and "prompt_sharing" in job.runtime.kernels:
         prompted, longest = tried()
         base = loop.accelerator.unwrap_model(loop.model).get_base_model()
         batch = as_batch([prompt for prompt, _ in prompted], [row for _, row in prompted], loop.args.device)

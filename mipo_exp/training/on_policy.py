@@ -42,10 +42,50 @@ FIRST_KL_16_BITS = 0.05
 
 
 @schema
-class OnPolicy(MethodConfig):
-    """The keys, arguments of TRL's GRPOConfig under its own names, and the trainer of a method that is a reward."""
+class OwnSamples(MethodConfig):
+    """A method that learns from what the policy answers while it trains, `num_generations` times to each prompt."""
 
     trains_on = "examples"
+    num_generations: Annotated[int, Between(1, 1024)]
+
+    @property
+    def splits(self) -> bool:
+        """See `MethodConfig.splits`: batches are handled by TRL."""
+        return False
+
+    def shape(self, config: Config) -> tuple[int, int]:
+        """See `MethodConfig.shape`."""
+        return 1, self.num_generations
+
+    def check_examples(self, config: Config, task: Task, examples: Sequence[Example]) -> None:
+        """See `MethodConfig.check_examples`."""
+        batch, steps = config.trainer.per_device_train_batch_size, config.trainer.gradient_accumulation_steps
+        if len(examples) < batch * steps:
+            raise ConfigError(
+                f"trainer.per_device_train_batch_size={batch} × trainer.gradient_accumulation_steps={steps} prompts "
+                f"make a step of method={self.name}, and there are {len(examples)} training examples; lower one of "
+                "them, or raise task.train_examples"
+            )
+
+    def arguments(self, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
+        """See `MethodConfig.arguments`. TRL counts responses in a batch; here it is prompts."""
+        if sampling is None:
+            raise ValueError(f"method={self.name} samples while it trains and was given no sampling group")
+        return {
+            "num_generations": self.num_generations,
+            "per_device_train_batch_size": trainer.per_device_train_batch_size * self.num_generations,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_completion_length": sampling.max_new_tokens,
+            "disable_dropout": True,
+        }
+
+
+@schema
+class OnPolicy(OwnSamples):
+    """The keys, arguments of TRL's GRPOConfig under its own names, and the trainer of a method that is a reward."""
+
     arguments_class = ("trl", "GRPOConfig")
     num_generations: Annotated[int, Between(2, 1024)]
     beta: Annotated[float, Between(1e-6, 100, or_zero=True)]
@@ -58,18 +98,9 @@ class OnPolicy(MethodConfig):
     mask_truncated_completions: bool
 
     @property
-    def splits(self) -> bool:
-        """See `MethodConfig.splits`: batches are handled by TRL."""
-        return False
-
-    @property
     def passes(self) -> tuple[int, bool, int]:
         """See `MethodConfig.passes`."""
         return self.num_iterations, bool(self.beta), 0
-
-    def shape(self, config: Config) -> tuple[int, int]:
-        """See `MethodConfig.shape`."""
-        return 1, self.num_generations
 
     def check(self, config: Config) -> None:
         """See `MethodConfig.check`."""
@@ -91,29 +122,10 @@ class OnPolicy(MethodConfig):
                 f"{self.importance_sampling_level}"
             )
 
-    def check_examples(self, config: Config, task: Task, examples: Sequence[Example]) -> None:
-        """See `MethodConfig.check_examples`."""
-        batch, steps = config.trainer.per_device_train_batch_size, config.trainer.gradient_accumulation_steps
-        if len(examples) < batch * steps:
-            raise ConfigError(
-                f"trainer.per_device_train_batch_size={batch} × trainer.gradient_accumulation_steps={steps} prompts "
-                f"make a step of method={self.name}, and there are {len(examples)} training examples; lower one of "
-                "them, or raise task.train_examples"
-            )
-
     def arguments(self, trainer: TrainerConfig, sampling: SamplingConfig | None) -> dict[str, Any]:
-        """See `MethodConfig.arguments`. TRL counts responses in a batch; here it is prompts."""
-        if sampling is None:
-            raise ValueError(f"method={self.name} samples while it trains and was given no sampling group")
-        return {
-            **{item.name: getattr(self, item.name) for item in dataclasses.fields(OnPolicy) if item.name != "name"},
-            "per_device_train_batch_size": trainer.per_device_train_batch_size * self.num_generations,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "max_completion_length": sampling.max_new_tokens,
-            "disable_dropout": True,
-        }
+        """See `MethodConfig.arguments`."""
+        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(OnPolicy) if item.name != "name"}
+        return {**super().arguments(trainer, sampling), **own}
 
     def make_reward(self, job: Job, base: BaseScores) -> Reward:
         """The reward, given a way to score responses under the base model."""
@@ -193,46 +205,22 @@ def _longest(prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[list[Pr
 
 def _trainer_class(job: Job, rollout: Rollout) -> Any:
     """TRL's trainer on prompts that are token ids already, with this package's sampling. TRL takes seconds to import,
-    so the classes are made where they are used."""
+    so the class is made where it is used."""
     from trl import GRPOTrainer
-    from trl.trainer.utils import RepeatSampler
 
     runtime = job.runtime
-
-    class EpochSampler(RepeatSampler):
-        """TRL's sampler with an order that depends on the seed and the epoch alone: TRL's own is drawn from a
-        generator that a resumed training begins anew, so that its second epoch would repeat the first."""
-
-        def set_epoch(self, epoch: int) -> None:
-            self.generator.manual_seed(batch_seed(self.seed, "prompts of epoch", epoch))
 
     class OnPolicyTrainer(GRPOTrainer):
         """Samples with the engine, and checks what it starts from."""
 
-        def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-            return EpochSampler(
-                self.train_dataset if dataset is None else dataset,
-                mini_repeat_count=self.num_generations,
-                batch_size=self.args.generation_batch_size // self.num_generations,
-                repeat_count=self.num_iterations * self.args.steps_per_generation,
-                seed=self.args.seed,
-            )
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return epoch_sampler(self, dataset)
 
         def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
             return prompts, None, {}
 
         def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[Any, None]:
-            policy = self.accelerator.unwrap_model(self.model)
-            found: dict[int, list[int]] = {}
-            purpose = f"on-policy, step {self.state.global_step}"
-            with _evaluating(policy), memory_for("to sample for the training", "lower engine.batch_tokens"):
-                lengths, new = [len(ids) for ids in prompt_ids], rollout.sampling.max_new_tokens
-                for number, batch in enumerate(plan_batches(lengths, rollout.engine, new)):
-                    how = rollout.sampling, runtime.renderer.stop_ids, runtime.renderer.pad_id
-                    seed = batch_seed(job.seed, purpose, number)
-                    sampled = sample_batch(policy, [prompt_ids[i] for i in batch], *how, seed)
-                    found.update((i, item.token_ids) for i, item in zip(batch, sampled, strict=True))
-            return [found[i] for i in range(len(prompt_ids))], None
+            return sample_policy(self, job, rollout, prompt_ids), None
 
         def _compute_loss(self, model: Any, inputs: Any) -> Any:
             loss = super()._compute_loss(model, inputs)
@@ -249,6 +237,41 @@ def _trainer_class(job: Job, rollout: Rollout) -> Any:
             super().log(logs, *args, **kwargs)
 
     return OnPolicyTrainer
+
+
+def epoch_sampler(loop: Any, dataset: Any = None) -> Any:
+    """The sampler of one of TRL's trainers with an order that depends on the seed and the epoch alone: TRL's own is
+    drawn from a generator that a resumed training begins anew, so that its second epoch would repeat the first."""
+    from trl.trainer.utils import RepeatSampler
+
+    class EpochSampler(RepeatSampler):
+        """Begins anew with each epoch."""
+
+        def set_epoch(self, epoch: int) -> None:
+            self.generator.manual_seed(batch_seed(self.seed, "prompts of epoch", epoch))
+
+    return EpochSampler(
+        loop.train_dataset if dataset is None else dataset,
+        mini_repeat_count=loop.num_generations,
+        batch_size=loop.args.generation_batch_size // loop.num_generations,
+        repeat_count=loop.num_iterations * loop.args.steps_per_generation,
+        seed=loop.args.seed,
+    )
+
+
+def sample_policy(loop: Any, job: Job, rollout: Rollout, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    """A response of the policy in training to each prompt, in their order."""
+    policy = loop.accelerator.unwrap_model(loop.model)
+    found: dict[int, list[int]] = {}
+    purpose = f"on-policy, step {loop.state.global_step}"
+    with _evaluating(policy), memory_for("to sample for the training", "lower engine.batch_tokens"):
+        lengths, new = [len(ids) for ids in prompt_ids], rollout.sampling.max_new_tokens
+        for number, batch in enumerate(plan_batches(lengths, rollout.engine, new)):
+            how = rollout.sampling, job.runtime.renderer.stop_ids, job.runtime.renderer.pad_id
+            seed = batch_seed(job.seed, purpose, number)
+            sampled = sample_batch(policy, [prompt_ids[i] for i in batch], *how, seed)
+            found.update((i, item.token_ids) for i, item in zip(batch, sampled, strict=True))
+    return [found[i] for i in range(len(prompt_ids))]
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The base model with the context in its prompt, as `before` of every method, or without it: no training."""
 
-from mipo_exp.config.fields import schema
-from mipo_exp.config.schema import METHODS, Decoding, MethodConfig
+from mipo_exp.config.decoding import Decoding
+from mipo_exp.config.fields import Temperature, TopP, schema
+from mipo_exp.config.schema import METHODS, MethodConfig
 
 
 @METHODS.register("base")
@@ -12,8 +13,10 @@ class Prompted(MethodConfig):
 
     trains_on = None
     context: bool
+    temperature: Temperature | None
+    top_p: TopP | None
 
     @property
-    def decoding(self) -> Decoding | None:
+    def decoding(self) -> Decoding:
         """See `MethodConfig.decoding`."""
-        return None if self.context else Decoding(context=False)
+        return Decoding(self.context, temperature=self.temperature, top_p=self.top_p)

@@ -1,9 +1,13 @@
-"""Supervised fine-tuning on the chosen responses: what MIPO's pairs add is measured against it."""
+"""Supervised fine-tuning on the chosen responses: what MIPO's pairs add is measured against it.
+
+With a temperature of its own for the trained model it is Simple Self-Distillation (arXiv 2604.01193).
+"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mipo_exp.config.fields import schema
+from mipo_exp.config.decoding import Decoding
+from mipo_exp.config.fields import Temperature, TopP, schema
 from mipo_exp.config.schema import METHODS
 from mipo_exp.training.groups import GroupMethod, Result
 from mipo_exp.training.scored_groups import Group, Scored
@@ -15,9 +19,21 @@ if TYPE_CHECKING:
 @METHODS.register("sft")
 @schema
 class Sft(GroupMethod):
-    """One group for each chosen response."""
+    """One group for each chosen response. How the trained model is sampled has no part in the training."""
 
     reference = False
+    temperature: Temperature | None
+    top_p: TopP | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `MethodConfig.identity`."""
+        return {"name": self.name}
+
+    @property
+    def decoding(self) -> Decoding:
+        """See `MethodConfig.decoding`."""
+        return Decoding(temperature=self.temperature, top_p=self.top_p)
 
     def mean_over(self, groups: Sequence[Group]) -> int:
         """See `GroupMethod.mean_over`."""

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from mipo_exp.config.fields import Tie, schema
 from mipo_exp.config.schema import METHODS, Config
-from mipo_exp.store.records import ScoredPair
-from mipo_exp.store.tables import Mapped
-from mipo_exp.training.groups import GroupMethod, Result
-from mipo_exp.training.job import Job, check_rotation
+from mipo_exp.training.groups import GroupMethod, Result, pair_groups
+from mipo_exp.training.job import Job
 from mipo_exp.training.scored_groups import Group, Scored
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ class SoftmaxDpo(GroupMethod):
 
     def groups(self, job: Job) -> Sequence[Group]:
         """See `GroupMethod.groups`."""
-        check_rotation(job, job.work.inputs["scored_pairs"].table("pairs", ScoredPair))
         return pair_groups(job)
 
     def loss(self, batch: Scored) -> Result:
@@ -68,22 +65,3 @@ def softmax_dpo_loss(log_ratios: "torch.Tensor", present: "torch.Tensor", beta: 
     """
     scores = (beta * log_ratios).masked_fill(~present, float("-inf"))
     return (scores.logsumexp(dim=1) - scores[:, 0]).mean()
-
-
-def pair_groups(job: Job) -> Sequence[Group]:
-    """The scored pairs by example; pairs of one example share prompt and chosen response."""
-    pairs = job.work.inputs["scored_pairs"].table("pairs", ScoredPair)
-    by_example: dict[str, list[int]] = {}
-    for number, example in enumerate(pairs.column("example")):
-        by_example.setdefault(example, []).append(number)
-    stored = job.trainer.reference == "scored"
-
-    def group(numbers: Sequence[int]) -> Group:
-        own = [pairs[number] for number in numbers]
-        return Group(
-            own[0].prompt_ids,
-            [own[0].chosen_ids, *(pair.rejected_ids for pair in own)],
-            [own[0].ref_chosen_log_prob, *(pair.ref_rejected_log_prob for pair in own)] if stored else None,
-        )
-
-    return Mapped(group, list(by_example.values()))
