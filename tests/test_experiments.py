@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`paths.data`: the public data where it is here, made-up rows in the public schemas of the rest."""
     root = tmp_path_factory.mktemp("data")
     if REAL.is_dir():
-        for name in ("gsm8k", "svamp", "mmlu", "arc", "pahf"):
+        for name in ("gsm8k", "svamp", "mmlu", "arc"):
             (root / name).symlink_to(REAL / name)
     for name, make in personal_data.MADE.items():
         (root / "made" / name).mkdir(parents=True)

@@ -45,8 +45,8 @@ def test_the_rounds_stand_in_order_and_divide_the_steps(tiny: Runtime) -> None:
     stages = declared(tiny, "method.rounds=3", "trainer.max_steps=8")
     made = ["part", "chosen", "rejected", "pairs", "scored_pairs", "adapter"]
     first, second = ([f"{name}_{number}" for name in made] for number in (1, 2))
-    before = ["before_responses", "before_scores_base"]
-    assert list(stages)[:20] == [*first[:-1], *before, "adapter_1", *second, *made]
+    before = ["before_responses", "before_unrelated", "before_scores_base"]
+    assert list(stages)[:21] == [*first[:-1], *before, "adapter_1", *second, *made]
     steps = [stages[name].config["trainer"]["max_steps"] for name in ("adapter_1", "adapter_2", "adapter")]
     assert steps == [2, 3, 3]
     assert stages["chosen"].inputs["adapter"] is stages["adapter_2"]

@@ -34,12 +34,13 @@ def check_examples(
     """
     _check_amount("task.train_examples", config.task.train_examples, len(train), overrides)
     _check_amount("task.eval_examples", config.task.eval_examples, len(evaluation), overrides)
-    if config.control.chosen_from is not None:
-        sample_negatives(train, NegativesConfig(config.control.chosen_from, 1, None, None), config.seed, in_order)
     config.method.check_examples(config, task, train)
-    if config.method.trains_on == "pairs":
-        for part in parts(train, config.method.training_rounds, config.seed):
-            sample_negatives(part, config.negatives, config.seed, in_order)
+    drawn = [config.negatives] if config.method.trains_on == "pairs" else []
+    if config.control.chosen_from is not None:
+        drawn.append(NegativesConfig(config.control.chosen_from, 1, None, None))
+    for part in parts(train, config.method.training_rounds, config.seed) if drawn else ():
+        for negatives in drawn:
+            sample_negatives(part, negatives, config.seed, in_order)
     contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
     if config.evaluation.without_context and contrasted_in(evaluation) == "prompt":
         raise ConfigError(
