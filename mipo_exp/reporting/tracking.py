@@ -129,7 +129,10 @@ class WandbTracker:
         self._log_adapter = log_adapter
         self._broken = False
         # A run that is taken up again replays its rows; those that the server has are not sent twice.
-        known = _guarded("reading the resumed run", lambda: run.resumed and run.summary.get("train/step"))
+        known = _guarded(
+            "reading the resumed run",
+            lambda: run.resumed and run.summary.get("train/step"),  # type: ignore[no-untyped-call]
+        )
         self._last_step = int(known or 0)
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
