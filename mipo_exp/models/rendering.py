@@ -26,6 +26,7 @@ _NOW = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<form>.*?)(?P=quote)\s*
 _MARK = "\u2402response\u2403"
 # What a template is tried with: texts that no template has by itself.
 _USER, _SYSTEM = "zebras ask 4217 questions", "violets know 9358 answers"
+_WAY_OUT = "give another: model.chat_template=FILE"
 # Real templates take milliseconds and add some hundred characters.
 TEMPLATE_SECONDS = 3
 TEMPLATE_BYTES = 2**30
@@ -70,18 +71,12 @@ class Renderer:
         asked: list[Message] = [{"role": "user", "content": _USER}]
         answered: list[Message] = [*asked, {"role": "assistant", "content": _MARK}]
         plain, with_system, closed = self._try([asked, [{"role": "system", "content": _SYSTEM}, *asked], answered])
-        if plain.problem is not None:
-            raise ModelError(
-                f"{self._name} cannot render a user message ({plain.problem}); give another: model.chat_template=FILE"
-            )
-        if closed.problem is not None:
-            raise ModelError(
-                f"{self._name} cannot render a response ({closed.problem}); give another: model.chat_template=FILE"
-            )
+        for what, found in (("a user message", plain), ("a response", closed)):
+            if found.problem is not None:
+                raise ModelError(f"{self._name} cannot render {what} ({found.problem}); {_WAY_OUT}")
         if not plain.prints(_USER):
             raise ModelError(
-                f"{self._name} never prints the user's message: every prompt would be the same; give another: "
-                "model.chat_template=FILE"
+                f"{self._name} never prints the user's message: every prompt would be the same; {_WAY_OUT}"
             )
         self._system_role = with_system.problem is None
         self.stop_ids = self._find_stop_ids(generation)
@@ -95,7 +90,7 @@ class Renderer:
         if found.problem is not None:
             raise ModelError(
                 f"{self._name} cannot render messages of the roles {', '.join(one['role'] for one in folded)} "
-                f"({found.problem}); give another: model.chat_template=FILE"
+                f"({found.problem}); {_WAY_OUT}"
             )
         for message in folded:
             if not found.prints(message["content"]):
@@ -145,17 +140,16 @@ class Renderer:
     def _try(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
         """What the template makes of each of these, before it is used: a template is a program, which may not end.
         Raises `ModelError`: it does not, or makes more than anybody wants."""
-        way_out = "give another: model.chat_template=FILE"
         try:
             return call_bounded(lambda: list(map(self._attempt, conversations)), TEMPLATE_SECONDS, TEMPLATE_BYTES)
         except TimeoutError as error:
             raise ModelError(
-                f"{self._name} does not end: a short message took more than {TEMPLATE_SECONDS} seconds; {way_out}"
+                f"{self._name} does not end: a short message took more than {TEMPLATE_SECONDS} seconds; {_WAY_OUT}"
             ) from error
         except MemoryError as error:
             raise ModelError(
                 f"{self._name} makes more than {TEMPLATE_CHARACTERS} characters of a short message, or takes more than "
-                f"{gib(TEMPLATE_BYTES)} of memory for it; {way_out}"
+                f"{gib(TEMPLATE_BYTES)} of memory for it; {_WAY_OUT}"
             ) from error
 
     def _attempt(self, messages: Sequence[Message]) -> Rendered:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Mode = Literal["online", "offline"]
 METRICS_FILE = "metrics.jsonl"
 REACH_SECONDS = 2.0
 INIT_SECONDS = 30.0
@@ -128,7 +129,11 @@ class WandbTracker:
         self._log_adapter = log_adapter
         self._broken = False
         # A run that is taken up again replays its rows; those that the server has are not sent twice.
-        self._last_step = _guarded("reading the resumed run", lambda: _last_step(run)) or 0
+        known = _guarded(
+            "reading the resumed run",
+            lambda: run.resumed and run.summary.get("train/step"),  # type: ignore[no-untyped-call]
+        )
+        self._last_step = int(known or 0)
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send one training row, on the axis `train/step`."""
@@ -227,14 +232,6 @@ def _guarded(what: str, action: Callable[[], Any]) -> Any:
         return None
 
 
-def _last_step(run: "wandb.Run") -> int:
-    """The last training step that the server has of a run that is taken up again, 0 where it has none."""
-    try:
-        return int(run.summary["train/step"]) if run.resumed else 0
-    except KeyError:
-        return 0
-
-
 def _start_run(
     config: TrackerConfig, output: Path, run_id: str, resolved: Mapping[str, Any], name: str
 ) -> "wandb.Run | None":
@@ -262,7 +259,7 @@ def _start_run(
 
 
 def _init(
-    config: TrackerConfig, output: Path, run_id: str, uploaded: Mapping[str, Any], name: str, mode: str
+    config: TrackerConfig, output: Path, run_id: str, uploaded: Mapping[str, Any], name: str, mode: Mode
 ) -> "wandb.Run":
     import wandb
 
@@ -280,7 +277,7 @@ def _init(
         reinit="create_new",
         dir=str(output),
         config=dict(uploaded),
-        mode="online" if mode == "online" else "offline",
+        mode=mode,
         settings=wandb.Settings(console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS),
     )
     run.define_metric("train/step", hidden=True)
