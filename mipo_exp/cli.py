@@ -100,8 +100,7 @@ def _main() -> None:
     except KeyboardInterrupt:
         _exit("interrupted; rerun the same command to resume", EXIT_INTERRUPTED)
     except Exception as error:
-        # One of a job has been recorded; of a dead worker, a launcher raises its own.
-        if not any(job.failed and job.message == _message(error) for job in _all_ended()):
+        if not _is_known(error):
             # A UserError is that of a job of a multirun that may not start.
             message = str(error) if isinstance(error, UserError) else explain(error, sys.argv[1:])
             if message is None and isinstance(error, OSError):  # outside a job: Hydra making the folder of the run
@@ -138,6 +137,11 @@ def _all_ended() -> list[Ended]:
                 job = Ended(**json.loads(path.read_text(encoding="utf-8")))
                 found.setdefault(job.folder, job)
     return sorted(found.values(), key=lambda job: (len(job.folder), job.folder))
+
+
+def _is_known(error: Exception) -> bool:
+    """Whether an exception is that of a job which has said so itself; of a dead worker, a launcher raises its own."""
+    return any(job.failed and job.message == _message(error) for job in _all_ended())
 
 
 def _message(error: Exception) -> str:

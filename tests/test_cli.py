@@ -44,6 +44,10 @@ def test_jobs_that_another_process_has_run_are_heard_of(tmp_path: Path, monkeypa
     assert cli._all_ended() == here
     said = [cli._said(job) for job in here if job.failed]
     assert said == ["job 2 (seed=2): why", "job 10 (seed=10): why"]
+    assert cli._is_known(ConfigError("why"))
+    assert not cli._is_known(ValueError("why"))
+    assert not cli._is_known(AssertionError())
+    assert not cli._is_known(RuntimeError("a worker has died"))
     os.utime(tmp_path / "2" / cli.JOB_RECORD, (1, 1))
     assert [job.overrides for job in cli._all_ended()] == ["seed=3", "seed=10"]
 
