@@ -268,9 +268,7 @@ SINGLE = [path for path in EXPERIMENTS if "sweeper" not in path.read_text()]  # 
 @pytest.mark.parametrize(
     "name", [path.relative_to(cli.CONFIG_DIR / "experiment").with_suffix("").as_posix() for path in SINGLE]
 )
-def test_every_experiment_runs(name: str, experiment: Experiment) -> None:
-    if name.rpartition("/")[2] == "pahf" and "pahf" not in TASKS:
-        pytest.skip("task=pahf is not here yet")
+def test_every_experiment_runs(name: str, experiment: Experiment, tmp_path: Path) -> None:
     task = composed(f"+experiment={name}", "paths.output=x").task.name
     if task in LOCAL and not REAL.is_dir():
         pytest.skip("the public data is not here")
@@ -285,7 +283,8 @@ def test_every_experiment_runs(name: str, experiment: Experiment) -> None:
     if name == "qwen1.5b_shape":  # its architecture, at the size of the tiny model
         small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         sizes += [f"model.random.{key}={value}" for key, value in {**small, "vocab_size": 300}.items()]
-    summary, _ = experiment(f"+experiment={name}", *LOCAL.get(task, []), *sizes, "trainer.max_steps=1")
+    where = [MADE[task](tmp_path)] if task in MADE else LOCAL.get(task, [])
+    summary, _ = experiment(f"+experiment={name}", *where, *sizes, "trainer.max_steps=1")
     assert summary["task"] == task
 
 

@@ -59,7 +59,7 @@ class Pahf(FileTask):
     def root(self, download: bool) -> Path:
         """See `FileTask.root`; no hub has the data."""
         if self.config.path is None and self.config.hub_id is None:
-            raise DataError(f"task=pahf has no task.path; get the data with git clone {REPOSITORY}; task.path=PAHF")
+            raise DataError(f"task=pahf has no task.path; get the data: git clone {REPOSITORY}, then task.path=PAHF")
         return super().root(download)
 
     def prepare(self, download: bool = True) -> str:
