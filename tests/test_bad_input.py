@@ -109,7 +109,7 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["task=gsm8k", "task.path=nowhere"], r"task\.path=nowhere does not exist"),
         (["task=mmlu", "task.subject=anatomi"], r"task\.subject='anatomi' .* did you mean 'anatomy'"),
         (["evaluation.unrelated_requests=101"], r"evaluation\.unrelated_requests=101 is out of range; .* at most 100"),
-        (["task=pahf"], r"task=pahf has no task\.path; get the data with git clone .*; task\.path=PAHF"),
+        (["task=pahf"], r"task=pahf has no task\.path; get the data: git clone .*, then task\.path=PAHF"),
         (["task=custom"], r"task=custom has neither task\.path nor task\.hub_id; set task\.path=DIR"),
         (["task=custom", "task.family=math"], r"task\.family=math needs task\.columns\.reference"),
         (["model.path=nowhere"], r"model\.path=nowhere does not exist"),

@@ -194,7 +194,7 @@ def test_bad_files_are_named_with_the_way_out(tmp_path: Path, damage: Damage, me
 def test_without_a_path_the_message_says_where_the_data_is() -> None:
     task = make("pahf", ".")
     task.config = dataclasses.replace(task.config, path=None)
-    with pytest.raises(DataError, match=r"git clone https://github\.com/facebookresearch/PAHF; task\.path=PAHF"):
+    with pytest.raises(DataError, match=r"git clone https://github\.com/facebookresearch/PAHF, then task\.path=PAHF"):
         task.prepare()
 
 
