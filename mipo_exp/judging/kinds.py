@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mipo_exp.config.fields import Between, ResponseTokens, Temperature, one_of, schema
 from mipo_exp.config.schema import EngineConfig, JudgeConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
-from mipo_exp.evaluation.metrics import JUDGE, Measure, Metric, average, mean, ratio_of_sums, register
+from mipo_exp.evaluation.metrics import Measure, average, mean, ratio_of_sums
+from mipo_exp.judging import metrics as metrics  # describes those of the kinds
 from mipo_exp.judging.formulas import (
     CHECK_ERRORS,
     length_controlled,
@@ -25,67 +27,13 @@ from mipo_exp.judging.formulas import (
 from mipo_exp.judging.judge import RUBRIC_PROMPTS, Backend
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import NOTHING_KNOWN, Rubric, Templates, rubric
-from mipo_exp.judging.verdicts import read_choice, read_restatement, read_score, read_yes_no
+from mipo_exp.judging.verdicts import read_choice, read_number, read_restatement, read_score, read_yes_no
 from mipo_exp.store.records import Example, Judgement
 
 Ask = Callable[[Sequence[Messages]], list[Reply]]
 Texts = Mapping[str, Sequence[str]]  # the responses by phase, in the order of the examples
 Measures = dict[str, dict[str, Measure]]  # by phase and metric
 SIDES = ("before", "after")
-
-register(
-    Metric(
-        *("judge/win_rate", "Win rate against before", JUDGE, "proportion", 1),
-        "Share of examples for which the judge prefers the response after training to the one before, ties counted "
-        "half. It sees both orders; where they disagree, it is a tie. 50 % is no difference.",
-        neutral=0.5,
-        column=True,
-        headline="first gain",
-    ),
-    Metric(
-        *("judge/length_controlled_win_rate", "Win rate, length-controlled", JUDGE, "proportion", 1),
-        "The win rate that a logistic regression on the difference in length predicts for responses of equal length, "
-        "as in AlpacaEval 2. 50 % is no difference.",
-        neutral=0.5,
-        column=True,
-    ),
-    Metric(
-        *("judge/position_consistency", "Same verdict in both orders", JUDGE, "proportion", 1),
-        "Share of the examples with two readable verdicts for which they agree: how little the judge minds the order. "
-        "It says something about the judge, not about the responses.",
-    ),
-    Metric(
-        *("judge/score", "Judge's score", JUDGE, "score", 1),
-        "Mean score from 1 to 5, over the rubrics of an example, then over examples.",
-        column=True,
-        headline="first gain",
-    ),
-    Metric(
-        *("judge/accuracy", "Preference followed", JUDGE, "proportion", 1),
-        "Share of responses without an error, as in PrefEval: they help, and do not violate the preference.",
-        column=True,
-        headline="first gain",
-    ),
-    *(
-        Metric(f"judge/{check}", label, JUDGE, "proportion", direction, f"Share of responses that {words}.")
-        for check, label, direction, words in (
-            ("acknowledge", "Preference stated", 0, "say what the user prefers"),
-            ("violate", "Preference violated", -1, "go against the preference"),
-            ("hallucinate", "Preference made up", -1, "state a preference that is not the user's"),
-            ("helpful", "Helpful", 1, "help with the request"),
-            ("error/unhelpful", "Error: unhelpful", -1, "do not help"),
-            ("error/inconsistent", "Error: inconsistent", -1, "state the preference rightly and violate it"),
-            ("error/hallucinated_violation", "Error: hallucinated", -1, "state another preference and violate it"),
-            ("error/unaware_violation", "Error: unaware", -1, "violate the preference and do not mention it"),
-        )
-    ),
-    Metric(
-        *("judge/parse_failure_rate", "Verdicts not found", JUDGE, "proportion", -1),
-        "Share of the judge's replies without a verdict that can be read, refusals among them; the other metrics leave "
-        "them out.",
-    ),
-    Metric("judge/characters", "Length judged", JUDGE, "characters", 0, "Mean characters of a response."),
-)
 
 
 class Kind(ABC):
@@ -188,12 +136,9 @@ class _Rubrics(Kind):
         return rows
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
-        scores: dict[tuple[str, str], list[float]] = {}
-        for row in judgements:
-            scores.setdefault((row.example, row.subject), []).append(float(row.verdict or "nan"))
         return {
             phase: {
-                "judge/score": average([mean(np.array(scores[e.id, phase])) for e in examples]),
+                "judge/score": average(_mean_scores(examples, judgements, phase)),
                 "judge/parse_failure_rate": _failures(examples, judgements, phase),
             }
             for phase in SIDES
@@ -272,6 +217,64 @@ class _Checks(Kind):
         return measures
 
 
+class _ReferenceScore(Kind):
+    """A score from 1 to 5 for one preference at a time, of both responses and of a reference response; a response wins
+    where its mean is at least the reference's. The protocol of the paper's authors (docs/paper.md)."""
+
+    prompts = ("reference_score",)
+    phases = SIDES
+    subjects: ClassVar[tuple[str, ...]] = (*SIDES, "reference")
+
+    def check(self, examples: Sequence[Example], task: str) -> None:
+        for example in examples:
+            known = json.loads(example.reference)
+            if not known.get("preferences") or not known.get("reference_answer"):
+                raise ConfigError(
+                    f"judge.kind=reference_score needs preferences and a reference answer, and task={task} by this "
+                    f"protocol has none (example {example.id}); use protocol=authors, or judge.kind=pairwise or rubric"
+                )
+
+    def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
+        requests: list[Messages] = []
+        positions: list[tuple[Example, str, str]] = []
+        known = [json.loads(example.reference) for example in examples]
+        shown = {**texts, "reference": [about["reference_answer"] for about in known]}
+        for subject in self.subjects:
+            for example, about, response in zip(examples, known, shown[subject], strict=True):
+                for number, preference in enumerate(about["preferences"]):
+                    values = {**_asked(example), "response": response, "preference": preference}
+                    requests.append(templates.message("reference_score", values))
+                    positions.append((example, subject, str(number)))
+        rows = []
+        for position, reply in zip(positions, ask(requests), strict=True):
+            score = read_number(reply.text or "")
+            rows.append(_row(*position, None if score is None else str(score), reply))
+        return rows
+
+    def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
+        scores = {subject: _mean_scores(examples, judgements, subject) for subject in self.subjects}
+        reference = scores["reference"]
+        found: Measures = {}
+        for phase in SIDES:
+            unknown = np.isnan(scores[phase]) | np.isnan(reference)
+            found[phase] = {
+                "judge/reference_win_rate": average(np.where(unknown, np.nan, scores[phase] >= reference)),
+                "judge/preference_score": average(scores[phase]),
+                "judge/parse_failure_rate": _failures(examples, judgements, phase, "reference"),
+            }
+        found["after"]["judge/reference_score"] = average(reference)
+        return found
+
+
+def _mean_scores(examples: Sequence[Example], judgements: Sequence[Judgement], subject: str) -> NDArray[np.float64]:
+    """The mean of a subject's scores that could be read, by example; NaN where there are none."""
+    scores: dict[str, list[float]] = {example.id: [] for example in examples}
+    for row in judgements:
+        if row.subject == subject:
+            scores[row.example].append(float(row.verdict or "nan"))
+    return np.array([mean(np.array(of)) for of in scores.values()])
+
+
 def _asked(example: Example) -> dict[str, str]:
     return {"context": NOTHING_KNOWN if example.context is None else example.context, "prompt": example.prompt}
 
@@ -307,11 +310,11 @@ def was_asked(row: Judgement) -> bool:
     return row.reply is not None or row.refusal is not None
 
 
-def _failures(examples: Sequence[Example], judgements: Sequence[Judgement], subject: str) -> Measure:
+def _failures(examples: Sequence[Example], judgements: Sequence[Judgement], *subjects: str) -> Measure:
     """The share of the verdicts that could not be read: by example, how many and of how many."""
     counts = {example.id: [0.0, 0.0] for example in examples}
     for row in judgements:
-        if row.subject == subject and was_asked(row):
+        if row.subject in subjects and was_asked(row):
             counts[row.example][0] += row.verdict is None
             counts[row.example][1] += 1
     return Measure(np.array(list(counts.values())), ratio_of_sums)
@@ -329,7 +332,12 @@ def _rate(flags: Sequence[bool | None]) -> Measure:
     return average([np.nan if flag is None else float(flag) for flag in flags])
 
 
-KINDS: dict[str, Kind] = {"pairwise": _Pairwise(), "rubric": _Rubrics(), "checks": _Checks()}
+KINDS: dict[str, Kind] = {
+    "pairwise": _Pairwise(),
+    "rubric": _Rubrics(),
+    "checks": _Checks(),
+    "reference_score": _ReferenceScore(),
+}
 
 
 @schema
