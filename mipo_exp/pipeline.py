@@ -16,13 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mipo_exp.config.schema import Config, Decoding, TrainsOn
+from mipo_exp.config.schema import SCORERS, Config, Decoding, TrainsOn
 from mipo_exp.data.base import Task
+from mipo_exp.data.overlap import unseen
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
 from mipo_exp.generation import openvino_model
-from mipo_exp.generation.responses import sample_chosen, sample_evaluation, sample_rejected
+from mipo_exp.generation.responses import extract_answers, sample_chosen, sample_evaluation, sample_rejected
 from mipo_exp.generation.transformers_engine import SAMPLING_PARTS, in_process
 from mipo_exp.judging.stage import Judging, judge_responses
 from mipo_exp.models.runtime import COMPUTING, Runtime
@@ -44,7 +45,7 @@ NOT_IN_EXAMPLES = (
 
 # Those that several processes build together: what is computed in shards, where Ray's workers do not compute it, and
 # the training. The main process builds the others while the rest wait.
-SHARDED = ("chosen", "rejected", "scored_pairs", "responses", "scores", "option_scores")
+SHARDED = ("chosen", "rejected", "scored_pairs", "responses", "extractions", "scores", "option_scores")
 
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
@@ -56,6 +57,7 @@ VERSIONS = {
     "scored_pairs": 3,
     "adapter": 4,
     "responses": 1,
+    "extractions": 1,
     "scores": 4,
     "option_scores": 4,
     "harness": 1,
@@ -72,11 +74,28 @@ LIBRARIES = {
 # The parts of `kernels` that take part in a stage, and are in its key.
 SCORING_PARTS = ("prefix_sharing", "onednn")
 PARTS: dict[str, Sequence[str]] = {
-    **dict.fromkeys(("chosen", "rejected", "responses"), SAMPLING_PARTS),
+    **dict.fromkeys(("chosen", "rejected", "responses", "extractions"), SAMPLING_PARTS),
     **dict.fromkeys(("scored_pairs", "scores", "option_scores"), SCORING_PARTS),
     "adapter": ("prompt_sharing", "micro_batches", "onednn", "causal_blocks"),
     "harness": ("onednn",),
 }
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is evaluated on, by the protocol of the evaluation.
+
+    Attributes:
+        examples: the stage of its examples.
+        data: the fingerprint of its data; None in a plan where it is not here.
+        task: how they are asked.
+        runtime: the base model, asked in this way.
+    """
+
+    examples: Stage
+    data: str | None
+    task: Task
+    runtime: Runtime
 
 
 @dataclass(frozen=True)
@@ -91,6 +110,7 @@ class Assembled:
         task: where the examples come from, and how they are asked.
         runtime: the base model.
         examples: the stage of the examples.
+        held_out: what is evaluated on: the same, unless the evaluation has a protocol of its own.
         stages: those after it, in an order in which they can be built.
         judging: the judge of the results, where there is one.
         rewarding: the judge whose scores a method learns from.
@@ -107,6 +127,7 @@ class Assembled:
     task: Task
     runtime: Runtime
     examples: Stage
+    held_out: HeldOut
     stages: Mapping[str, Stage]
     judging: Judging | None
     rewarding: Judging | None
@@ -116,32 +137,45 @@ class Assembled:
     notes: Sequence[str] = ()
 
     @property
+    def evaluated(self) -> Sequence[Example]:
+        """The examples that are evaluated on, once their stage is finished."""
+        finished = self.run.finished
+        return finished.get("held_out", finished["examples"]).artefact.table("eval", Example)
+
+    @property
     def keys(self) -> dict[str, str]:
         """The keys of all stages by name; equal ones are equal experiments."""
         judgements = {} if self.judgements is None else {"judgements": self.judgements}
         return {name: stage.key for name, stage in {**self.stages, **judgements}.items()}
 
 
-def declare_examples(config: Config, task: Task, data: str, runtime: Runtime | None) -> Stage:
-    """The `examples` stage; its key contains the data's fingerprint, and the model's where budgets count tokens."""
+def declare_examples(
+    config: Config, task: Task, data: str, runtime: Runtime | None, training: Stage | None = None
+) -> Stage:
+    """The `examples` stage; its key contains the data's fingerprint, and the model's where budgets count tokens. Those
+    evaluated by another protocol than that of `training`, the stage of its examples, have nothing of it."""
     fields = dataclasses.asdict(config.task)
     shape: dict[str, Any] = {name: value for name, value in fields.items() if name not in NOT_IN_EXAMPLES}
     count_tokens: Callable[[str], int] | None = None
+    shape |= task.identity
     if task.needs_tokenizer:
         if runtime is None:
             raise ValueError(f"task={config.task.name} needs the model's tokenizer")
         shape["runtime"] = runtime.identity
         count_tokens = runtime.count_tokens
-    return Stage(
-        "examples", VERSIONS["examples"], {"task": shape, "data": data}, {}, partial(load_examples, task, count_tokens)
-    )
+    inputs = {} if training is None else {"training": training}
+    build = partial(load_examples, task, count_tokens)
+    return Stage("examples", VERSIONS["examples"], {"task": shape, "data": data}, inputs, build)
 
 
 def load_examples(task: Task, count_tokens: Callable[[str], int] | None, work: Workspace) -> None:
     """Training and evaluation examples, as the task defines them."""
     examples = task.load(count_tokens)
+    evaluation = examples.eval
+    if "training" in work.inputs:
+        evaluation = unseen(work.inputs["training"].table("train", Example), evaluation, task.config.name)
     work.write_table("train", examples.train, Example)
-    work.write_table("eval", examples.eval, Example)
+    work.write_table("eval", evaluation, Example)
     work.write_json("notes", examples.notes)
 
 
@@ -153,15 +187,23 @@ def declare(
     harness: Harness | None = None,
     rewarding: Judging | None = None,
     settle: Callable[[Stage], Stage] = lambda stage: stage,
+    evaluated: HeldOut | None = None,
 ) -> dict[str, Stage]:
     """All stages after the examples, in an order in which they can be built. `encoder` finds near negatives; `harness`
     evaluates on other tasks, where there are any; `rewarding` is for methods that learn from a judge's scores; `settle`
-    may put other versions of libraries into a stage (`Store.settled`)."""
+    may put other versions of libraries into a stage (`Store.settled`); `evaluated` is what is evaluated on, where that
+    has a protocol of its own."""
 
+    test, asked = (examples, runtime) if evaluated is None else (evaluated.examples, evaluated.runtime)
     shared = ("adapter", *(() if config.workers.remote else SHARDED))
 
     def stage(
-        name: str, build: Callable[..., None], inputs: Mapping[str, Stage], also: Any = None, **slices: Any
+        name: str,
+        build: Callable[..., None],
+        inputs: Mapping[str, Stage],
+        also: Any = None,
+        runtime: Any = runtime,
+        **slices: Any,
     ) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config. `also`
         is the name of one more library that computes it, or None."""
@@ -246,7 +288,8 @@ def declare(
         return stage(
             "responses",
             sample_evaluation,
-            {**({"examples": examples} if of else from_base), **of},
+            {"examples": test, **(of or converted)},
+            runtime=asked,
             sampling=held_out.sampling,
             engine=engine.for_policy() if of else engine,
             seed=held_out.seed,
@@ -254,18 +297,32 @@ def declare(
         )
 
     def scores(of: Stage, by: Mapping[str, Stage]) -> Stage:
-        inputs = {"examples": examples, "responses": of, **by}
+        inputs = {"examples": test, "responses": of, **by}
         # Whether a response still answers its prompt is for the base model to say.
-        asked = {"k": held_out.k, "seed": held_out.seed, "prompts": held_out.prompt_scoring and not by}
-        return stage("scores", score_conditions, inputs, scoring=scoring, **asked)
+        under = {"k": held_out.k, "seed": held_out.seed, "prompts": held_out.prompt_scoring and not by}
+        return stage("scores", score_conditions, inputs, runtime=asked, scoring=scoring, **under)
 
     def option_scores(by: Mapping[str, Stage]) -> Stage:
         rendering = held_out.option_scoring
-        return stage("option_scores", score_options, {"examples": examples, **by}, scoring=scoring, rendering=rendering)
+        inputs = {"examples": test, **by}
+        return stage("option_scores", score_options, inputs, runtime=asked, scoring=scoring, rendering=rendering)
+
+    def extractions(of: Stage, by: Mapping[str, Stage], asks: str) -> Stage:
+        return stage(
+            "extractions",
+            extract_answers,
+            {"responses": of, **(by or converted)},
+            scorer=asked.task.scorer,
+            asks=asks,
+            sampling=held_out.sampling,
+            engine=engine.for_policy() if by else engine,
+            seed=held_out.seed,
+        )
 
     trained = {"adapter": adapter} if on is not None else {}
     before, after = responses({}), responses(trained, config.method.decoding)
     stages = {
+        **({} if evaluated is None else {"held_out": test}),
         **converted,
         **before_training.get(on, {}),
         "before_responses": before,
@@ -276,9 +333,12 @@ def declare(
     }
     if held_out.policy_scoring and trained:
         stages["after_scores_policy"] = scores(after, {"scorer": adapter})
+    if (extraction := SCORERS[asked.task.scorer].extraction) is not None:
+        stages["before_extractions"] = extractions(before, {}, extraction.asks)
+        stages["after_extractions"] = extractions(after, trained, extraction.asks)
     # The model that a method without training leaves as it is has these results as well.
     by = {"before": {}, **({"after": {"scorer": adapter}} if trained else {})}
-    if runtime.task.has_options and held_out.option_scoring != "none":
+    if asked.task.has_options and held_out.option_scoring != "none":
         stages.update({f"{phase}_option_scores": option_scores(scorer) for phase, scorer in by.items()})
     if harness is not None:
         of = {phase: stage("harness", run_harness, scorer, harness=harness) for phase, scorer in by.items()}

@@ -63,6 +63,7 @@ def parse(raw: DictConfig) -> Config:
             )
     config: Config = _build(Config, plain, "")
     config.task.check()
+    config.protocol.check(config.task)
     config.negatives.check(config.task)
     config.method.check(config)
     if len(config.kernels) > 1 and {"auto", "plain"} & set(config.kernels):

@@ -20,13 +20,16 @@ from mipo_exp.errors import DataError
 from mipo_exp.store.records import Example
 
 
-def read_questions(files: Mapping[str, Sequence[Path]], stem: str, left_out: LeftOut) -> dict[str, list[Example]]:
+def read_questions(
+    files: Mapping[str, Sequence[Path]], stem: str, left_out: LeftOut, keyed: bool = False
+) -> dict[str, list[Example]]:
     """The examples of each split.
 
     Args:
         files: by split, which begins the examples' ids: one JSON-lines file of the release, or the hub's shards.
         stem: the hub's name of the column with the question.
         left_out: counts the incomplete rows.
+        keyed: references have the source's own `key` beside the letter, too.
 
     Raises:
         DataError: a file is damaged, too many rows are incomplete, an id is used twice, a key is none of its
@@ -36,7 +39,7 @@ def read_questions(files: Mapping[str, Sequence[Path]], stem: str, left_out: Lef
     facts: list[Fact] = []
     for split, paths in files.items():
         records = read_rows(paths, ("id", stem, "choices", "answerKey"))
-        read = left_out.read(records, partial(to_example, split, stem=stem))
+        read = left_out.read(records, partial(to_example, split, stem=stem, keyed=keyed))
         check_unique([record for record, _ in read], "id")
         sides[split] = [example for _, example in read]
         facts += [choice_fact(record.where, example.question, example.reference) for record, example in read]
@@ -44,7 +47,7 @@ def read_questions(files: Mapping[str, Sequence[Path]], stem: str, left_out: Lef
     return sides
 
 
-def to_example(split: str, record: Record, stem: str) -> Example:
+def to_example(split: str, record: Record, stem: str, keyed: bool = False) -> Example:
     """One row, of either layout, as an example.
 
     Raises:
@@ -61,7 +64,9 @@ def to_example(split: str, record: Record, stem: str) -> Example:
         question=question_key(question),
         context=None,
         prompt=question_text(question, options),
-        reference=reference(answer=letters(len(options))[labels.index(key)], options=options),
+        reference=reference(
+            answer=letters(len(options))[labels.index(key)], options=options, **({"key": key} if keyed else {})
+        ),
     )
 
 

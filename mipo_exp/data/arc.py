@@ -8,7 +8,7 @@ From the hub (`allenai/ai2_arc`), or from the folder `ARC-V1-Feb2018-2` of AI2's
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mipo_exp.config.fields import schema
 from mipo_exp.config.schema import TASKS, TaskConfig
@@ -34,6 +34,7 @@ class Arc(FileTask):
     keys = ArcConfig
     config: ArcConfig
     scorer = "letter"
+    keyed: ClassVar[bool] = False  # whether references have the source's own key, which may be a digit
 
     def layouts(self) -> Sequence[Layout]:
         """See `FileTask.layouts`."""
@@ -52,5 +53,5 @@ class Arc(FileTask):
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""
         left_out = LeftOut()
-        sides = read_questions(self.files(download=False), "question", left_out)
+        sides = read_questions(self.files(download=False), "question", left_out, self.keyed)
         return self.select(sides["train"], sides["test"], left_out.notes(self.config.name))

@@ -128,17 +128,14 @@ class CommunityAlignment(FileTask):
             if len(before) < config.min_history:
                 continue
             shown = [texts[index] for index in before[-config.history :]]
-            found.append(
-                Example(
-                    id=choice.id,
-                    user=choice.annotator,
-                    question=question_key(choice.prompt),
-                    context="\n\n".join(["Responses that I chose before:", *shown]),
-                    prompt=choice.prompt,
-                    reference=reference(),
-                )
-            )
+            context, about = self.known(shown, choice)
+            question = question_key(choice.prompt)
+            found.append(Example(choice.id, choice.annotator, question, context, choice.prompt, about))
         return found
+
+    def known(self, shown: Sequence[str], choice: Choice) -> tuple[str, str]:
+        """The context and the reference of a choice, from earlier ones."""
+        return "\n\n".join(["Responses that I chose before:", *shown]), reference()
 
     def _shown(self, choice: Choice) -> str:
         limit = self.config.text_chars

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.config.groups import EvaluationConfig
+from mipo_exp.config.schema import SCORERS
 from mipo_exp.evaluation import context_words, diversity, information, options, responses
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.metrics import COMPUTED, Evaluated, Measure, clusters, describe
@@ -43,12 +44,15 @@ def metric_names(
     ]
     models = ("base", "policy") if config.policy_scoring else ("base",)
     option_scores = None if option_form is None else scored
-    return sorted(measures(Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores), scorer))
+    answers = None if SCORERS[scorer].extraction is None else [""] * len(some)
+    of = Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores, answers)
+    return sorted(measures(of, scorer))
 
 
 def measures(of: Evaluated, scorer: str) -> dict[str, Measure]:
     """Every metric of one model, by name, with its value for each response."""
-    found = measure(scorer, [example.reference for example in of.examples], of.texts)
+    texts = of.texts if of.answers is None else of.answers
+    found = measure(scorer, [example.reference for example in of.examples], texts)
     for compute in COMPUTED:
         found.update(compute(of))
     return found

@@ -89,14 +89,15 @@ class Measure:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`) and, in
-    multiple choice, the model's scores of the options."""
+    """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`), in
+    multiple choice the model's scores of the options, and where it was asked to extract answers the texts with them."""
 
     examples: Sequence[Example]
     config: EvaluationConfig
     responses: Sequence[Response]
     scores: Mapping[str, Sequence[Scores]]
     options: Sequence[OptionScores] | None = None
+    answers: Sequence[str] | None = None
 
     @cached_property
     def texts(self) -> list[str]:

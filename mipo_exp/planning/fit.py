@@ -27,12 +27,13 @@ def find_limits(
     free: float,
     stages: Sequence[str],
     encode: Encode = pieces,
+    encode_held_out: Encode | None = None,
 ) -> str:
     """The overrides with which these stages fit into `free` bytes, or what does not fit with any."""
     changed: dict[str, int] = {}
-    encode = cache(encode)  # each round plans for the same prompts
+    encodes = cache(encode), cache(encode_held_out or encode)  # each round plans for the same prompts
     while True:
-        found = estimate_work(config, *examples, device, encode)
+        found = estimate_work(config, *examples, device, *encodes)
         works = {name: found[name] for name in stages if name in found}
         tight = {name: of for name, of in needs(config, works, shape, device).items() if of.total > free}
         if not tight:

@@ -73,10 +73,13 @@ def estimate_work(
     evaluation: Sequence[Example],
     device: str = "cpu",
     encode: Encode = pieces,
+    encode_held_out: Encode | None = None,
 ) -> dict[str, Work]:
-    """The work of each stage by its name, on a device (`cpu` or `cuda[:N]`), whose limits the batches keep."""
+    """The work of each stage by its name, on a device (`cpu` or `cuda[:N]`), whose limits the batches keep. Held-out
+    prompts may be written in a way of their own."""
+    encode_held_out = encode_held_out or encode
     prompts = [encode(example.condition) for example in train[:COUNTED]]
-    held_out = [encode(example.condition) for example in evaluation[:COUNTED]]
+    held_out = [encode_held_out(example.condition) for example in evaluation[:COUNTED]]
 
     def sampling(of: Sequence[Sequence[int]], limits: SamplingConfig, every: Sequence[Example]) -> Work:
         return _scaled(_sampling(of, config.engine, limits), every)
@@ -86,7 +89,7 @@ def estimate_work(
 
     answers = sampling(held_out, config.evaluation.sampling, evaluation)
     by_base, by_policy = (
-        scoring(_contrasts(config, evaluation, encode, whole), evaluation)
+        scoring(_contrasts(config, evaluation, encode_held_out, whole), evaluation)
         for whole in (config.evaluation.prompt_scoring, False)
     )
     options = scoring(_options(evaluation, held_out), evaluation)

@@ -1,5 +1,6 @@
 """What the user gets of an experiment whose stages are finished: metrics with intervals, `summary.json`, the report."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -8,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,12 @@ def write_results(
         tracker: gets the metrics and samples.
     """
     config, run, output = assembled.config, assembled.run, assembled.output
-    examples = run.finished["examples"].artefact.table("eval", Example)
+    examples, asked = assembled.evaluated, assembled.held_out.task
     before, after = (_evaluated(assembled, examples, phase) for phase in ("before", "after"))
     if "policy" in after.scores:
         # Before training the policy is the base model.
-        before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
-    measured = {phase: measures(of, assembled.task.scorer) for phase, of in (("before", before), ("after", after))}
+        before = dataclasses.replace(before, scores={**before.scores, "policy": before.scores["base"]})
+    measured = {phase: measures(of, asked.scorer) for phase, of in (("before", before), ("after", after))}
     for phase, judged in _judged(assembled, examples, {"before": before.texts, "after": after.texts}, summary).items():
         measured[phase].update(judged)
     compared = compare(measured["before"], measured["after"], examples)
@@ -77,8 +78,8 @@ def write_results(
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
     summary.update(_summary(assembled, compared, adapter), status="incomplete" if summary["missing"] else "ok")
     summary.update(without_secrets(summary, names=False))
-    if SCORERS[assembled.task.scorer].has_kinds:
-        summary["transitions"] = _transitions(assembled.task.scorer, examples, before, after)
+    if SCORERS[asked.scorer].has_kinds:
+        summary["transitions"] = _transitions(asked.scorer, examples, before, after)
     samples = _samples(examples, before, after, measured)
     lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
     write_report(output / "report.html", summary, history, lengths, samples)
@@ -95,7 +96,7 @@ def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -
     """What `summary.json` says of the metrics and of where they come from."""
     config, run, output = assembled.config, assembled.run, assembled.output
     metrics = {phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()}
-    examples = run.finished["examples"].artefact.table("eval", Example)
+    examples = assembled.evaluated
     mi = _conditions(run, examples, config.evaluation.k)
     return {
         "metrics": metrics,
@@ -182,6 +183,7 @@ def summary_head(config: Config, command: str) -> dict[str, Any]:
         "command": command,
         "model": model_name(config),
         "task": config.task.name,
+        "protocol": dataclasses.asdict(config.protocol),
         "method": config.method.name,
         "data": {
             "source": config.task.source,
@@ -218,7 +220,18 @@ def _evaluated(assembled: Assembled, examples: Sequence[Example], phase: str) ->
     }
     options = run.finished.get(f"{phase}_option_scores")
     table = None if options is None else options.artefact.table("options", OptionScores)
-    return Evaluated(examples, assembled.config.evaluation, responses, scores, table)
+    answers = _answers(assembled, phase, responses)
+    return Evaluated(examples, assembled.config.evaluation, responses, scores, table, answers)
+
+
+def _answers(assembled: Assembled, phase: str, responses: Sequence[Response]) -> list[str] | None:
+    """The responses' texts with what the model extracted from them; None where it is not asked for that."""
+    extraction = SCORERS[assembled.held_out.task.scorer].extraction
+    if extraction is None:
+        return None
+    replies = assembled.run.finished[f"{phase}_extractions"].artefact.table("replies", Response)
+    said = {reply.id: reply.text for reply in replies}
+    return [extraction.joins(row.text, said[row.id]) if row.id in said else row.text for row in responses]
 
 
 def _outcome(run: Run, phase: str) -> HarnessOutcome | None:
