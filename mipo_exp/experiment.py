@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
+from mipo_exp.assembled import Assembled, HeldOut
 from mipo_exp.config.compose import compose_config
 from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.config.redaction import redact
@@ -28,7 +29,7 @@ from mipo_exp.judging.stage import Judging, prepare_judging, prepare_rewards
 from mipo_exp.models.loading import ModelSource, locate
 from mipo_exp.models.runtime import Runtime, choose_device, declare_model
 from mipo_exp.pairing.similarity import Encoder, locate_encoder
-from mipo_exp.pipeline import Assembled, HeldOut, declare, declare_examples, declare_judgements
+from mipo_exp.pipeline import declare, declare_examples, declare_judgements
 from mipo_exp.planning.checks import check_examples, check_harness, check_processes
 from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.libraries import check_libraries

@@ -13,11 +13,10 @@ way to the adapter is taken several times, with another part of the examples and
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from mipo_exp.assembled import HeldOut
 from mipo_exp.config.decoding import Decoding
 from mipo_exp.config.groups import TrainerConfig
 from mipo_exp.config.schema import SCORERS, Config, TrainsOn
@@ -29,7 +28,6 @@ from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
 from mipo_exp.evaluation.no_context import answers_without_context
 from mipo_exp.execution.processes import team
-from mipo_exp.execution.run import Run
 from mipo_exp.generation import openvino_model
 from mipo_exp.generation.responses import (
     extract_answers,
@@ -46,7 +44,7 @@ from mipo_exp.pairing.pairs import build_pairs
 from mipo_exp.pairing.similarity import Encoder
 from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
-from mipo_exp.store.artefacts import Stage, Store, Workspace
+from mipo_exp.store.artefacts import Stage, Workspace
 from mipo_exp.store.environment import package_versions
 from mipo_exp.store.records import Example
 from mipo_exp.training.adapter import train_adapter
@@ -61,15 +59,8 @@ NOT_IN_EXAMPLES = (
 # Those that several processes build together: what is computed in shards, where Ray's workers do not compute it, and
 # the training. The main process builds the others while the rest wait.
 SHARDED = (
-    "chosen",
-    "rejected",
-    "other_chosen",
-    "scored_pairs",
-    "responses",
-    "unrelated",
-    "extractions",
-    "scores",
-    "option_scores",
+    *("chosen", "rejected", "other_chosen", "scored_pairs", "responses", "unrelated", "extractions"),
+    *("scores", "option_scores"),
 )
 
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
@@ -107,69 +98,6 @@ PARTS: dict[str, Sequence[str]] = {
     "adapter": ("prompt_sharing", "micro_batches", "onednn"),
     "harness": ("onednn",),
 }
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What is evaluated on, by the protocol of the evaluation.
-
-    Attributes:
-        examples: the stage of its examples.
-        data: the fingerprint of its data; None in a plan where it is not here.
-        task: how they are asked.
-        runtime: the base model, asked in this way.
-    """
-
-    examples: Stage
-    data: str | None
-    task: Task
-    runtime: Runtime
-
-
-@dataclass(frozen=True)
-class Assembled:
-    """An experiment, put together and checked as far as that needs no model (`experiment.assemble`).
-
-    Attributes:
-        task: where the examples come from, and how they are asked.
-        examples: the stage of the examples.
-        held_out: what is evaluated on: the same, unless the evaluation has a protocol of its own.
-        stages: those after it, in an order in which they can be built.
-        judging: the judge of the results, where there is one.
-        rewarding: the judge whose scores a method learns from.
-        judgements: the stage of the verdicts, after the others.
-        data: the fingerprint of the task's data; None in a plan where it is not here.
-        model_stage: makes the folder of the base model, where it is not one already.
-        notes: in a plan, what a run would fetch first.
-    """
-
-    config: Config
-    output: Path
-    store: Store
-    run: Run
-    task: Task
-    runtime: Runtime
-    examples: Stage
-    held_out: HeldOut
-    stages: Mapping[str, Stage]
-    judging: Judging | None
-    rewarding: Judging | None
-    judgements: Stage | None
-    data: str | None
-    model_stage: Stage | None
-    notes: Sequence[str] = ()
-
-    @property
-    def evaluated(self) -> Sequence[Example]:
-        """The examples that are evaluated on, once their stage is finished."""
-        finished = self.run.finished
-        return finished.get("held_out", finished["examples"]).artefact.table("eval", Example)
-
-    @property
-    def keys(self) -> dict[str, str]:
-        """The keys of all stages by name; equal ones are equal experiments."""
-        judgements = {} if self.judgements is None else {"judgements": self.judgements}
-        return {name: stage.key for name, stage in {**self.stages, **judgements}.items()}
 
 
 def declare_examples(
@@ -383,9 +311,8 @@ def declare(
         inputs, rendering = {"examples": test, **by}, held_out.option_scoring
         return stage("option_scores", score_options, inputs, runtime=asked, scoring=scoring, rendering=rendering, **how)
 
-    extraction = SCORERS[asked.task.scorer].extraction
-
     def extractions(of: Stage, by: Mapping[str, Stage], asks: str) -> Stage:
+        """What the model itself extracts from its responses."""
         return stage(
             "extractions",
             extract_answers,
@@ -397,6 +324,7 @@ def declare(
             seed=held_out.seed,
         )
 
+    extraction = SCORERS[asked.task.scorer].extraction
     personal = config.task.family == "personalization"
     requests = [one.request for one in draw_unrelated(held_out.unrelated_requests * personal, held_out.seed)]
     alone = answers_without_context(held_out, asked.task.scorer, personal)
@@ -407,14 +335,11 @@ def declare(
         if alone:
             plain = dataclasses.replace(decoding, context=False, alpha=None)
             found[NO_CONTEXT.format(phase)] = responses(of, plain)
+        asks = {} if extraction is None else dict.fromkeys(found, extraction.asks)
         return {
             **{f"{name}_responses": answers for name, answers in found.items()},
             **({f"{phase}_unrelated": responses(of, decoding, requests)} if requests else {}),
-            **(
-                {f"{name}_extractions": extractions(row, of, extraction.asks) for name, row in found.items()}
-                if extraction
-                else {}
-            ),
+            **{f"{name}_extractions": extractions(found[name], of, text) for name, text in asks.items()},
             **{f"{name}_scores_base": scores(answers, {}) for name, answers in found.items()},
         }
 

@@ -18,8 +18,17 @@ from tests.public_files import REAL
 TABLES = [path for path in sorted((cli.CONFIG_DIR / "experiment").rglob("*.yaml")) if "sweeper" in path.read_text()]
 JUDGES = ("judge", "reward_judge")
 NAMES = [path.relative_to(cli.CONFIG_DIR / "experiment").with_suffix("").as_posix() for path in TABLES]
+# Eight worked examples are some 5,000 tokens of the tiny model's; the other methods are those of paper/mcq.
+MATH = {
+    "method": "mipo,rlvr",
+    "task.train_examples": 6,
+    "task.eval_examples": 2,
+    "evaluation.k": 2,
+    "trainer.per_device_train_batch_size": 2,
+    "trainer.gradient_accumulation_steps": 1,
+}
 # The made-up rows are of few users.
-FEWER = {"beyond/k_negatives": {"negatives.k": "1,2"}}
+FEWER = {"beyond/k_negatives": {"negatives.k": "1,2"}, "paper/math": MATH}
 # One model and one seed; every other value of a table is run.
 SMALL = ["model=tiny", "+debug=quick", "seed=1", "trainer.max_steps=1", "hydra.sweep.dir=sweep"]
 

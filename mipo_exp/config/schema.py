@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from mipo_exp.config.decoding import Decoding
+from mipo_exp.config.extraction import Extraction
 from mipo_exp.config.fields import (
     KERNELS,
     BatchRows,
@@ -54,17 +55,6 @@ class Strategy:
 
 
 STRATEGIES: Registry[Strategy] = Registry("negatives", Strategy)  # @STRATEGIES.register("NAME", needs_context=True)
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """How the evaluated model itself is asked for the answer where `reads` finds none in its response: by `asks`, with
-    `{response}` in it, in one more sampled turn. `joins` puts its reply behind the response, where the scorer finds it.
-    """
-
-    reads: Callable[[str], object]
-    asks: str
-    joins: Callable[[str, str], str]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mipo_exp.config.schema import SCORERS, Extraction
+from mipo_exp.config.extraction import Extraction
+from mipo_exp.config.schema import SCORERS
 from mipo_exp.evaluation.answers import (
     MARK,
     authors_letter,
