@@ -18,17 +18,21 @@ from tests.public_files import REAL
 TABLES = [path for path in sorted((cli.CONFIG_DIR / "experiment").rglob("*.yaml")) if "sweeper" in path.read_text()]
 JUDGES = ("judge", "reward_judge")
 NAMES = [path.relative_to(cli.CONFIG_DIR / "experiment").with_suffix("").as_posix() for path in TABLES]
-# Eight worked examples are some 5,000 tokens of the tiny model's; the other methods are those of paper/mcq.
-MATH = {
-    "method": "mipo,rlvr",
+# The prompts of the paper's authors are long in the tiny model's bytes.
+SHORT = {
     "task.train_examples": 6,
     "task.eval_examples": 2,
     "evaluation.k": 2,
     "trainer.per_device_train_batch_size": 2,
     "trainer.gradient_accumulation_steps": 1,
 }
-# The made-up rows are of few users.
-FEWER = {"beyond/k_negatives": {"negatives.k": "1,2"}, "paper/math": MATH}
+FEWER = {
+    "beyond/k_negatives": {"negatives.k": "1,2"},  # the made-up rows are of few users
+    "paper/math": {**SHORT, "method": "mipo"},  # some 5,000 tokens each; the other methods are those of paper/mcq
+    "paper/mcq": SHORT,
+    # Examples of two users; other tables have the other methods.
+    "paper/personalization": {**SHORT, "task.eval_examples": 4, "method": "mipo,rlaif,prompted,base"},
+}
 # One model and one seed; every other value of a table is run.
 SMALL = ["model=tiny", "+debug=quick", "seed=1", "trainer.max_steps=1", "hydra.sweep.dir=sweep"]
 
