@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
+from mipo_exp.assembled import Assembled, HeldOut
 from mipo_exp.config.compose import compose_config
 from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.config.redaction import redact
@@ -28,7 +29,7 @@ from mipo_exp.judging.stage import Judging, prepare_judging, prepare_rewards
 from mipo_exp.models.loading import ModelSource, locate
 from mipo_exp.models.runtime import Runtime, choose_device, declare_model
 from mipo_exp.pairing.similarity import Encoder, locate_encoder
-from mipo_exp.pipeline import Assembled, declare, declare_examples, declare_judgements
+from mipo_exp.pipeline import declare, declare_examples, declare_judgements
 from mipo_exp.planning.checks import check_examples, check_harness, check_processes
 from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.libraries import check_libraries
@@ -77,12 +78,15 @@ def assemble(config: Config, output: Path, fetch: bool = True, overrides: Sequen
             notes.append(f"a run would fetch it first: {error}")
             return absent
 
-    def declare_and_fetch(tokenizer: Runtime | None) -> Stage:
-        stage = declare_examples(config, task, data or ABSENT, tokenizer)
+    def declare_and_fetch(tokenizer: Runtime | None) -> tuple[Stage, Stage]:
+        training = declare_examples(config, task, data or ABSENT, tokenizer)
+        test = training if asked is task else declare_examples(config, asked, test_data or ABSENT, tokenizer, training)
         if fetch:
-            found = run.fetch("examples", stage)
-            check_examples(config, task, found.table("train", Example), found.table("eval", Example), overrides)
-        return stage
+            found = run.fetch("examples", training)
+            train, held_out = found, found if asked is task else run.fetch("held_out", test)
+            tables = train.table("train", Example), held_out.table("eval", Example)
+            check_examples(config, task, asked, *tables, overrides)
+        return training, test
 
     encoder, near = None, config.negatives.embedding_model
     if near is not None:
@@ -92,13 +96,15 @@ def assemble(config: Config, output: Path, fetch: bool = True, overrides: Sequen
     check_engine(config, device)
     if config.paths.data is not None and config.task.path is None and config.task.hub_id is not None:
         log.info("paths.data=%s has no folder %s: %s", config.paths.data, config.task.name, config.task.hub_id)
-    task = make_task(config.task, root)
+    task = make_task(config.task, root, config.protocol.training)
+    asked = make_task(config.task, root, config.protocol.evaluation) if config.protocol.mixed else task
     judging = None
     if team().main:
-        judging = here(lambda: prepare_judging(config, task, root, device, fetch), None, ModelError)
+        judging = here(lambda: prepare_judging(config, asked, root, device, fetch), None, ModelError)
     rewarding = here(lambda: prepare_rewards(config, judging, task, root, device, fetch), None, ModelError)
     _warn_of_one_judge(config.method.name, judging, rewarding)
     data = here(lambda: task.prepare(fetch), None)
+    test_data = data if asked is task else here(lambda: asked.prepare(fetch), None)
     examples = None if task.needs_tokenizer else declare_and_fetch(None)
     absent = ModelSource("folder", None, ABSENT, f"{config.model.name}, {ABSENT}")
     source = here(lambda: locate(config.model, root, fetch), absent)
@@ -114,13 +120,16 @@ def assemble(config: Config, output: Path, fetch: bool = True, overrides: Sequen
     if examples is None:
         examples = declare_and_fetch(runtime)
     settle = partial(store.settled, versions=config.versions)
-    stages = declare(config, runtime, examples, encoder, harness, rewarding, settle)
+    training, test = examples
+    held_out = HeldOut(test, test_data, asked, runtime if asked is task else runtime.asking(asked))
+    apart = None if asked is task else held_out
+    stages = declare(config, runtime, training, encoder, harness, rewarding, settle, apart)
     if team().main:
         check_harness(harness, [store.status(stage) for stage in stages.values() if stage.name == "harness"], fetch)
     check_layers(config, runtime, store.status(stages["adapter"]) if "adapter" in stages else "cached")
-    judgements = None if judging is None else declare_judgements(judging, examples, stages, settle)
+    judgements = None if judging is None else declare_judgements(judging, test, stages, settle)
     judges = judging, rewarding, judgements
-    return Assembled(config, output, store, run, task, runtime, examples, stages, *judges, data, model, notes)
+    return Assembled(config, output, store, run, task, runtime, training, held_out, stages, *judges, data, model, notes)
 
 
 def _warn_of_one_judge(method: str, judging: Judging | None, rewarding: Judging | None) -> None:
@@ -291,8 +300,7 @@ def _warn_of_memory(assembled: Assembled) -> None:
     missing = [name for name, stage in assembled.stages.items() if assembled.store.status(stage) != "cached"]
     shape = find_shape(config.model, runtime.folder, runtime.dtype)
     if missing and shape is not None:
-        found = run.finished["examples"].artefact
-        examples = found.table("train", Example), found.table("eval", Example)
+        examples = run.finished["examples"].artefact.table("train", Example), assembled.evaluated
         warning = too_large(config, examples, shape, runtime.device, missing)
         if warning is not None:
             log.warning("%s", warning)

@@ -13,24 +13,24 @@ way to the adapter is taken several times, with another part of the examples and
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from mipo_exp.assembled import HeldOut
 from mipo_exp.config.decoding import Decoding
 from mipo_exp.config.groups import TrainerConfig
-from mipo_exp.config.schema import Config, TrainsOn
+from mipo_exp.config.schema import SCORERS, Config, TrainsOn
 from mipo_exp.data.base import Task
+from mipo_exp.data.overlap import unseen
 from mipo_exp.data.splitting import parts
 from mipo_exp.data.unrelated import draw_unrelated
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
 from mipo_exp.evaluation.no_context import answers_without_context
 from mipo_exp.execution.processes import team
-from mipo_exp.execution.run import Run
 from mipo_exp.generation import openvino_model
 from mipo_exp.generation.responses import (
+    extract_answers,
     sample_chosen,
     sample_chosen_from,
     sample_evaluation,
@@ -44,7 +44,7 @@ from mipo_exp.pairing.pairs import build_pairs
 from mipo_exp.pairing.similarity import Encoder
 from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
-from mipo_exp.store.artefacts import Stage, Store, Workspace
+from mipo_exp.store.artefacts import Stage, Workspace
 from mipo_exp.store.environment import package_versions
 from mipo_exp.store.records import Example
 from mipo_exp.training.adapter import train_adapter
@@ -58,7 +58,10 @@ NOT_IN_EXAMPLES = (
 
 # Those that several processes build together: what is computed in shards, where Ray's workers do not compute it, and
 # the training. The main process builds the others while the rest wait.
-SHARDED = ("chosen", "rejected", "other_chosen", "scored_pairs", "responses", "unrelated", "scores", "option_scores")
+SHARDED = (
+    *("chosen", "rejected", "other_chosen", "scored_pairs", "responses", "unrelated", "extractions"),
+    *("scores", "option_scores"),
+)
 
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
@@ -73,6 +76,7 @@ VERSIONS = {
     "adapter": 4,
     "responses": 1,
     "unrelated": 1,
+    "extractions": 1,
     "scores": 4,
     "option_scores": 4,
     "harness": 1,
@@ -89,71 +93,40 @@ LIBRARIES = {
 # The parts of `kernels` that take part in a stage, and are in its key.
 SCORING_PARTS = ("prefix_sharing", "onednn")
 PARTS: dict[str, Sequence[str]] = {
-    **dict.fromkeys(("chosen", "rejected", "other_chosen", "responses", "unrelated"), SAMPLING_PARTS),
+    **dict.fromkeys(("chosen", "rejected", "other_chosen", "responses", "unrelated", "extractions"), SAMPLING_PARTS),
     **dict.fromkeys(("scored_pairs", "scores", "option_scores"), SCORING_PARTS),
     "adapter": ("prompt_sharing", "micro_batches", "onednn"),
     "harness": ("onednn",),
 }
 
 
-@dataclass(frozen=True)
-class Assembled:
-    """An experiment, put together and checked as far as that needs no model (`experiment.assemble`).
-
-    Attributes:
-        task: where the examples come from, and how they are asked.
-        examples: the stage of the examples.
-        stages: those after it, in an order in which they can be built.
-        judging: the judge of the results, where there is one.
-        rewarding: the judge whose scores a method learns from.
-        judgements: the stage of the verdicts, after the others.
-        data: the fingerprint of the task's data; None in a plan where it is not here.
-        model_stage: makes the folder of the base model, where it is not one already.
-        notes: in a plan, what a run would fetch first.
-    """
-
-    config: Config
-    output: Path
-    store: Store
-    run: Run
-    task: Task
-    runtime: Runtime
-    examples: Stage
-    stages: Mapping[str, Stage]
-    judging: Judging | None
-    rewarding: Judging | None
-    judgements: Stage | None
-    data: str | None
-    model_stage: Stage | None
-    notes: Sequence[str] = ()
-
-    @property
-    def keys(self) -> dict[str, str]:
-        """The keys of all stages by name; equal ones are equal experiments."""
-        judgements = {} if self.judgements is None else {"judgements": self.judgements}
-        return {name: stage.key for name, stage in {**self.stages, **judgements}.items()}
-
-
-def declare_examples(config: Config, task: Task, data: str, runtime: Runtime | None) -> Stage:
-    """The `examples` stage; its key contains the data's fingerprint, and the model's where budgets count tokens."""
+def declare_examples(
+    config: Config, task: Task, data: str, runtime: Runtime | None, training: Stage | None = None
+) -> Stage:
+    """The `examples` stage; its key contains the data's fingerprint, and the model's where budgets count tokens. Those
+    evaluated by another protocol than that of `training`, the stage of its examples, have nothing of it."""
     fields = dataclasses.asdict(config.task)
     shape: dict[str, Any] = {name: value for name, value in fields.items() if name not in NOT_IN_EXAMPLES}
     count_tokens: Callable[[str], int] | None = None
+    shape |= task.identity
     if task.needs_tokenizer:
         if runtime is None:
             raise ValueError(f"task={config.task.name} needs the model's tokenizer")
         shape["runtime"] = runtime.identity
         count_tokens = runtime.count_tokens
-    return Stage(
-        "examples", VERSIONS["examples"], {"task": shape, "data": data}, {}, partial(load_examples, task, count_tokens)
-    )
+    inputs = {} if training is None else {"training": training}
+    build = partial(load_examples, task, count_tokens)
+    return Stage("examples", VERSIONS["examples"], {"task": shape, "data": data}, inputs, build)
 
 
 def load_examples(task: Task, count_tokens: Callable[[str], int] | None, work: Workspace) -> None:
     """Training and evaluation examples, as the task defines them."""
     examples = task.load(count_tokens)
+    evaluation = examples.eval
+    if "training" in work.inputs:
+        evaluation = unseen(work.inputs["training"].table("train", Example), evaluation, task.config.name)
     work.write_table("train", examples.train, Example)
-    work.write_table("eval", examples.eval, Example)
+    work.write_table("eval", evaluation, Example)
     work.write_json("notes", examples.notes)
 
 
@@ -189,15 +162,23 @@ def declare(
     harness: Harness | None = None,
     rewarding: Judging | None = None,
     settle: Callable[[Stage], Stage] = lambda stage: stage,
+    apart: HeldOut | None = None,
 ) -> dict[str, Stage]:
     """All stages after the examples, in an order in which they can be built. `encoder` finds near negatives; `harness`
     evaluates on other tasks, where there are any; `rewarding` is for methods that learn from a judge's scores; `settle`
-    may put other versions of libraries into a stage (`Store.settled`)."""
+    may put other versions of libraries into a stage (`Store.settled`); `apart` is what is evaluated on, where that
+    has a protocol of its own."""
 
+    test, asked = (examples, runtime) if apart is None else (apart.examples, apart.runtime)
     shared = ("adapter", *(() if config.workers.remote else SHARDED))
 
     def stage(
-        name: str, build: Callable[..., None], inputs: Mapping[str, Stage], also: Any = None, **slices: Any
+        name: str,
+        build: Callable[..., None],
+        inputs: Mapping[str, Stage],
+        also: Any = None,
+        runtime: Any = runtime,
+        **slices: Any,
     ) -> Stage:
         """What a stage is given is what its key covers: the runtime's identity and these slices of the config. `also`
         is the name of one more library that computes it, or None."""
@@ -229,7 +210,6 @@ def declare(
     converted: dict[str, Stage] = {}
     if engine.convert is not None:
         converted["engine_model"] = stage("engine_model", engine.convert, {})
-    from_base = {"examples": examples, **converted}
 
     on, rounds = config.method.trains_on, config.method.training_rounds
     filters, control = dataclasses.replace(config.pairs, min_pmi_margin=None), config.control
@@ -312,7 +292,8 @@ def declare(
         return stage(
             name,
             build,
-            {**({"examples": examples} if of else from_base), **of},
+            {"examples": test, **(of or converted)},
+            runtime=asked,
             sampling=decoding.sampling(held_out.sampling),
             engine=engine.for_policy() if of else engine,
             seed=held_out.seed,
@@ -321,18 +302,32 @@ def declare(
         )
 
     def scores(of: Stage, by: Mapping[str, Stage]) -> Stage:
-        inputs = {"examples": examples, "responses": of, **by}
+        inputs = {"examples": test, "responses": of, **by}
         # Whether a response still answers its prompt is for the base model to say.
-        asked = {"k": held_out.k, "seed": held_out.seed, "prompts": held_out.prompt_scoring and not by}
-        return stage("scores", score_conditions, inputs, scoring=scoring, **asked)
+        under = {"k": held_out.k, "seed": held_out.seed, "prompts": held_out.prompt_scoring and not by}
+        return stage("scores", score_conditions, inputs, runtime=asked, scoring=scoring, **under)
 
     def option_scores(by: Mapping[str, Stage], **how: bool) -> Stage:
-        inputs, rendering = {"examples": examples, **by}, held_out.option_scoring
-        return stage("option_scores", score_options, inputs, scoring=scoring, rendering=rendering, **how)
+        inputs, rendering = {"examples": test, **by}, held_out.option_scoring
+        return stage("option_scores", score_options, inputs, runtime=asked, scoring=scoring, rendering=rendering, **how)
 
+    def extractions(of: Stage, by: Mapping[str, Stage], asks: str) -> Stage:
+        """What the model itself extracts from its responses."""
+        return stage(
+            "extractions",
+            extract_answers,
+            {"responses": of, **(by or converted)},
+            scorer=asked.task.scorer,
+            asks=asks,
+            sampling=held_out.sampling,
+            engine=engine.for_policy() if by else engine,
+            seed=held_out.seed,
+        )
+
+    extraction = SCORERS[asked.task.scorer].extraction
     personal = config.task.family == "personalization"
     requests = [one.request for one in draw_unrelated(held_out.unrelated_requests * personal, held_out.seed)]
-    alone = answers_without_context(held_out, runtime.task.scorer, personal)
+    alone = answers_without_context(held_out, asked.task.scorer, personal)
 
     def evaluated(phase: str, of: Mapping[str, Stage], decoding: Decoding) -> dict[str, Stage]:
         """Responses to held-out examples, to the same ones without their contexts and to unrelated requests."""
@@ -340,13 +335,16 @@ def declare(
         if alone:
             plain = dataclasses.replace(decoding, context=False, alpha=None)
             found[NO_CONTEXT.format(phase)] = responses(of, plain)
+        asks = {} if extraction is None else dict.fromkeys(found, extraction.asks)
         return {
             **{f"{name}_responses": answers for name, answers in found.items()},
             **({f"{phase}_unrelated": responses(of, decoding, requests)} if requests else {}),
+            **{f"{name}_extractions": extractions(found[name], of, text) for name, text in asks.items()},
             **{f"{name}_scores_base": scores(answers, {}) for name, answers in found.items()},
         }
 
     stages = {
+        **({} if apart is None else {"held_out": test}),
         **converted,
         **before_training,
         **evaluated("before", {}, Decoding()),
@@ -357,7 +355,7 @@ def declare(
         stages["after_scores_policy"] = scores(stages["after_responses"], scorer_of(policy))
     # The model that a method without training leaves as it is has these results as well.
     by = {"before": {}, **({"after": scorer_of(policy)} if policy else {})}
-    if runtime.task.has_options and held_out.option_scoring != "none":
+    if asked.task.has_options and held_out.option_scoring != "none":
         for phase, scorer in by.items():
             stages[f"{phase}_option_scores"] = option_scores(scorer)
             if alone:

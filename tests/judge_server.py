@@ -28,6 +28,7 @@ Script = Callable[[int], Answer | None]
 FORMS = (
     ("[[A]]", "ABC", "I have looked at both. [[{}]]"),
     ("[RESULT]", "12345", "Feedback: as it is. [RESULT] {}"),
+    ("Reply with the number", "12345", "{}"),
     ("<preference>", "YN", "<preference>some words</preference>\n<answer>{}</answer>"),
     ("<answer>", "YN", "<explanation>short</explanation>\n<answer>{}</answer>"),
 )

@@ -70,6 +70,16 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["evaluation.k=1"], r"evaluation\.k=1 is out of range; it must be at least 2"),
         (["evaluation.k=500"], r"evaluation\.k=500 needs 499 contexts .* set evaluation\.k=40"),
         (["negatives=random_context", "negatives.k=100"], r"negatives\.k=100 .* there are 59"),
+        (
+            ["protocol=authors"],
+            r"protocol\.training=authors: task=personas has no such protocol; use protocol=ours, or one of .*gsm8k",
+        ),
+        (["task=quiz", "protocol=authors_evaluation"], r"protocol\.evaluation=authors: task=quiz has no such protocol"),
+        (["protocol=author"], r"protocol=author is not an option; did you mean protocol=authors\?"),
+        (
+            ["protocol.training=theirs"],
+            r"protocol\.training='theirs' .* did you mean 'authors'\? It takes one of ours, authors",
+        ),
         (["task=quiz", "negatives=no_context"], r"task=quiz has none; use one of random_prompt, empty_prompt"),
         (["task=quiz", "negatives=mixture"], r"negatives=no_context needs a user context, and task=quiz has none"),
         (

@@ -17,8 +17,21 @@ from tests.public_files import REAL
 TABLES = [path for path in sorted((cli.CONFIG_DIR / "experiment").rglob("*.yaml")) if "sweeper" in path.read_text()]
 JUDGES = ("judge", "reward_judge")
 NAMES = [path.relative_to(cli.CONFIG_DIR / "experiment").with_suffix("").as_posix() for path in TABLES]
-# The made-up rows are of few users.
-FEWER = {"beyond/k_negatives": {"negatives.k": "1,2"}}
+# The prompts of the paper's authors are long in the tiny model's bytes.
+SHORT = {
+    "task.train_examples": 6,
+    "task.eval_examples": 2,
+    "evaluation.k": 2,
+    "trainer.per_device_train_batch_size": 2,
+    "trainer.gradient_accumulation_steps": 1,
+}
+FEWER = {
+    "beyond/k_negatives": {"negatives.k": "1,2"},  # the made-up rows are of few users
+    "paper/math": {**SHORT, "method": "mipo"},  # some 5,000 tokens each; the other methods are those of paper/mcq
+    "paper/mcq": SHORT,
+    # Examples of two users; other tables have the other methods.
+    "paper/personalization": {**SHORT, "task.eval_examples": 4, "method": "mipo,rlaif,prompted,base"},
+}
 # One model and one seed; every other value of a table is run.
 SMALL = ["model=tiny", "+debug=quick", "seed=1", "trainer.max_steps=1", "hydra.sweep.dir=sweep"]
 
@@ -66,6 +79,8 @@ def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Pa
             here = [
                 f"paths.data={data}",
                 *(f"{group}.base_url={server.url}" for group in JUDGES if group in definition),
+                # By the authors' protocol a user of PRISM has one context, and too few users would be evaluated.
+                *(["++task.eval_share=0.5"] if name.startswith("paper/") and "prism" in tasks else []),
             ]
             done = run("-m", f"+experiment={name}", *SMALL, *here, *varied, f"paths.cache={tmp_path}/cache", cwd=folder)
         assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ from mipo_exp.judging.judge import Judge, Keep, Rated, rate
 from mipo_exp.judging.kinds import KINDS, Measures
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import DEFAULT_RUBRIC, FILES, SHIPPED, load_templates
-from mipo_exp.judging.verdicts import read_choice, read_restatement, read_score, read_yes_no
+from mipo_exp.judging.verdicts import read_choice, read_number, read_restatement, read_score, read_yes_no
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.records import Example, Judgement
 
@@ -324,6 +324,42 @@ def test_rubrics_are_averaged_by_response_and_then_over_responses() -> None:
     assert len(gold) == 4
     assert all("Score 3: " in prompt and "Reference answer" in prompt for prompt in gold)
     assert all("Reference answer" not in prompt for prompt in judge.prompts if prompt not in gold)
+
+
+def test_a_response_wins_where_it_scores_at_least_as_the_reference() -> None:
+    """Two preferences each. The reference has 4 and 2: 3. After: (5, 1) = 3 ties and wins; (4, no number) = 4 wins;
+    before: (1, 1) = 1 loses. Nothing of example 2's reference can be read: it is in no mean."""
+    rows = examples(3, preferences=["be kind", "be short"], reference_answer="gold")
+    rows[2] = examples(3, preferences=["be kind", "be short"], reference_answer="unread")[2]
+    texts = {"before": ["old", "old", "old"], "after": ["new", "newer", "new"]}
+    scores = {"gold": "42", "old": "11", "new": "51", "newer": "4?", "unread": "??"}
+
+    def says(prompt: str) -> str:
+        response = prompt.split("[Response]\n")[1].split("\n")[0]
+        return scores[response]["be short" in prompt]
+
+    found, judge = judged("reference_score", rows, texts, says)
+    assert len(judge.prompts) == 18
+    assert all(("be kind" in prompt) != ("be short" in prompt) for prompt in judge.prompts), "one at a time"
+    assert [found[phase]["judge/reference_win_rate"].result() for phase in ("before", "after")] == [0, 1]
+    assert np.isnan(found["after"]["judge/reference_win_rate"].values).tolist() == [False, False, True]
+    assert found["after"]["judge/preference_score"].values.tolist() == [3, 4, 3]
+    assert found["after"]["judge/reference_score"].result() == 3
+    assert found["after"]["judge/parse_failure_rate"].result() == pytest.approx(3 / 12)
+    assert found["before"]["judge/parse_failure_rate"].result() == pytest.approx(2 / 12)
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [("4", 4), ("Score: 3.", 3), ("4/5", 4), ("**2**", 2), ("4.5", None), ("10", None), ("-3", None), ("none", None)],
+)
+def test_the_number_of_a_reply_that_is_to_be_one(reply: str, score: int | None) -> None:
+    assert read_number(reply) == score
+
+
+def test_examples_without_preferences_cannot_be_compared_with_a_reference() -> None:
+    with pytest.raises(ConfigError, match=r"reference_score needs preferences .* use protocol=authors"):
+        KINDS["reference_score"].check(examples(1), "prism")
 
 
 def test_a_rubric_with_missing_scores_is_named() -> None:

@@ -59,6 +59,30 @@ def test_random_prompt_says_so_where_there_are_too_few_prompts() -> None:
         sample(grid(4, 2), "random_prompt", 3, 0)
 
 
+def test_a_plain_shuffle_uses_every_response_once_and_may_meet_its_own_prompt() -> None:
+    """Of a permutation one element stays in its place on average: 200 shuffles of 20 have 200 ± 3 · 14."""
+    own = 0
+    for seed in range(100):
+        negatives = sample(questions(20), "shuffled_prompt", 2, seed)
+        assert Counter(negative.source for negative in negatives) == {f"q{i}": 2 for i in range(20)}
+        own += sum(negative.source == negative.example for negative in negatives)
+    assert 158 <= own <= 242
+
+
+def test_a_partial_prompt_lacks_one_sentence() -> None:
+    text = "Ann has 3.5 kg. Bob has 2 kg! How much is it?"
+    rows = [Example("q", None, "q", None, text, "{}"), Example("one", None, "one", None, "How much?", "{}")]
+    rows.append(Example("options", None, "options", "c", "It is so. Which?\n\nA. One. Two", "{}"))
+    found: dict[str, set[str]] = {}
+    for negative in sample(rows, "partial_prompt", 40, 0):
+        found.setdefault(negative.example, set()).add(negative.prompt)
+        assert negative.source is None
+    left = {"Bob has 2 kg! How much is it?", "Ann has 3.5 kg. How much is it?", "Ann has 3.5 kg. Bob has 2 kg!"}
+    assert found["q"] == left
+    assert found["one"] == {""}
+    assert found["options"] == {"Which?\n\nA. One. Two", "It is so.\n\nA. One. Two"}
+
+
 def test_no_context_keeps_the_prompt_and_samples_anew() -> None:
     examples = grid(3, 2)
     negatives = sample(examples, "no_context", 2, 0)
@@ -92,7 +116,8 @@ def test_random_context_draws_every_other_user_equally_often() -> None:
 def test_a_seed_decides_everything(strategy: str) -> None:
     first, again, other = (sample(grid(6, 6), strategy, 2, seed) for seed in (1, 1, 2))
     assert first == again
-    assert strategy in ("no_context", "empty_prompt", "hard_context") or first != other
+    # Prompts of one sentence have one to leave out.
+    assert strategy in ("no_context", "empty_prompt", "hard_context", "partial_prompt") or first != other
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
@@ -102,7 +127,8 @@ def test_every_strategy_gives_every_example_k_negatives_in_order(strategy: str, 
     negatives = sample(examples, strategy, k, 0)
     assert [(n.example, n.index) for n in negatives] == [(e.id, j) for e in examples for j in range(k)]
     by_id = {example.id: example for example in examples}
-    assert all(n.condition != by_id[n.example].condition for n in negatives)
+    own = [n for n in negatives if n.condition == by_id[n.example].condition]
+    assert not own or strategy == "shuffled_prompt"
     for negative in negatives:
         if negative.source is not None:
             assert by_id[negative.source].condition == negative.condition

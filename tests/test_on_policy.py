@@ -494,7 +494,7 @@ def test_what_the_examples_cannot_give_is_refused_before_a_model_is_loaded(overr
     task = make_task(config.task, Path("unused"))
     loaded = task.load(None)
     with pytest.raises(ConfigError, match=message):
-        check_examples(config, task, loaded.train, loaded.eval)
+        check_examples(config, task, task, loaded.train, loaded.eval)
 
 
 def test_a_task_without_right_answers_cannot_be_rewarded_for_them(tmp_path: Path) -> None:
@@ -507,7 +507,7 @@ def test_a_task_without_right_answers_cannot_be_rewarded_for_them(tmp_path: Path
     task = make_task(config.task, tmp_path)
     loaded = task.load(None)
     with pytest.raises(ConfigError, match=r"task=custom measures none and no accuracy; use method=mi_rl"):
-        check_examples(config, task, loaded.train, loaded.eval)
+        check_examples(config, task, task, loaded.train, loaded.eval)
 
 
 def test_a_prompt_that_leaves_no_room_is_named(tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ def test_a_blank_option_is_refused_before_anything_is_scored() -> None:
     examples = task.load(None)
     blank = [example("A", "eval/blank", ["gold", " "]), *examples.eval]
     with pytest.raises(DataError, match=r"example eval/blank: an option is blank.*evaluation\.option_scoring=none"):
-        check_examples(config, task, examples.train, blank)
-    check_examples(composed("task=quiz", "evaluation.option_scoring=none"), task, examples.train, blank)
+        check_examples(config, task, task, examples.train, blank)
+    check_examples(composed("task=quiz", "evaluation.option_scoring=none"), task, task, examples.train, blank)
 
 
 def test_what_was_known_and_what_was_answered() -> None:

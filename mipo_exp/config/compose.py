@@ -35,6 +35,8 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
     for name, value in (("default_cache", default_cache), ("project_root", lambda: PROJECT_ROOT)):
         OmegaConf.register_new_resolver(name, lambda value=value: str(value()), replace=True)
+    # What holds for some tasks or families by name, and what for all others.
+    OmegaConf.register_new_resolver("by", lambda name, some, others: some.get(name, others), replace=True)
     # The base of a group whose keys plugins add to: an override may name one that the file has not.
     ConfigStore.instance().store(name="_open", node=OmegaConf.create({}, flags={"struct": False}))
 

@@ -60,6 +60,7 @@ def parse(raw: DictConfig) -> Config:
             )
     config: Config = _build(Config, plain, "")
     config.task.check()
+    config.protocol.check(config.task)
     config.negatives.check(config.task)
     config.method.check(config)
     config.control.check(config)

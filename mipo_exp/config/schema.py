@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from mipo_exp.config.decoding import Decoding
+from mipo_exp.config.extraction import Extraction
 from mipo_exp.config.fields import (
     KERNELS,
     BatchRows,
@@ -68,6 +69,7 @@ class Scorer:
     strict: Callable[[str], object] | None = None  # reads a number in the form that was asked for, None where none is
     options: bool = False  # references have `options`, and the letter of the right one as `answer`
     lettered: bool = True  # whether the letters are shown and asked for, or the options' names
+    extraction: Extraction | None = None
 
     @property
     def has_kinds(self) -> bool:
@@ -76,6 +78,12 @@ class Scorer:
 
 
 SCORERS: Registry[Scorer] = Registry("scorer", Scorer)  # @SCORERS.register("NAME")
+
+TASKS: Registry[Any] = Registry("task")  # classes of `data.base.Task`
+AUTHORS: Registry[Any] = Registry("task of protocol=authors")  # the same tasks, as the paper's authors had them
+OURS = "ours"
+# A protocol is how tasks are asked, drawn and read: a class for each task that has it.
+PROTOCOLS: dict[str, Registry[Any]] = {OURS: TASKS, "authors": AUTHORS}
 
 
 @schema
@@ -164,6 +172,28 @@ class TaskConfig:
                 f"task.path={self.path} does not exist; download the data there (docs/tasks.md lists the files), or "
                 "set task.path=null to load it from its public source"
             )
+
+
+@schema
+class ProtocolConfig:
+    """The protocols by which a task is trained on and evaluated; one adapter can be measured by several."""
+
+    training: Annotated[str, one_of(PROTOCOLS)]
+    evaluation: Annotated[str, one_of(PROTOCOLS)]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the two differ."""
+        return self.training != self.evaluation
+
+    def check(self, task: TaskConfig) -> None:
+        """Raise `ConfigError` for a task that a protocol does not have."""
+        for key, name in (("training", self.training), ("evaluation", self.evaluation)):
+            if task.name not in PROTOCOLS[name]:
+                raise ConfigError(
+                    f"protocol.{key}={name}: task={task.name} has no such protocol; use protocol={OURS}, or one of "
+                    f"{', '.join(PROTOCOLS[name])}"
+                )
 
 
 @schema
@@ -339,6 +369,7 @@ class Config:
     paths: PathsConfig
     model: ModelConfig
     task: TaskConfig
+    protocol: ProtocolConfig
     negatives: NegativesConfig
     control: ControlConfig
     sampling: SamplingConfig
@@ -356,7 +387,6 @@ class Config:
     tracker: TrackerConfig
 
 
-TASKS: Registry[Any] = Registry("task")  # classes of `data.base.Task`
 ENGINES: Registry[type[EngineConfig]] = Registry("engine")
 METHODS: Registry[type[MethodConfig]] = Registry("method")
 CONTROLS: Registry[type[ControlConfig]] = Registry("control")

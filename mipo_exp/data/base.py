@@ -46,6 +46,11 @@ class Task(ABC):
         self.cache = cache
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What its examples depend on beside the config and the data."""
+        return {}
+
+    @property
     def judging(self) -> str | None:
         """The kind of LLM judging that suits the task (`pairwise`, `rubric`, `checks`); None where right answers say
         it all. A task with rubrics or stated preferences in its references sets its own."""

@@ -121,9 +121,13 @@ class CommunityAlignment(FileTask):
             if len(before) < config.min_history:
                 continue
             shown = [texts[index] for index in before[-config.history :]]
-            context = "\n\n".join(["Responses that I chose before:", *shown])
-            found.append(new_example(choice.id, choice.prompt, reference(), user=choice.annotator, context=context))
+            context, about = self.known(shown, choice)
+            found.append(new_example(choice.id, choice.prompt, about, user=choice.annotator, context=context))
         return found
+
+    def known(self, shown: Sequence[str], choice: Choice) -> tuple[str, str]:
+        """The context and the reference of a choice, from earlier ones."""
+        return "\n\n".join(["Responses that I chose before:", *shown]), reference()
 
     def _shown(self, choice: Choice) -> str:
         limit = self.config.text_chars

@@ -26,6 +26,24 @@ def shared_questions(train: Sequence[Example], evaluation: Sequence[Example]) ->
     return [row for row in train if row.question in names or normalise(row.prompt) in prompts]
 
 
+def unseen(train: Sequence[Example], evaluation: Sequence[Example], name: str) -> list[Example]:
+    """The evaluation examples of no training user and no training question: where the two sides come from different
+    protocols, whose draws know nothing of each other.
+
+    Raises:
+        DataError: none is left; `name` is the task's.
+    """
+    users = set(shared_users(evaluation, train))
+    asked = {row.id for row in shared_questions(evaluation, train)}
+    found = [row for row in evaluation if row.user not in users and row.id not in asked]
+    if not found:
+        raise DataError(
+            f"task={name}: training has all users or questions of the evaluation, whose protocol divides the data in "
+            "another way; use one protocol for both"
+        )
+    return found
+
+
 def separate(
     train: Sequence[Example], evaluation: Sequence[Example], policy: str, seed: int, name: str
 ) -> tuple[list[Example], list[Example], dict[str, int]]:

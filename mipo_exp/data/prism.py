@@ -38,13 +38,13 @@ UNSAID = ("Prefer not to say", "")
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation's opening; `shown` is how later contexts show it, None where it has no response with a text."""
+    """A conversation's opening and the response to it that the user chose; None where that has no text."""
 
     id: str
     user: str
     type: str
     prompt: str
-    shown: str | None
+    chosen: str | None
 
 
 PARTS = ("self_description", "system_string", "stated_prefs", "demographics")  # of the survey
@@ -114,8 +114,13 @@ class Prism(FileTask):
         if user not in profiles:
             raise IncompleteError(f"{record.where}: the user {user!r} is not in the survey; {WAY_OUT}")
         prompt = record.text("opening_prompt").strip()
-        shown = self._exchange(record) if self.config.history or self.config.min_history else None
-        return Conversation(record.name("conversation_id"), user, record.text("conversation_type"), prompt, shown)
+        chosen = chosen_response(record) if self.needs_choices else None
+        return Conversation(record.name("conversation_id"), user, record.text("conversation_type"), prompt, chosen)
+
+    @property
+    def needs_choices(self) -> bool:
+        """Whether the responses that users chose are read."""
+        return bool(self.config.history or self.config.min_history)
 
     def _examples(self, profile: str, conversations: Sequence[Conversation]) -> list[Example]:
         """The user's conversations of the wanted types that have enough others before them."""
@@ -123,15 +128,23 @@ class Prism(FileTask):
         prompts = [one.prompt for one in conversations]
         found = []
         for position, one in enumerate(conversations):
-            shown = [text for index in earlier(prompts, position) if (text := conversations[index].shown) is not None]
+            before = [conversations[index] for index in earlier(prompts, position)]
+            shown = [self._exchange(item.prompt, item.chosen) for item in before if item.chosen is not None]
             if one.type not in config.conversation_types or len(shown) < config.min_history:
                 continue
-            parts = [profile] if profile else []
-            if config.history and shown:
-                parts.append("\n\n".join(["My earlier conversations:", *shown[-config.history :]]))
-            if parts:
-                found.append(new_example(one.id, one.prompt, reference(), user=one.user, context="\n\n".join(parts)))
+            known = self.known(profile, shown, one)
+            if known is not None:
+                context, about = known
+                found.append(new_example(one.id, one.prompt, about, user=one.user, context=context))
         return found
+
+    def known(self, profile: str, shown: Sequence[str], one: Conversation) -> tuple[str, str] | None:
+        """The context and the reference of a conversation, from the user's profile and earlier exchanges; None where
+        there are none."""
+        parts = [profile] if profile else []
+        if self.config.history and shown:
+            parts.append("\n\n".join(["My earlier conversations:", *shown[-self.config.history :]]))
+        return ("\n\n".join(parts), reference()) if parts else None
 
     def profile(self, record: Record) -> str:
         """What the user says in the survey: the parts that the config names, those without an answer left out."""
@@ -139,13 +152,10 @@ class Prism(FileTask):
         lines = [f"{TITLES[name]}: {shorten(text, self.config.text_chars)}" for name, text in parts.items() if text]
         return "\n".join(lines)
 
-    def _exchange(self, record: Record) -> str | None:
-        """The conversation's opening and the response to it that the user chose; None where that has no text."""
+    def _exchange(self, prompt: str, chosen: str) -> str:
+        """A conversation's opening and the response to it that the user chose."""
         limit = self.config.text_chars
-        response = chosen_response(record)
-        if response is None:
-            return None
-        return f"I asked: {shorten(record.text('opening_prompt'), limit)}\nI liked: {shorten(response, limit)}"
+        return f"I asked: {shorten(prompt, limit)}\nI liked: {shorten(chosen, limit)}"
 
 
 def _stated_prefs(record: Record) -> str:

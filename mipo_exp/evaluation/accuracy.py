@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from mipo_exp.config.extraction import Extraction
 from mipo_exp.config.schema import SCORERS
 from mipo_exp.evaluation.answers import (
+    MARK,
+    authors_letter,
+    authors_number,
     clean_number,
     flexible_number,
     has_keyword,
@@ -22,7 +26,7 @@ from mipo_exp.evaluation.answers import (
     strict_number,
     strict_value,
 )
-from mipo_exp.evaluation.metrics import Measure, average, mean
+from mipo_exp.evaluation.metrics import Evaluated, Measure, average, mean, measuring
 
 # Raised when a response is read or scored in another way: it is part of what a model learns from `method=rlvr`.
 VERSION = 3
@@ -64,6 +68,40 @@ def _numbers(gold: Sequence[object], last: Sequence[object], strict: Sequence[ob
         "accuracy/strict": average([found == answer for found, answer in zip(strict, gold, strict=True)]),
         "answer/unparsed_rate": average([found is None for found in last]),
     }
+
+
+AUTHORS_EXTRACTION = Extraction(
+    reads=authors_number,
+    asks="Extract the final numeric answer from the following response. Reply with the number only.\n\n{response}",
+    joins=lambda text, reply: f"{text}\n{MARK} {reply}",
+)
+
+
+@SCORERS.register("authors_number", extraction=AUTHORS_EXTRACTION)
+def score_authors_number(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """GSM8K and SVAMP by `answers.authors_number`, compared as values."""
+    read = [authors_number(text) for text in texts]
+    right = [found == float(reference["answer"]) for reference, found in zip(references, read, strict=True)]
+    return {"accuracy": average(right), "answer/unparsed_rate": average([found is None for found in read])}
+
+
+@SCORERS.register("authors_letter", options=True)
+def score_authors_letter(references: References, texts: Sequence[str]) -> dict[str, Measure]:
+    """Multiple choice by `answers.authors_letter`; a `key` that is a digit in the source is never met."""
+    read = [authors_letter(text) for text in texts]
+    right = [
+        found == reference.get("key", reference["answer"]) for reference, found in zip(references, read, strict=True)
+    ]
+    return {"accuracy": average(right), "answer/unparsed_rate": average([found is None for found in read])}
+
+
+@measuring
+def extracted(of: Evaluated) -> dict[str, Measure]:
+    """How often the model itself was asked to extract its answer."""
+    if of.answers is None:
+        return {}
+    asked = [text != answer for text, answer in zip(of.texts, of.answers, strict=True)]
+    return {"answer/extracted_rate": average(asked)}
 
 
 @SCORERS.register("match")

@@ -68,6 +68,24 @@ def strict_value(text: str) -> float | None:
     return _value(found) if found else None
 
 
+MARK = "####"
+_AUTHORS_NUMBER = re.compile(rf"{MARK}.*?(\d+(?:\.\d+)?)", re.DOTALL)
+_AUTHORS_LETTER = re.compile(r"the answer is.*?([A-D])", re.DOTALL | re.IGNORECASE)
+
+
+def authors_number(text: str) -> float | None:
+    """The first number after the first `####`, as the paper's authors read it: without its sign, and `1,080` is 1."""
+    found = _AUTHORS_NUMBER.search(text)
+    return float(found[1]) if found else None
+
+
+def authors_letter(text: str) -> str | None:
+    """The first A to D after the first "the answer is", in any case and inside a word too, as the paper's authors read
+    it."""
+    found = _AUTHORS_LETTER.search(text)
+    return found[1].upper() if found else None
+
+
 def _with_digit(text: str) -> str | None:
     return text if any(character.isdigit() for character in text) else None
 

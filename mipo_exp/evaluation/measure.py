@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mipo_exp.config.groups import EvaluationConfig
+from mipo_exp.config.schema import SCORERS
 from mipo_exp.evaluation import context_words, diversity, information, options, responses, unrelated
 from mipo_exp.evaluation.accuracy import measure
 from mipo_exp.evaluation.metrics import COMPUTED, Evaluated, Measure, clusters, contrasted_in, describe
@@ -46,7 +47,8 @@ def metric_names(
     option_scores = None if option_form is None else scored
     contexts = contrasted_in(examples) == "context"
     unrelated = 2 * response if config.unrelated_requests and contexts else None
-    of = Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores, unrelated)
+    answers = None if SCORERS[scorer].extraction is None else [""] * len(some)
+    of = Evaluated(some, config, response, dict.fromkeys(models, scores), option_scores, unrelated, answers=answers)
     names = set(measures(of, scorer))
     if answers_without_context(config, scorer, contexts):
         names |= set(without_context(measures(replace(of, scores={"base": scores}, unrelated=None), scorer)))
@@ -56,7 +58,7 @@ def metric_names(
 def measures(of: Evaluated, scorer: str) -> dict[str, Measure]:
     """Every metric of one model, by name, with its value for each response."""
     references = [example.reference for example in of.examples]
-    found = measure(scorer, references, of.texts)
+    found = measure(scorer, references, of.texts if of.answers is None else of.answers)
     for compute in COMPUTED:
         found.update(compute(of))
     return found

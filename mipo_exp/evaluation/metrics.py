@@ -94,7 +94,8 @@ class Measure:
 class Evaluated:
     """One model's responses to the evaluation examples, with their scores by scoring model (`base`, `policy`) and, in
     multiple choice, the model's scores of the options; `unrelated` are its responses to unrelated requests, first those
-    with a context and then those without (`data.unrelated`); `passes` are forward passes for a token of a response."""
+    with a context and then those without (`data.unrelated`); `passes` are forward passes for a token of a response;
+    `answers` are the texts with the answers that the model was asked to extract, where it was."""
 
     examples: Sequence[Example]
     config: EvaluationConfig
@@ -103,6 +104,7 @@ class Evaluated:
     options: Sequence[OptionScores] | None = None
     unrelated: Sequence[Response] | None = None
     passes: int = 1
+    answers: Sequence[str] | None = None
 
     @cached_property
     def texts(self) -> list[str]:

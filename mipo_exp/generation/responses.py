@@ -3,14 +3,14 @@
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 from mipo_exp.config.decoding import Decoding
 from mipo_exp.config.groups import SamplingConfig
-from mipo_exp.config.schema import EngineConfig, NegativesConfig
+from mipo_exp.config.schema import SCORERS, EngineConfig, NegativesConfig
 from mipo_exp.data.unrelated import take_turns
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.progress import Progress
@@ -23,6 +23,8 @@ from mipo_exp.pairing.similarity import Encoder, bm25
 from mipo_exp.store.artefacts import Workspace
 from mipo_exp.store.records import Condition, Example, Negative, Response
 from mipo_exp.store.tables import ById, Gathered, Mapped
+
+EXTRACTED_TOKENS = 64  # of a reply that extracts a number
 
 
 def sample_chosen(work: Workspace, runtime: Runtime, sampling: SamplingConfig, engine: EngineConfig, seed: int) -> None:
@@ -128,6 +130,25 @@ def sample_unrelated(
     work.write_table("responses", found, Response)
 
 
+def extract_answers(
+    work: Workspace, runtime: Runtime, scorer: str, asks: str, sampling: SamplingConfig, engine: EngineConfig, seed: int
+) -> None:
+    """The replies of the model that gave some responses, where the scorer reads no answer in them and it is asked to
+    extract it (`Extraction`); replies have at most `EXTRACTED_TOKENS`."""
+    extraction, reading = SCORERS[scorer].extraction, work.inputs["responses"].table("responses", Response)
+    if extraction is None:
+        raise ValueError(f"scorer {scorer} asks for no answers")
+    unread = [(row.id, Condition(None, row.text)) for row in reading if extraction.reads(row.text) is None]
+
+    def prompt_ids(condition: Condition) -> list[int]:
+        content = asks.replace("{response}", condition.prompt)
+        return runtime.renderer.prompt_ids([{"role": "user", "content": content}])
+
+    short = dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, EXTRACTED_TOKENS))
+    replies = sample_responses(work, runtime, unread, short, engine, seed, "extraction", prompt_ids=prompt_ids)
+    work.write_table("replies", replies, Response)
+
+
 def _true(example: Example) -> tuple[str, Condition]:
     return example.id, example.condition
 
@@ -145,10 +166,12 @@ def sample_responses(
     seed: int,
     purpose: str,
     against: tuple[Sequence[tuple[str, Condition]], float] | None = None,
+    prompt_ids: Callable[[Condition], list[int]] | None = None,
 ) -> Sequence[Response]:
     """One response for each (id, condition), in their order; finished shards of an interrupted build are reused.
 
-    `against` are the conditions and the α of context-aware decoding, where it is wanted.
+    `against` are the conditions and the α of context-aware decoding, where it is wanted; `prompt_ids` writes prompts in
+    another way than the runtime's.
 
     Raises:
         DataError: a prompt does not fit into the model's positions.
@@ -156,9 +179,10 @@ def sample_responses(
     found = Gathered(Response)
     if not conditions:
         return found.in_order([])
+    render = prompt_ids or runtime.prompt_ids
     adapter = work.inputs["adapter"].path / "adapter" if "adapter" in work.inputs else None
     ids = [name for name, _ in conditions]
-    lengths = [len(runtime.prompt_ids(condition)) for _, condition in conditions]
+    lengths = [len(render(condition)) for _, condition in conditions]
     check_lengths(runtime, ids, lengths, sampling.max_new_tokens)
     folder = work.inputs["engine_model"].path / "model" if "engine_model" in work.inputs else None
     scratch = work.path / "engine"
@@ -171,7 +195,7 @@ def sample_responses(
         contrast = None
         if against is not None:
             contrast = Contrast([runtime.prompt_ids(against[0][i][1]) for i in batch], against[1])
-        prompts = [runtime.prompt_ids(conditions[i][1]) for i in batch]
+        prompts = [render(conditions[i][1]) for i in batch]
         seeds = [request_seed(seed, purpose, ids[i]) for i in batch]
         request = Request(prompts, sampling, batch_seed(seed, purpose, number), seeds, contrast)
         return partial(sample_shard, ids=[ids[i] for i in batch], request=request)

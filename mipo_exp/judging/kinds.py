@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mipo_exp.config.fields import Between, ResponseTokens, Temperature, one_of, schema
 from mipo_exp.config.schema import EngineConfig, JudgeConfig
@@ -20,7 +21,7 @@ from mipo_exp.judging.formulas import CHECK_ERRORS, length_controlled, pair_outc
 from mipo_exp.judging.judge import RUBRIC_PROMPTS, Backend
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import NOTHING_KNOWN, Rubric, Templates, rubric
-from mipo_exp.judging.verdicts import read_choice, read_restatement, read_score, read_yes_no
+from mipo_exp.judging.verdicts import read_choice, read_number, read_restatement, read_score, read_yes_no
 from mipo_exp.store.records import Example, Judgement
 
 Ask = Callable[[Sequence[Messages]], list[Reply]]
@@ -128,12 +129,9 @@ class _Rubrics(Kind):
         return rows
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
-        scores: dict[tuple[str, str], list[float]] = {}
-        for row in judgements:
-            scores.setdefault((row.example, row.subject), []).append(float(row.verdict or "nan"))
         return {
             phase: {
-                "judge/score": average([mean(np.array(scores[e.id, phase])) for e in examples]),
+                "judge/score": average(_mean_scores(examples, judgements, phase)),
                 "judge/parse_failure_rate": _failures(examples, judgements, phase),
             }
             for phase in SIDES
@@ -210,6 +208,64 @@ class _Checks(Kind):
         return measures
 
 
+class _ReferenceScore(Kind):
+    """A score from 1 to 5 for one preference at a time, of both responses and of a reference response; a response wins
+    where its mean is at least the reference's. The protocol of the paper's authors (docs/paper.md)."""
+
+    prompts = ("reference_score",)
+    phases = SIDES
+    subjects: ClassVar[tuple[str, ...]] = (*SIDES, "reference")
+
+    def check(self, examples: Sequence[Example], task: str) -> None:
+        for example in examples:
+            known = json.loads(example.reference)
+            if not known.get("preferences") or not known.get("reference_answer"):
+                raise ConfigError(
+                    f"judge.kind=reference_score needs preferences and a reference answer, and task={task} by this "
+                    f"protocol has none (example {example.id}); use protocol=authors, or judge.kind=pairwise or rubric"
+                )
+
+    def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
+        requests: list[Messages] = []
+        positions: list[tuple[Example, str, str]] = []
+        known = [json.loads(example.reference) for example in examples]
+        shown = {**texts, "reference": [about["reference_answer"] for about in known]}
+        for subject in self.subjects:
+            for example, about, response in zip(examples, known, shown[subject], strict=True):
+                for number, preference in enumerate(about["preferences"]):
+                    values = {**_asked(example), "response": response, "preference": preference}
+                    requests.append(templates.message("reference_score", values))
+                    positions.append((example, subject, str(number)))
+        rows = []
+        for position, reply in zip(positions, ask(requests), strict=True):
+            score = read_number(reply.text or "")
+            rows.append(_row(*position, None if score is None else str(score), reply))
+        return rows
+
+    def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
+        scores = {subject: _mean_scores(examples, judgements, subject) for subject in self.subjects}
+        reference = scores["reference"]
+        found: Measures = {}
+        for phase in SIDES:
+            unknown = np.isnan(scores[phase]) | np.isnan(reference)
+            found[phase] = {
+                "judge/reference_win_rate": average(np.where(unknown, np.nan, scores[phase] >= reference)),
+                "judge/preference_score": average(scores[phase]),
+                "judge/parse_failure_rate": _failures(examples, judgements, phase, "reference"),
+            }
+        found["after"]["judge/reference_score"] = average(reference)
+        return found
+
+
+def _mean_scores(examples: Sequence[Example], judgements: Sequence[Judgement], subject: str) -> NDArray[np.float64]:
+    """The mean of a subject's scores that could be read, by example; NaN where there are none."""
+    scores: dict[str, list[float]] = {example.id: [] for example in examples}
+    for row in judgements:
+        if row.subject == subject:
+            scores[row.example].append(float(row.verdict or "nan"))
+    return np.array([mean(np.array(of)) for of in scores.values()])
+
+
 def _asked(example: Example) -> dict[str, str]:
     return {"context": NOTHING_KNOWN if example.context is None else example.context, "prompt": example.prompt}
 
@@ -245,11 +301,11 @@ def was_asked(row: Judgement) -> bool:
     return row.reply is not None or row.refusal is not None
 
 
-def _failures(examples: Sequence[Example], judgements: Sequence[Judgement], subject: str) -> Measure:
+def _failures(examples: Sequence[Example], judgements: Sequence[Judgement], *subjects: str) -> Measure:
     """The share of the verdicts that could not be read: by example, how many and of how many."""
     counts = {example.id: [0.0, 0.0] for example in examples}
     for row in judgements:
-        if row.subject == subject and was_asked(row):
+        if row.subject in subjects and was_asked(row):
             counts[row.example][0] += row.verdict is None
             counts[row.example][1] += 1
     return Measure(np.array(list(counts.values())), ratio_of_sums)
@@ -267,7 +323,12 @@ def _rate(flags: Sequence[bool | None]) -> Measure:
     return average([np.nan if flag is None else float(flag) for flag in flags])
 
 
-KINDS: dict[str, Kind] = {"pairwise": _Pairwise(), "rubric": _Rubrics(), "checks": _Checks()}
+KINDS: dict[str, Kind] = {
+    "pairwise": _Pairwise(),
+    "rubric": _Rubrics(),
+    "checks": _Checks(),
+    "reference_score": _ReferenceScore(),
+}
 
 
 @schema

@@ -175,7 +175,8 @@ def judge_facts(judging: Judging, artefact: Artefact | None) -> dict[str, Any]:
 
 def metric_phases(kind_name: str) -> dict[str, tuple[str, ...]]:
     """The metrics that a kind gives, with the phases of `summary.json` that have them."""
-    example = Example("", None, "", None, "", json.dumps({"preference": ""}))
+    about = {"preference": "", "preferences": [""], "reference_answer": ""}
+    example = Example("", None, "", None, "", json.dumps(about))
     texts = {"before": [""], "after": [""]}
     kind = KINDS[kind_name]
     templates = load_templates(None)

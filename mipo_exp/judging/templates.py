@@ -27,6 +27,7 @@ FILES = {
     "pairwise": ("prompt response_a response_b", "context"),
     "rubric": ("prompt response criteria score_descriptions", "context"),
     "rubric_reference": ("prompt response criteria score_descriptions reference_answer", "context"),
+    "reference_score": ("prompt response preference", "context"),
     "check_acknowledge": ("response", "prompt context preference explanation"),
     "check_violate": ("response preference", "prompt context explanation"),
     "check_hallucinate": ("preference restatement", "prompt response context explanation"),

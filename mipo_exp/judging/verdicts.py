@@ -6,6 +6,7 @@ from collections.abc import Iterable
 _CHOICE = re.compile(r"\[\[\s*([abc])\s*\]\]", re.IGNORECASE)
 # Not the first figure of 10, 45 or 4.5.
 _SCORE = re.compile(r"\[result\][\s:=*(\[]*([1-5])(?!\d|[.,]\d)", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\d.,-])([1-5])(?!\d|[.,]\d)")
 _ANSWER = re.compile(r"<answer>\s*(yes|no)\s*[.!]?\s*(?=<|$)", re.IGNORECASE)
 _RESTATEMENT = re.compile(r"<preference>(.*?)(?:</preference>|<answer>|$)", re.IGNORECASE | re.DOTALL)
 _AROUND = " \t\r\n.*\"'`[]()"
@@ -20,6 +21,12 @@ def read_score(reply: str) -> int | None:
     """The integer from 1 to 5 after `[RESULT]`, or a reply that is nothing but it; None where there is none."""
     found = _only(_SCORE.findall(reply), reply, "12345")
     return None if found is None else int(found)
+
+
+def read_number(reply: str) -> int | None:
+    """The first integer from 1 to 5 in a reply that was to be nothing but the number; None where there is none."""
+    found = _NUMBER.search(reply)
+    return None if found is None else int(found[1])
 
 
 def read_yes_no(reply: str) -> bool | None:

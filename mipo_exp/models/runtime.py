@@ -4,9 +4,11 @@ Everything here is loaded when it is first asked for, so that an experiment whos
 torch. What a stage's result depends on is in `identity`, which every key that uses a runtime contains.
 """
 
+import copy
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -71,6 +73,17 @@ class Prompting(Protocol):
         ...
 
 
+@dataclass
+class _Loaded:
+    """What runtimes of one model share: the base model's folder and weights, with at most one adapter, and what is kept
+    from stage to stage."""
+
+    folder: Path | None
+    model: Any = None
+    adapter: Path | None = None
+    kept: tuple[Any, Any] | None = None
+
+
 class Runtime:
     """One base model, at most one adapter on it, and one task's way of writing prompts.
 
@@ -88,13 +101,25 @@ class Runtime:
         self.task = task
         self.device = device
         self.kernels = kernel_parts(kernels)
-        self.folder: Path | None = source.path if source.kind == "folder" else None
+        self._loaded = _Loaded(source.path if source.kind == "folder" else None)
         # Follows the training while it runs; takes TRL's log rows, each with its `step`.
         self.on_training_log: Callable[[Mapping[str, Any]], None] = lambda row: None
-        self._model: Any = None
-        self._adapter: Path | None = None
-        self._kept: tuple[Any, Any] | None = None
         self._prints_contexts = False  # not known yet
+
+    def asking(self, task: Prompting) -> "Runtime":
+        """The same model, loaded once for both, with another way of writing prompts."""
+        other = copy.copy(self)
+        other.task, other._prints_contexts = task, False
+        return other
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the base model is, in hub layout; None until its stage has run."""
+        return self._loaded.folder
+
+    @folder.setter
+    def folder(self, folder: Path) -> None:
+        self._loaded.folder = folder
 
     @property
     def dtype(self) -> str:
@@ -184,17 +209,17 @@ class Runtime:
 
     def model(self, adapter: Path | None = None) -> "PreTrainedModel":
         """The base model, or the policy: the base model with the unmerged adapter of a folder."""
-        changed = self._model is None or adapter != self._adapter
-        if self._model is None:
-            self._model = self.fresh_model()
-        if adapter != self._adapter:
-            if self._adapter is not None:
-                self._model, self._adapter = self._model.unload(), None
+        changed = self._loaded.model is None or adapter != self._loaded.adapter
+        if self._loaded.model is None:
+            self._loaded.model = self.fresh_model()
+        if adapter != self._loaded.adapter:
+            if self._loaded.adapter is not None:
+                self._loaded.model, self._loaded.adapter = self._loaded.model.unload(), None
             if adapter is not None:
-                self._model, self._adapter = self._with_adapter(adapter), adapter
+                self._loaded.model, self._loaded.adapter = self._with_adapter(adapter), adapter
         if changed:
-            self._use_onednn(self._model, packed=True)
-        model: PreTrainedModel = self._model
+            self._use_onednn(self._loaded.model, packed=True)
+        model: PreTrainedModel = self._loaded.model
         return model
 
     def _with_adapter(self, folder: Path) -> Any:
@@ -202,8 +227,8 @@ class Runtime:
 
         config = PeftConfig.from_pretrained(str(folder))
         if getattr(config, "use_dora", False):  # reads the weights
-            self._use_onednn(self._model, packed=False)
-        return PeftModel.from_pretrained(self._model, str(folder), config=config).eval()
+            self._use_onednn(self._loaded.model, packed=False)
+        return PeftModel.from_pretrained(self._loaded.model, str(folder), config=config).eval()
 
     def _use_onednn(self, model: Any, packed: bool) -> None:
         if "onednn" in self.kernels:
@@ -224,22 +249,22 @@ class Runtime:
 
     def keep(self, key: Any, make: Callable[[], Kept]) -> Kept:
         """What `make` gives, from one stage to the next: until the model is released, or another key is asked for."""
-        if self._kept is None or self._kept[0] != key:
+        if self._loaded.kept is None or self._loaded.kept[0] != key:
             self._close_kept()
-            self._kept = (key, make())
-        kept: Kept = self._kept[1]
+            self._loaded.kept = (key, make())
+        kept: Kept = self._loaded.kept[1]
         return kept
 
     def _close_kept(self) -> None:
-        if self._kept is not None:
-            self._kept[1].close()
-            self._kept = None
+        if self._loaded.kept is not None:
+            self._loaded.kept[1].close()
+            self._loaded.kept = None
 
     def release(self) -> None:
         """Give the model's memory back, where it is loaded, and that of what is kept beside it."""
         self._close_kept()
-        if self._model is not None:
-            self._model = self._adapter = None
+        if self._loaded.model is not None:
+            self._loaded.model = self._loaded.adapter = None
             free_memory(self.device)
 
     @property

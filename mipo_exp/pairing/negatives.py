@@ -4,6 +4,7 @@ A strategy is a pure function of the examples and a `Draw`, registered under its
 `conf/negatives/NAME.yaml`.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,9 @@ from mipo_exp.store.records import Condition, Example, Negative
 
 # The keys that say how many conditions there are, and of how many examples they are taken.
 SIDES = {"evaluation": ("evaluation.k", "task.eval_examples"), "training": ("method.k", "task.train_examples")}
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,34 @@ def hard_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
         for j, prompt in enumerate(nearest[example.prompt]):
             donor = askers[prompt][int(draw.rng.integers(len(askers[prompt])))]
             negatives.append(Negative(example.id, j, "hard_prompt", donor.context, donor.prompt, donor.id))
+    return negatives
+
+
+@STRATEGIES.register("shuffled_prompt")
+def shuffled_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
+    """The responses of all examples, shuffled k times: unlike `random_prompt` no derangements, so that about one
+    response in each meets its own prompt. Such a pair has identical sides and is dropped and counted."""
+    orders = [draw.rng.permutation(len(examples)) for _ in range(draw.k)]
+    return [
+        Negative(example.id, j, "shuffled_prompt", donor.context, donor.prompt, donor.id)
+        for i, example in enumerate(examples)
+        for j, donor in enumerate(examples[int(order[i])] for order in orders)
+    ]
+
+
+@STRATEGIES.register("partial_prompt")
+def partial_prompt(examples: Sequence[Example], draw: Draw) -> list[Negative]:
+    """The same prompt without one of its sentences, drawn at random, k times; options below a question stay. Of a
+    question of one sentence nothing is left. Meant for math, where a sentence has a number that the answer needs."""
+    negatives = []
+    for example in examples:
+        question, *rest = example.prompt.split("\n\n", 1)
+        sentences = _SENTENCE_END.split(question)
+        for j in range(draw.k):
+            left_out = int(draw.rng.integers(len(sentences)))
+            left = " ".join(sentence for i, sentence in enumerate(sentences) if i != left_out)
+            prompt = "\n\n".join(filter(None, [left, *rest]))
+            negatives.append(Negative(example.id, j, "partial_prompt", example.context, prompt, None))
     return negatives
 
 

@@ -27,10 +27,16 @@ log = logging.getLogger(__name__)
 
 
 def check_examples(
-    config: Config, task: Task, train: Sequence[Example], evaluation: Sequence[Example], overrides: Sequence[str] = ()
+    config: Config,
+    task: Task,
+    asked: Task,
+    train: Sequence[Example],
+    evaluation: Sequence[Example],
+    overrides: Sequence[str] = (),
 ) -> None:
     """Raise `ConfigError` for fewer examples than `overrides` ask for, too few contexts or prompts, examples that the
     judge cannot be asked about, an objective that this run does not have, and a reward that its examples cannot give.
+    `task` is trained on and `asked` evaluated: the same, unless the evaluation has another protocol.
     """
     _check_amount("task.train_examples", config.task.train_examples, len(train), overrides)
     _check_amount("task.eval_examples", config.task.eval_examples, len(evaluation), overrides)
@@ -60,12 +66,12 @@ def check_examples(
         policy_scoring=config.evaluation.policy_scoring and trained,
         unrelated_requests=unrelated,
     )
-    scored = task.has_options and config.evaluation.option_scoring != "none"
+    scored = asked.has_options and config.evaluation.option_scoring != "none"
     if scored:
-        check_options(task, evaluation)
-    names = metric_names(task.scorer, evaluation, held_out, task.option_form if scored else None)
+        check_options(asked, evaluation)
+    names = metric_names(asked.scorer, evaluation, held_out, asked.option_form if scored else None)
     phases: dict[str, tuple[str, ...]] = dict.fromkeys(names, PHASES)
-    if (kind := kind_of(config.judge, task)) is not None:
+    if (kind := kind_of(config.judge, asked)) is not None:
         KINDS[kind].check(evaluation, config.task.name)
         phases |= metric_phases(kind)
     known = sorted(phases)

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mipo_exp.assembled import Assembled
+from mipo_exp.data.base import Task
 from mipo_exp.errors import gib
 from mipo_exp.judging.stage import Estimate, estimate_judging, estimate_rewards, response_texts
-from mipo_exp.pipeline import Assembled
 from mipo_exp.planning.checks import check_examples
 from mipo_exp.planning.fit import Examples, find_limits
 from mipo_exp.planning.memory import free_bytes, needs
 from mipo_exp.planning.rates import earlier_rate
 from mipo_exp.planning.shape import BYTES, disk_needed, find_shape
 from mipo_exp.planning.work import Encode, Work, estimate_work, pieces
-from mipo_exp.store.artefacts import Stage, write_atomically
+from mipo_exp.store.artefacts import Stage, Store, write_atomically
 from mipo_exp.store.records import Example
 
 # A job's plan, for the process that started the multirun: a launcher may run jobs in other ones.
@@ -77,10 +78,13 @@ def make_plan(assembled: Assembled, overrides: Sequence[str] = ()) -> Plan:
     missing = [name for name, state in states.items() if state != "cached"]
     if states.get("model") == "cached":
         runtime.folder = store.path(stages["model"]) / "model"
-    encode: Encode = pieces if runtime.folder is None else runtime.prompt_ids
+    here = runtime.folder is not None
+    encodes: tuple[Encode, Encode] = (
+        (runtime.prompt_ids, assembled.held_out.runtime.prompt_ids) if here else (pieces, pieces)
+    )
     shape, free = find_shape(config.model, runtime.folder, runtime.dtype), free_bytes(runtime.device)
     examples = _examples(assembled, overrides)
-    works = {} if examples is None else estimate_work(config, *examples, runtime.device, encode)
+    works = {} if examples is None else estimate_work(config, *examples, runtime.device, *encodes)
     works = {name: work for name, work in works.items() if name in missing}
     memory = {} if shape is None else needs(config, works, shape, runtime.device)
 
@@ -176,16 +180,23 @@ def duration(took: float) -> str:
 
 def _examples(assembled: Assembled, overrides: Sequence[str]) -> Examples | None:
     """The training and evaluation examples, checked, where they can be had without fetching anything."""
-    found = assembled.store.find(assembled.examples)
-    if found is not None:
-        examples: Examples = found.table("train", Example), found.table("eval", Example)
-    elif assembled.data is None or assembled.task.needs_tokenizer:
+    of, task, store = assembled.held_out, assembled.task, assembled.store
+    own = _tables(assembled.examples, assembled.data, task, store)
+    test = own if of.task is task else _tables(of.examples, of.data, of.task, store)
+    if own is None or test is None:
         return None
-    else:
-        loaded = assembled.task.load(None)
-        examples = loaded.train, loaded.eval
-    check_examples(assembled.config, assembled.task, *examples, overrides)
-    return examples
+    check_examples(assembled.config, task, of.task, own[0], test[1], overrides)
+    return own[0], test[1]
+
+
+def _tables(stage: Stage, data: str | None, task: Task, store: Store) -> Examples | None:
+    """Both tables of a stage of examples; None where they cannot be had without fetching anything."""
+    if (found := store.find(stage)) is not None:
+        return found.table("train", Example), found.table("eval", Example)
+    if data is None or task.needs_tokenizer:
+        return None
+    loaded = task.load(None)
+    return loaded.train, loaded.eval
 
 
 def _judge_lines(

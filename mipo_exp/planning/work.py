@@ -78,10 +78,13 @@ def estimate_work(
     evaluation: Sequence[Example],
     device: str = "cpu",
     encode: Encode = pieces,
+    encode_held_out: Encode | None = None,
 ) -> dict[str, Work]:
-    """The work of each stage by its name, on a device (`cpu` or `cuda[:N]`), whose limits the batches keep."""
+    """The work of each stage by its name, on a device (`cpu` or `cuda[:N]`), whose limits the batches keep. Held-out
+    prompts may be written in a way of their own."""
+    encode_held_out = encode_held_out or encode
     prompts = [encode(example.condition) for example in train[:COUNTED]]
-    held_out = [encode(example.condition) for example in evaluation[:COUNTED]]
+    held_out = [encode_held_out(example.condition) for example in evaluation[:COUNTED]]
 
     def sampling(of: Sequence[Sequence[int]], limits: SamplingConfig, every: Sequence[Example]) -> Work:
         return _scaled(_sampling(of, config.engine, limits), max(1, len(every) / COUNTED))
@@ -93,13 +96,13 @@ def estimate_work(
     requests = draw_unrelated(config.evaluation.unrelated_requests, config.evaluation.seed)
     contexts = [example.context for example in evaluation[: len(requests)]]
     asked = [
-        encode(Condition(context, one.request, plain=True))
+        encode_held_out(Condition(context, one.request, plain=True))
         for of in (contexts, [None] * len(contexts))
         for one, context in zip(requests, of, strict=False)
     ]
     unrelated = _sampling(asked, config.engine, config.evaluation.sampling)
     by_base, by_policy = (
-        scoring(_contrasts(config, evaluation, encode, whole), evaluation)
+        scoring(_contrasts(config, evaluation, encode_held_out, whole), evaluation)
         for whole in (config.evaluation.prompt_scoring, False)
     )
     options = scoring(_options(evaluation, held_out), evaluation)
@@ -116,7 +119,7 @@ def estimate_work(
         "after_option_scores": options,
         "chosen": sampling(prompts, config.sampling, train),
     }
-    plain = [encode(Condition(None, example.prompt)) for example in evaluation[:COUNTED]]
+    plain = [encode_held_out(Condition(None, example.prompt)) for example in evaluation[:COUNTED]]
     for phase in map(NO_CONTEXT.format, ("before", "after")):
         found[f"{phase}_responses"] = sampling(plain, config.evaluation.sampling, evaluation)
         found[f"{phase}_scores_base"] = by_base

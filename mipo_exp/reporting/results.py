@@ -1,5 +1,6 @@
 """What the user gets of an experiment whose stages are finished: metrics with intervals, `summary.json`, the report."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -9,10 +10,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mipo_exp.assembled import Assembled
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.config.schema import SCORERS, Config
 from mipo_exp.errors import ConfigError, JudgeError, ModelError
@@ -29,7 +31,6 @@ from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
 from mipo_exp.judging.kinds import Measures
 from mipo_exp.judging.stage import judge_facts, judge_measures, metric_phases
-from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.report import Sample, write_report
@@ -65,16 +66,16 @@ def write_results(
         summary: its head, which is filled in.
     """
     config, run, output = assembled.config, assembled.run, assembled.output
-    examples = run.finished["examples"].artefact.table("eval", Example)
+    examples, asked = assembled.evaluated, assembled.held_out.task
     before, after = (_evaluated(assembled, examples, phase) for phase in ("before", "after"))
     if "policy" in after.scores:
         # Before training the policy is the base model.
-        before = replace(before, scores={**before.scores, "policy": before.scores["base"]})
-    measured = {phase: measures(of, assembled.task.scorer) for phase, of in (("before", before), ("after", after))}
+        before = dataclasses.replace(before, scores={**before.scores, "policy": before.scores["base"]})
+    measured = {phase: measures(of, asked.scorer) for phase, of in (("before", before), ("after", after))}
     for phase, of in measured.items():
         if f"{NO_CONTEXT.format(phase)}_responses" in run.finished:
             alone = _evaluated(assembled, examples, NO_CONTEXT.format(phase))
-            of.update(without_context(measures(alone, assembled.task.scorer)))
+            of.update(without_context(measures(alone, asked.scorer)))
     for phase, judged in _judged(assembled, examples, {"before": before.texts, "after": after.texts}, summary).items():
         measured[phase].update(judged)
     compared = compare(measured["before"], measured["after"], examples)
@@ -85,8 +86,8 @@ def write_results(
     adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
     summary.update(_summary(assembled, compared, adapter), status="incomplete" if summary["missing"] else "ok")
     summary.update(without_secrets(summary, names=False))
-    if SCORERS[assembled.task.scorer].has_kinds:
-        summary["transitions"] = _transitions(assembled.task.scorer, examples, before, after)
+    if SCORERS[asked.scorer].has_kinds:
+        summary["transitions"] = _transitions(asked.scorer, examples, before, after)
     samples = _samples(examples, before, after, measured)
     lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
     write_report(output / "report.html", summary, history, lengths, samples)
@@ -103,7 +104,7 @@ def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -
     """What `summary.json` says of the metrics and of where they come from."""
     config, run, output = assembled.config, assembled.run, assembled.output
     metrics = {phase: {name: item.as_json() for name, item in of.items()} for phase, of in compared.estimates.items()}
-    examples = run.finished["examples"].artefact.table("eval", Example)
+    examples = assembled.evaluated
     mi = _conditions(run, examples, config.evaluation.k)
     return {
         "metrics": metrics,
@@ -189,6 +190,7 @@ def summary_head(config: Config, command: str) -> dict[str, Any]:
         "command": command,
         "model": model_name(config),
         "task": config.task.name,
+        "protocol": dataclasses.asdict(config.protocol),
         "method": config.method.name,
         "data": {
             "source": config.task.source,
@@ -228,15 +230,27 @@ def _evaluated(assembled: Assembled, examples: Sequence[Example], phase: str) ->
         for name, item in run.finished.items()
         if name.startswith(f"{phase}_scores_")
     }
+    responses = run.finished[f"{phase}_responses"].artefact.table("responses", Response)
     return Evaluated(
         examples,
         assembled.config.evaluation,
-        run.finished[f"{phase}_responses"].artefact.table("responses", Response),
+        responses,
         scores,
         table("option_scores", "options", OptionScores),
         table("unrelated", "responses", Response),
         assembled.config.method.decoding.passes if phase == "after" else 1,
+        _answers(assembled, phase, responses),
     )
+
+
+def _answers(assembled: Assembled, phase: str, responses: Sequence[Response]) -> list[str] | None:
+    """The responses' texts with what the model extracted from them; None where it is not asked for that."""
+    extraction = SCORERS[assembled.held_out.task.scorer].extraction
+    if extraction is None:
+        return None
+    replies = assembled.run.finished[f"{phase}_extractions"].artefact.table("replies", Response)
+    said = {reply.id: reply.text for reply in replies}
+    return [extraction.joins(row.text, said[row.id]) if row.id in said else row.text for row in responses]
 
 
 def _outcome(run: Run, phase: str) -> HarnessOutcome | None:
