@@ -17,9 +17,9 @@ from pathlib import Path
 from benchmarks.compare import run_part, step, step_with_reference
 from benchmarks.ours import SAME_TRAINING, Sizes, prepared, train
 from benchmarks.plain import report
-from mipo_exp.assembled import Assembled
 from mipo_exp.generation.engine import Request
 from mipo_exp.generation.responses import opened_engine
+from mipo_exp.pipeline import Assembled
 from mipo_exp.planning.shape import find_shape
 from mipo_exp.store.records import Condition
 

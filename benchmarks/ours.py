@@ -23,11 +23,11 @@ from hydra import compose, initialize_config_dir
 
 from benchmarks.plain import WORKLOADS, add_sizes, report
 from mipo_exp import cli
-from mipo_exp.assembled import Assembled
 from mipo_exp.config.parsing import parse
 from mipo_exp.experiment import assemble
 from mipo_exp.generation.engine import Request
 from mipo_exp.generation.responses import opened_engine
+from mipo_exp.pipeline import Assembled
 from mipo_exp.store.records import Pair, Response
 
 SETTINGS = {

@@ -13,23 +13,22 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from mipo_exp.assembled import Assembled, HeldOut
 from mipo_exp.config.compose import compose_config
 from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.config.redaction import redact
 from mipo_exp.config.schema import Config
-from mipo_exp.data.tasks import make_task
+from mipo_exp.data.tasks import declare_examples, make_task
 from mipo_exp.errors import ConfigError, ModelError, StorageError, UserError, gib
 from mipo_exp.evaluation.harness import locate_harness
 from mipo_exp.execution.processes import check_alike, check_shared, team
 from mipo_exp.execution.run import Run
 from mipo_exp.execution.workers import make_executor
 from mipo_exp.generation.engine import check_engine
-from mipo_exp.judging.stage import Judging, prepare_judging, prepare_rewards
+from mipo_exp.judging.stage import Judging, declare_judgements, prepare_judging, prepare_rewards
 from mipo_exp.models.loading import ModelSource, locate
 from mipo_exp.models.runtime import Runtime, choose_device, declare_model
 from mipo_exp.pairing.similarity import Encoder, locate_encoder
-from mipo_exp.pipeline import declare, declare_examples, declare_judgements
+from mipo_exp.pipeline import Assembled, HeldOut, declare
 from mipo_exp.planning.checks import check_examples, check_harness, check_processes
 from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.libraries import check_libraries

@@ -13,21 +13,20 @@ way to the adapter is taken several times, with another part of the examples and
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from mipo_exp.assembled import HeldOut
 from mipo_exp.config.decoding import Decoding
 from mipo_exp.config.groups import TrainerConfig
 from mipo_exp.config.schema import SCORERS, Config, TrainsOn
 from mipo_exp.data.base import Task
-from mipo_exp.data.overlap import unseen
-from mipo_exp.data.splitting import parts
 from mipo_exp.data.unrelated import draw_unrelated
 from mipo_exp.evaluation.harness import Harness, run_harness
 from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
 from mipo_exp.evaluation.no_context import answers_without_context
 from mipo_exp.execution.processes import team
+from mipo_exp.execution.run import Run
 from mipo_exp.generation import openvino_model
 from mipo_exp.generation.responses import (
     extract_answers,
@@ -38,23 +37,18 @@ from mipo_exp.generation.responses import (
     sample_unrelated,
 )
 from mipo_exp.generation.transformers_engine import SAMPLING_PARTS, in_process
-from mipo_exp.judging.stage import Judging, judge_responses
+from mipo_exp.judging.stage import Judging
 from mipo_exp.models.runtime import COMPUTING, Runtime
 from mipo_exp.pairing.pairs import build_pairs
 from mipo_exp.pairing.similarity import Encoder
 from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
-from mipo_exp.store.artefacts import Stage, Workspace
+from mipo_exp.store.artefacts import Stage, Store
 from mipo_exp.store.environment import package_versions
 from mipo_exp.store.records import Example
 from mipo_exp.training.adapter import train_adapter
 from mipo_exp.training.job import Rollout
-
-# What says where a task's data comes from or what its defaults are, and not what the examples are.
-NOT_IN_EXAMPLES = (
-    *("path", "hub_id", "revision", "base_url", "source", "license", "higher_is_better", "default_negatives"),
-    "max_new_tokens",
-)
+from mipo_exp.training.rounds import of_round, stage_name
 
 # Those that several processes build together: what is computed in shards, where Ray's workers do not compute it, and
 # the training. The main process builds the others while the rest wait.
@@ -66,8 +60,6 @@ SHARDED = (
 # Raised when a stage computes something else from the same config: what it made before is not used any more.
 VERSIONS = {
     "engine_model": openvino_model.VERSION,
-    "examples": 1,
-    "part": 1,
     "chosen": 1,
     "rejected": 2,
     "other_chosen": 1,
@@ -80,7 +72,6 @@ VERSIONS = {
     "scores": 4,
     "option_scores": 4,
     "harness": 1,
-    "judgements": 1,
 }
 
 # The libraries whose versions are in the key of a stage; an engine's own and PEFT are added where they take part.
@@ -100,58 +91,67 @@ PARTS: dict[str, Sequence[str]] = {
 }
 
 
-def declare_examples(
-    config: Config, task: Task, data: str, runtime: Runtime | None, training: Stage | None = None
-) -> Stage:
-    """The `examples` stage; its key contains the data's fingerprint, and the model's where budgets count tokens. Those
-    evaluated by another protocol than that of `training`, the stage of its examples, have nothing of it."""
-    fields = dataclasses.asdict(config.task)
-    shape: dict[str, Any] = {name: value for name, value in fields.items() if name not in NOT_IN_EXAMPLES}
-    count_tokens: Callable[[str], int] | None = None
-    shape |= task.identity
-    if task.needs_tokenizer:
-        if runtime is None:
-            raise ValueError(f"task={config.task.name} needs the model's tokenizer")
-        shape["runtime"] = runtime.identity
-        count_tokens = runtime.count_tokens
-    inputs = {} if training is None else {"training": training}
-    build = partial(load_examples, task, count_tokens)
-    return Stage("examples", VERSIONS["examples"], {"task": shape, "data": data}, inputs, build)
+@dataclass(frozen=True)
+class HeldOut:
+    """What is evaluated on, by the protocol of the evaluation.
+
+    Attributes:
+        examples: the stage of its examples.
+        data: the fingerprint of its data; None in a plan where it is not here.
+        task: how they are asked.
+        runtime: the base model, asked in this way.
+    """
+
+    examples: Stage
+    data: str | None
+    task: Task
+    runtime: Runtime
 
 
-def load_examples(task: Task, count_tokens: Callable[[str], int] | None, work: Workspace) -> None:
-    """Training and evaluation examples, as the task defines them."""
-    examples = task.load(count_tokens)
-    evaluation = examples.eval
-    if "training" in work.inputs:
-        evaluation = unseen(work.inputs["training"].table("train", Example), evaluation, task.config.name)
-    work.write_table("train", examples.train, Example)
-    work.write_table("eval", evaluation, Example)
-    work.write_json("notes", examples.notes)
+@dataclass(frozen=True)
+class Assembled:
+    """An experiment, put together and checked as far as that needs no model (`experiment.assemble`).
 
+    Attributes:
+        task: where the examples come from, and how they are asked.
+        examples: the stage of the examples.
+        held_out: what is evaluated on: the same, unless the evaluation has a protocol of its own.
+        stages: those after it, in an order in which they can be built.
+        judging: the judge of the results, where there is one.
+        rewarding: the judge whose scores a method learns from.
+        judgements: the stage of the verdicts, after the others.
+        data: the fingerprint of the task's data; None in a plan where it is not here.
+        model_stage: makes the folder of the base model, where it is not one already.
+        notes: in a plan, what a run would fetch first.
+    """
 
-def stage_name(name: str, number: int, rounds: int) -> str:
-    """What a stage of round `number` of `rounds` is called: those of the last one have the plain names."""
-    return name if number == rounds else f"{name}_{number}"
+    config: Config
+    output: Path
+    store: Store
+    run: Run
+    task: Task
+    runtime: Runtime
+    examples: Stage
+    held_out: HeldOut
+    stages: Mapping[str, Stage]
+    judging: Judging | None
+    rewarding: Judging | None
+    judgements: Stage | None
+    data: str | None
+    model_stage: Stage | None
+    notes: Sequence[str] = ()
 
+    @property
+    def evaluated(self) -> Sequence[Example]:
+        """The examples that are evaluated on, once their stage is finished."""
+        finished = self.run.finished
+        return finished.get("held_out", finished["examples"]).artefact.table("eval", Example)
 
-def of_round(config: Config, examples: Stage, number: int) -> tuple[Stage, TrainerConfig]:
-    """The examples that a round of `method.rounds` trains on, a `part` of all, and its share of `trainer.max_steps`."""
-    rounds, trainer = config.method.training_rounds, config.trainer
-    if rounds == 1:
-        return examples, trainer
-    if trainer.max_steps > 0:
-        steps = trainer.max_steps * number // rounds - trainer.max_steps * (number - 1) // rounds
-        trainer = dataclasses.replace(trainer, max_steps=steps)
-    shape = {"number": number, "rounds": rounds, "seed": config.seed}
-    build = partial(load_part, number, rounds, config.seed)
-    return Stage("part", VERSIONS["part"], shape, {"examples": examples}, build), trainer
-
-
-def load_part(number: int, rounds: int, seed: int, work: Workspace) -> None:
-    """The training examples of a round."""
-    train = work.inputs["examples"].table("train", Example)
-    work.write_table("train", parts(train, rounds, seed)[number - 1], Example)
+    @property
+    def keys(self) -> dict[str, str]:
+        """The keys of all stages by name; equal ones are equal experiments."""
+        judgements = {} if self.judgements is None else {"judgements": self.judgements}
+        return {name: stage.key for name, stage in {**self.stages, **judgements}.items()}
 
 
 def declare(
@@ -364,25 +364,6 @@ def declare(
         of = {phase: stage("harness", run_harness, scorer, harness=harness) for phase, scorer in by.items()}
         stages.update({f"{phase}_harness": found for phase, found in of.items()})
     return stages
-
-
-def declare_judgements(
-    judging: Judging,
-    examples: Stage,
-    stages: Mapping[str, Stage],
-    settle: Callable[[Stage], Stage] = lambda stage: stage,
-) -> Stage:
-    """The `judgements` stage, after the others. Where a server is, its prices and the pauses between attempts are not
-    in its key, unless `judge.identity` is left to be the address. `settle` is as in `declare`."""
-    shape = {
-        "kind": judging.kind_name,
-        "max_parse_failures": judging.config.max_parse_failures,
-        **judging.judge.identity(judging.kind.prompts),
-    }
-    inputs = {"examples": examples, "before": stages["before_responses"], "after": stages["after_responses"]}
-    build = partial(judge_responses, judging)
-    libraries = judging.judge.backend.libraries
-    return settle(Stage("judgements", VERSIONS["judgements"], shape, inputs, build, libraries=libraries))
 
 
 def scorer_of(policy: Mapping[str, Stage]) -> dict[str, Stage]:

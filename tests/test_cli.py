@@ -15,6 +15,7 @@ import yaml
 from hydra.types import RunMode
 
 from mipo_exp import cli
+from mipo_exp.errors import ConfigError
 from tests.command_line import environment, every_value, run
 
 ROOT = Path(__file__).parents[1]

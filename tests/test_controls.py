@@ -7,11 +7,12 @@ import pytest
 
 from mipo_exp.cli import CONFIG_DIR
 from mipo_exp.config.schema import CONTROLS
+from mipo_exp.data.tasks import declare_examples
 from mipo_exp.errors import ConfigError
 from mipo_exp.generation import responses
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pairing.pairs import build_pairs
-from mipo_exp.pipeline import declare, declare_examples
+from mipo_exp.pipeline import declare
 from mipo_exp.planning.work import estimate_work
 from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
 from mipo_exp.store.records import Condition, Example, Negative, Pair, Response

@@ -16,6 +16,7 @@ from scipy.stats import chisquare
 from transformers import LlamaConfig, Qwen2Config
 
 from mipo_exp.config.groups import SamplingConfig
+from mipo_exp.data.tasks import declare_examples
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation import responses
 from mipo_exp.generation.engine import Request, check_engine, request_seed
@@ -24,7 +25,7 @@ from mipo_exp.generation.openvino_model import check_type, write_model
 from mipo_exp.generation.transformers_engine import TransformersConfig, TransformersEngine, in_process
 from mipo_exp.generation.vllm_engine import VllmConfig, VllmEngine
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.pipeline import declare, declare_examples
+from mipo_exp.pipeline import declare
 from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
 from mipo_exp.store.records import Condition
 from tests.conftest import Experiment, composed, make_runtime

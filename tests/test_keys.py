@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from mipo_exp.config.fields import KERNELS
+from mipo_exp.data.tasks import declare_examples
 from mipo_exp.generation.transformers_engine import SAMPLING_PARTS
 from mipo_exp.judging.judge import Judge
 from mipo_exp.judging.local import Local
-from mipo_exp.judging.stage import Judging
+from mipo_exp.judging.stage import Judging, declare_judgements
 from mipo_exp.judging.templates import load_templates
 from mipo_exp.models.runtime import Runtime, declare_model
-from mipo_exp.pipeline import declare, declare_examples, declare_judgements
+from mipo_exp.pipeline import declare
 from mipo_exp.store.artefacts import Stage
 from tests.conftest import composed, with_kernels
 

@@ -9,9 +9,10 @@ import torch
 
 from mipo_exp.config.groups import SPEED_ONLY
 from mipo_exp.config.schema import METHODS, Config
+from mipo_exp.data.tasks import declare_examples
 from mipo_exp.kernels.micro_batches import split
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.pipeline import declare, declare_examples
+from mipo_exp.pipeline import declare
 from mipo_exp.store.artefacts import Store
 from mipo_exp.store.records import ScoredPair
 from mipo_exp.training.job import finish

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mipo_exp.config.schema import Config
-from mipo_exp.data.tasks import make_task
+from mipo_exp.data.tasks import declare_examples, make_task
 from mipo_exp.errors import ConfigError, JudgeError
 from mipo_exp.experiment import assemble
 from mipo_exp.judging.judge import Judge, Keep
@@ -17,7 +17,7 @@ from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.stage import Judging, prepare_judging, prepare_rewards
 from mipo_exp.judging.templates import load_templates
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.pipeline import declare, declare_examples
+from mipo_exp.pipeline import declare
 from mipo_exp.planning.describe import make_plan
 from mipo_exp.training.methods.rlaif import judged_reward
 from tests.conftest import Experiment, composed

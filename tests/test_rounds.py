@@ -10,8 +10,9 @@ import pytest
 
 from mipo_exp import pipeline
 from mipo_exp.data.splitting import parts
+from mipo_exp.data.tasks import declare_examples
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.pipeline import declare, declare_examples
+from mipo_exp.pipeline import declare
 from mipo_exp.planning.work import estimate_work
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store.artefacts import Stage

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from mipo_exp.data.tasks import declare_examples
 from mipo_exp.data.unrelated import draw_unrelated, take_turns
 from mipo_exp.evaluation.answers import has_answer
 from mipo_exp.evaluation.measure import compare, measures, metric_names
 from mipo_exp.evaluation.metrics import Evaluated
 from mipo_exp.models.runtime import Runtime
-from mipo_exp.pipeline import declare, declare_examples
+from mipo_exp.pipeline import declare
 from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.store.records import Condition, Example, Response
 from tests.conftest import Experiment, composed

@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from mipo_exp.judging.judge import RUBRIC_PROMPTS, Judge, Rated, rating_requests
 from mipo_exp.judging.kinds import KINDS, AskedJudgeConfig, Kind, Measures, was_asked
 from mipo_exp.judging.replies import Messages, Reply
 from mipo_exp.judging.templates import load_templates
-from mipo_exp.store.artefacts import Artefact, Workspace
+from mipo_exp.store.artefacts import Artefact, Stage, Workspace
 from mipo_exp.store.records import Example, Judgement, Response
 
 log = logging.getLogger(__name__)
+
+VERSION = 1  # raised when the stage computes something else from the same config
 
 SHOWN_CHARACTERS = 160
 REPLY_TOKENS = 512  # what `plan` counts for a reply whose length the server decides
@@ -238,3 +241,22 @@ def estimate_rewards(judging: Judging, examples: Sequence[Example], responses: i
     given = round(characters / CHARACTERS_PER_TOKEN * responses / max(len(examples), 1))
     tokens = given, responses * (judging.config.max_tokens or REPLY_TOKENS)
     return Estimate(responses, responses, *tokens, judging.judge.backend.cost(*tokens))
+
+
+def declare_judgements(
+    judging: Judging,
+    examples: Stage,
+    stages: Mapping[str, Stage],
+    settle: Callable[[Stage], Stage] = lambda stage: stage,
+) -> Stage:
+    """The `judgements` stage, after the others. Where a server is, its prices and the pauses between attempts are not
+    in its key, unless `judge.identity` is left to be the address. `settle` is as in `pipeline.declare`."""
+    shape = {
+        "kind": judging.kind_name,
+        "max_parse_failures": judging.config.max_parse_failures,
+        **judging.judge.identity(judging.kind.prompts),
+    }
+    inputs = {"examples": examples, "before": stages["before_responses"], "after": stages["after_responses"]}
+    build = partial(judge_responses, judging)
+    libraries = judging.judge.backend.libraries
+    return settle(Stage("judgements", VERSION, shape, inputs, build, libraries=libraries))

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_exp.assembled import Assembled
 from mipo_exp.data.base import Task
 from mipo_exp.errors import gib
 from mipo_exp.judging.stage import Estimate, estimate_judging, estimate_rewards, response_texts
+from mipo_exp.pipeline import Assembled
 from mipo_exp.planning.checks import check_examples
 from mipo_exp.planning.fit import Examples, find_limits
 from mipo_exp.planning.memory import free_bytes, needs

@@ -20,12 +20,12 @@ from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
 from mipo_exp.generation.transformers_engine import plan_batches as plan_sampling
 from mipo_exp.pairing.negatives import sample_negatives
 from mipo_exp.pairing.similarity import in_order
-from mipo_exp.pipeline import stage_name
 from mipo_exp.scoring.batches import pass_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.score import scored_conditions
 from mipo_exp.store.records import Condition, Example, Negative
 from mipo_exp.training.micro_batches import token_budget
+from mipo_exp.training.rounds import stage_name
 
 CHARACTERS_PER_TOKEN = 4
 TEMPLATE_TOKENS = 25

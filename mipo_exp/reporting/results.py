@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mipo_exp.assembled import Assembled
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.config.schema import SCORERS, Config
 from mipo_exp.errors import ConfigError, JudgeError, ModelError
@@ -31,6 +30,7 @@ from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
 from mipo_exp.judging.kinds import Measures
 from mipo_exp.judging.stage import judge_facts, judge_measures, metric_phases
+from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.report import Sample, write_report
