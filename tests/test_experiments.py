@@ -96,11 +96,14 @@ def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Pa
 FINDINGS = sorted(path.stem for path in (cli.PROJECT_ROOT / "sweeps").glob("findings_*.yaml"))
 
 
-@pytest.mark.parametrize("sweep", FINDINGS)
+# One table has every arm, and test_pipeline runs the other tasks with one; all arms of these take long.
+@pytest.mark.parametrize(
+    "sweep", [pytest.param(name, marks=[pytest.mark.slow] * (name != "findings_smollm2")) for name in FINDINGS]
+)
 def test_the_tables_of_the_results_page_run(sweep: str, tmp_path: Path, data: Path) -> None:
     definition = yaml.safe_load((cli.PROJECT_ROOT / "sweeps" / f"{sweep}.yaml").read_text())
     params = definition["hydra"]["sweeper"]["params"]
-    task = params.get("+experiment", "findings/personas").rpartition("/")[2]
+    task, named = params.get("+experiment", "findings/personas").rpartition("/")[2], params["+arm"].split(",")
     if task != "personas" and not (data / task).exists():
         pytest.skip("the public data is not here")
     small = [*SMALL, "trainer.max_steps=2", "engine=transformers"]  # a step for each of two rounds
@@ -108,7 +111,7 @@ def test_the_tables_of_the_results_page_run(sweep: str, tmp_path: Path, data: Pa
     assert done.returncode == 0, done.stderr
     arms = results(tmp_path)
     assert {(summary["task"], summary["status"]) for summary in summaries(tmp_path, arms)} == {(task, "ok")}
-    assert len(arms) == len(params["+arm"].split(",")), "an arm for every one that is named"
+    assert len(arms) == len(named), "an arm for every one that is named"
     assert arms[0]["label"] == "+arm=default"
 
 
