@@ -102,7 +102,7 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
         (["method.rounds=5", "task.train_examples=4"], r"method\.rounds=5 divides .* there are 4"),
         (["method.rounds=2", "task.train_examples=2", "negatives=random_prompt"], r"of the 1 training examples allow"),
         (["method=sft", "method.rounds=2"], r"unknown config key 'method\.rounds'"),
-        (["+arm=iterated"], r"arm=iterated is not an option; .*It takes one of cad, default"),
+        (["+arm=iterated"], r"arm=iterated is not an option; .*It takes one of c_bpo, cad, default"),
         (["arm=sft"], r"arm is not chosen by default; add it: \+arm=sft"),
         (["objective=accuracy"], r"objective='accuracy' is not of the form PHASE/METRIC"),
         (["objective=delta/mi/base/natz"], r"has no metric 'mi/base/natz'; did you mean delta/mi/base/nats\?"),

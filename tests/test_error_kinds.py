@@ -65,7 +65,7 @@ def test_answers_that_are_values_may_be_written_in_any_way(text: str, expected: 
 def test_every_task_with_right_answers_to_questions_has_kinds() -> None:
     families = {name: composed(f"task={name}").task.family for name in TASKS if name not in ("custom", "prefeval")}
     scorers = {TASKS[name].scorer for name, family in families.items() if family in ("math", "mcq")}
-    assert scorers | {"choice"} == {name for name, scorer in SCORERS.items() if scorer.has_kinds}
+    assert scorers | {"choice", "authors_letter"} == {name for name, scorer in SCORERS.items() if scorer.has_kinds}
 
 
 LETTERS = [

@@ -105,7 +105,7 @@ def test_what_may_not_be_split_has_no_budget(caplog: pytest.LogCaptureFixture) -
     for name, schema in METHODS.items():
         if schema.trains_on in ("pairs", "chosen"):
             config = composed("+debug=quick", f"method={name}")
-            assert may_split(config.method, config.lora) == (name not in ("infonce", "sami"))
+            assert may_split(config.method, config.lora) == (name not in ("infonce", "sami", "c_bpo"))
     config = composed("+debug=quick", "method=rlvr")
     assert not may_split(config.method, config.lora)
     config = composed("+debug=quick", "lora.lora_dropout=0.1", "trainer.batch_tokens.cpu=64")
