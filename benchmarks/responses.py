@@ -23,7 +23,7 @@ def main(options: argparse.Namespace) -> None:
     summary = mipo_exp.load(options.run).summary
     cache = Path(summary["paths"]["cache"])
     keys = {name: stage["key"] for name, stage in summary["stages"].items()}
-    examples = read_table(cache / "examples" / keys["examples"] / "eval.arrow", Example)
+    examples = read_table(cache / "examples" / keys.get("held_out", keys["examples"]) / "eval.arrow", Example)
     before, after = (
         read_table(cache / "responses" / keys[f"{phase}_responses"] / "responses.arrow", Response)
         for phase in ("before", "after")

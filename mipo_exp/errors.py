@@ -1,8 +1,18 @@
 """Errors that a user can act on: each message names what is wrong, where, and the way out."""
 
+from typing import Self
+
 
 class UserError(Exception):
     """Bad input: a config value, a data file, a model folder, a place to write. Exit code 2, no traceback."""
+
+    to_fetch = False  # whether it says of something that it is not on this machine yet, and a run would download it
+
+    def named(self, name: str) -> Self:
+        """The same of what its message calls by a shorter name."""
+        other = type(self)(f"{name}: {self}")
+        other.to_fetch = self.to_fetch
+        return other
 
 
 class ConfigError(UserError):
@@ -27,6 +37,13 @@ class JudgeError(UserError):
 
 class StorageError(UserError):
     """A folder that cannot be written, or a disk that is too small."""
+
+
+def not_here_yet(kind: type[UserError], message: str) -> UserError:
+    """The error for what a run would download, and something that downloads nothing, as a plan, does not."""
+    error = kind(message)
+    error.to_fetch = True
+    return error
 
 
 def gib(size: float) -> str:

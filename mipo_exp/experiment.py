@@ -18,7 +18,7 @@ from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.config.redaction import redact
 from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import declare_examples, make_task
-from mipo_exp.errors import ConfigError, ModelError, StorageError, UserError, gib
+from mipo_exp.errors import ConfigError, StorageError, UserError, gib
 from mipo_exp.evaluation.harness import locate_harness
 from mipo_exp.execution.processes import check_alike, check_shared, team
 from mipo_exp.execution.run import Run
@@ -68,11 +68,11 @@ def assemble(config: Config, output: Path, fetch: bool = True, overrides: Sequen
     root, run = store.root, Run(store, make_executor(config.workers, store.root))
     notes: list[str] = []
 
-    def here(find: Callable[[], T], absent: T, error_type: type[UserError] = UserError) -> T:
+    def here(find: Callable[[], T], absent: T) -> T:
         try:
             return find()
-        except error_type as error:
-            if fetch:
+        except UserError as error:
+            if fetch or not error.to_fetch:
                 raise
             notes.append(f"a run would fetch it first: {error}")
             return absent
@@ -99,8 +99,8 @@ def assemble(config: Config, output: Path, fetch: bool = True, overrides: Sequen
     asked = make_task(config.task, root, config.protocol.evaluation) if config.protocol.mixed else task
     judging = None
     if team().main:
-        judging = here(lambda: prepare_judging(config, asked, root, device, fetch), None, ModelError)
-    rewarding = here(lambda: prepare_rewards(config, judging, task, root, device, fetch), None, ModelError)
+        judging = here(lambda: prepare_judging(config, asked, root, device, fetch), None)
+    rewarding = here(lambda: prepare_rewards(config, judging, task, root, device, fetch), None)
     _warn_of_one_judge(config.method.name, judging, rewarding)
     data = here(lambda: task.prepare(fetch), None)
     test_data = data if asked is task else here(lambda: asked.prepare(fetch), None)

@@ -120,6 +120,12 @@ def test_plan_without_the_model_says_what_would_be_fetched(tmp_path: Path) -> No
     assert "Qwen/Qwen2.5-1.5B-Instruct" in done.stdout
 
 
+def test_a_plan_refuses_data_that_no_run_would_fetch(tmp_path: Path) -> None:
+    done = run("task=pahf", "plan=true", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: task=pahf has no task.path" in done.stderr
+
+
 SWEEPS = sorted(path.stem for path in (cli.PROJECT_ROOT / "sweeps").glob("*.yaml"))
 
 

@@ -189,6 +189,7 @@ def test_bad_files_are_named_with_the_way_out(tmp_path: Path, damage: Damage, me
     with pytest.raises(DataError, match=message) as error:
         make("pahf", tmp_path).prepare(download=False)
     assert "docs/tasks.md" in str(error.value)
+    assert "for the hub" not in str(error.value), "the hub has no such data"
 
 
 def test_without_a_path_the_message_says_where_the_data_is() -> None:

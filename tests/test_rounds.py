@@ -56,6 +56,11 @@ def test_the_rounds_stand_in_order_and_divide_the_steps(tiny: Runtime) -> None:
     assert "rounds" not in declared(tiny)["adapter"].config["method"], "adapters of earlier versions are used"
 
 
+def test_as_many_rounds_as_are_allowed_have_keys(tiny: Runtime) -> None:
+    stages = declared(tiny, "method.rounds=100", "trainer.max_steps=100")
+    assert len({stage.key for name, stage in stages.items() if name.startswith("adapter")}) == 100
+
+
 def test_the_work_of_a_plan_is_divided_among_the_rounds() -> None:
     examples = [example(number) for number in range(8)]
     one, two = (estimate_work(composed("+debug=quick", f"method.rounds={n}"), examples, examples) for n in (1, 2))

@@ -39,7 +39,7 @@ class FileTask(Task):
     def files(self, download: bool) -> dict[str, list[Path]]:
         """The files of each kind, parts of one file in order. Raises `DataError`: they are not all here, and may not or
         cannot be downloaded."""
-        return find_layout(self.root(download), self.layouts(), self.config.name)
+        return find_layout(self.root(download), self.layouts(), self.config.name, self.config.hub_id is not None)
 
     def root(self, download: bool) -> Path:
         """`task.path`, or the local folder of the hub's data set. Raises `DataError`: it is not on this machine, and
@@ -94,14 +94,15 @@ class SplitTask(FileTask):
         return self.example(split, *row)
 
 
-def find_layout(root: Path, layouts: Sequence[Layout], task: str) -> dict[str, list[Path]]:
-    """The files of the first layout that is there whole. Raises `DataError`: there is none; the message says what is
-    missing of the one that is there in part."""
+def find_layout(root: Path, layouts: Sequence[Layout], task: str, hub: bool = True) -> dict[str, list[Path]]:
+    """The files of the first layout that is there whole; `hub` says whether the hub has them too. Raises `DataError`:
+    there is none; the message says what is missing of the one that is there in part."""
     if root.is_file():
         for layout in layouts:
             kind, patterns = next(iter(layout.items()))
             if len(layout) == 1 and any(Path(pattern).suffix == root.suffix for pattern in _choices(patterns)):
                 return {kind: [root]}
+    way_out = f"files of task={task} (docs/tasks.md){', or task.path=null for the hub' if hub else ''}"
     present: list[Path] = []
     missing: list[str] = []
     for layout in layouts:
@@ -115,15 +116,12 @@ def find_layout(root: Path, layouts: Sequence[Layout], task: str) -> dict[str, l
         lacks = "; or instead ".join(dict.fromkeys(missing))
         raise DataError(
             f"task.path={root} has {present[0].relative_to(root)} and lacks {lacks}; give the folder that holds all "
-            f"files of task={task} (docs/tasks.md), or task.path=null for the hub"
+            f"{way_out}"
         )
     wanted = "; or ".join(
         " and ".join(" or ".join(_choices(patterns)) for patterns in layout.values()) for layout in layouts
     )
-    raise DataError(
-        f"task.path={root} has no {wanted}; give the folder that holds the files of task={task} (docs/tasks.md), or "
-        "task.path=null for the hub"
-    )
+    raise DataError(f"task.path={root} has no {wanted}; give the folder that holds the {way_out}")
 
 
 def _choices(patterns: str | tuple[str, ...]) -> tuple[str, ...]:

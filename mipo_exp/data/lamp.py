@@ -33,7 +33,7 @@ from mipo_exp.data.files import (
 from mipo_exp.data.lamp_prompts import FORMS, Item, compose, profile_text, retrieve
 from mipo_exp.data.lamp_users import recover_users
 from mipo_exp.data.left_out import LeftOut
-from mipo_exp.errors import DataError
+from mipo_exp.errors import DataError, not_here_yet
 from mipo_exp.models.rendering import Message
 from mipo_exp.store.records import Example
 
@@ -176,7 +176,7 @@ class Lamp(Task):
             if path.is_file():
                 continue
             if not download:
-                raise DataError(f"task={config.name}: {path.name} of {name} is not on this machine yet")
+                raise not_here_yet(DataError, f"task={config.name}: {path.name} of {name} is not on this machine yet")
             download_json("/".join([config.base_url.rstrip("/"), *inner, names[key]]), path)
         return files
 

@@ -314,10 +314,6 @@ def _option_text(text: str, options: _Options) -> set[str]:
     return set()
 
 
-def _outermost(span: tuple[int, int], everything: set[tuple[int, int]]) -> bool:
-    return not any(other != span and other[0] <= span[0] and span[1] <= other[1] for other in everything)
-
-
 _ANSWERED: tuple[Rule, ...] = (
     _after(rf"\bans(?:wers?)?\b\.?{_SAYS}|(?P<loosely>{_CORRECTED})"),
     # "each option:" at the end of a line begins a list

@@ -115,17 +115,19 @@ def sample_unrelated(
     sampling: SamplingConfig,
     engine: EngineConfig,
     seed: int,
-    decoding: Decoding | None,
+    decoding: Decoding,
 ) -> None:
     """Responses to requests that have nothing to do with a context, with those of held-out users in turn, and then
-    without any; by whom and with what `decoding` as `sample_evaluation`."""
+    without any; by which model and with what `decoding` as in `sample_evaluation`."""
     examples = work.inputs["examples"].table("eval", Example)
     rows = [examples[row] for row in take_turns([example.user for example in examples], len(requests), seed)]
     asked = list(zip(rows, requests, strict=False))
     without = [(f"{example.id}/without_context", Condition(None, text, plain=True)) for example, text in asked]
-    shown = decoding is None or decoding.context
-    own = [(example.id, Condition(example.context if shown else None, text, plain=True)) for example, text in asked]
-    against = None if decoding is None or decoding.alpha is None else ([*without, *without], decoding.alpha)
+    own = [
+        (example.id, Condition(example.context if decoding.context else None, text, plain=True))
+        for example, text in asked
+    ]
+    against = None if decoding.alpha is None else ([*without, *without], decoding.alpha)
     found = sample_responses(work, runtime, [*own, *without], sampling, engine, seed, "unrelated", against)
     work.write_table("responses", found, Response)
 

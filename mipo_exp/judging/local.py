@@ -34,7 +34,7 @@ class LocalJudgeConfig(AskedJudgeConfig):
         try:
             source = locate(self.model, cache, download)
         except ModelError as error:
-            raise ModelError(f"the model of judge=local (its keys begin with judge.model): {error}") from error
+            raise error.named("the model of judge=local (its keys begin with judge.model)") from error
         return Local(self, engine, Runtime(self.model, source, task, device, kernels))
 
 

@@ -93,7 +93,7 @@ def prepare_rewards(
     try:
         return Judging(asked, _judge(asked, config, task, cache, device, download), "rubric", "reward_judge")
     except UserError as error:
-        raise type(error)(f"reward_judge (its keys are those of judge): {error}") from error
+        raise error.named("reward_judge (its keys are those of judge)") from error
 
 
 def _judge(asked: AskedJudgeConfig, config: Config, task: Task, cache: Path, device: str, download: bool) -> Judge:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from mipo_exp.errors import UserError
+from mipo_exp.errors import UserError, not_here_yet
 
 ANSWER_SECONDS = 10.0  # for the hub to say what it has
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # as huggingface_hub reads them
@@ -72,7 +72,7 @@ class Repository:
             if complete(found):
                 return found
         if absent is not None:
-            raise self.error(absent)
+            raise not_here_yet(self.error, absent)
         if (why := unreachable()) is not None:
             raise self.error(f"{named} is neither in the hub's local cache nor reachable ({why}); {self.remedy}")
         # OSError, and whatever the HTTP library below raises, which depends on the version of huggingface_hub.

@@ -86,6 +86,9 @@ class Stage:
     shared: bool = field(default=False, compare=False)
     libraries: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _ = self.key  # in a long chain, such as of many rounds, all keys at once would be too deep a recursion
+
     @cached_property
     def key(self) -> str:
         """The content address."""
