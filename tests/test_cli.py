@@ -30,6 +30,15 @@ def started(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def imports() -> float:
+    """The processor seconds that some of the libraries take to be imported: what a second is worth on this machine, on
+    which another load may slow every process. On a quiet one it is some 0.4."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", "import hydra.main, pydantic, omegaconf, numpy, pyarrow"], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def test_jobs_that_another_process_has_run_are_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Hydra's launchers joblib and submitit run them; what an earlier multirun left in the folder is not."""
     for name, value in (("_ended", []), ("_multiruns", [(tmp_path, time.time() - cli.CLOCK_SECONDS)])):
@@ -54,7 +63,7 @@ def test_jobs_that_another_process_has_run_are_heard_of(tmp_path: Path, monkeypa
 
 def test_help_is_there_at_once(tmp_path: Path) -> None:
     done, seconds = started("--help", cwd=tmp_path)
-    assert seconds < 2.0
+    assert seconds < max(2.0, 6 * imports())
     assert done.returncode == 0
     for group in ("model: ", "task: ", "negatives: ", "smollm2", "personas"):
         assert group in done.stdout
@@ -75,7 +84,7 @@ def test_a_mistake_is_answered_in_seconds(arguments: list[str], message: str, tm
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    assert seconds < 5.0, f"{seconds:.1f} s"
+    assert seconds < max(5.0, 15 * imports()), f"{seconds:.1f} s"
 
 
 def test_plan_says_what_would_run_and_runs_nothing(tmp_path: Path) -> None:

@@ -131,4 +131,4 @@ def test_what_the_model_or_the_examples_cannot_give_is_refused(tiny: Runtime, tm
     task = make_task(config.task, tmp_path)
     loaded = task.load(None)
     with pytest.raises(ConfigError, match=r"batch_size=500 × .* make a step of method=sdft, and there are \d+"):
-        check_examples(config, task, loaded.train, loaded.eval)
+        check_examples(config, task, task, loaded.train, loaded.eval)
