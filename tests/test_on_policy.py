@@ -78,6 +78,30 @@ def train(runtime: Runtime, config: Config, folder: Path, count: int = 8) -> Art
     return store.fetch(stage, {"examples": artefact})[0]
 
 
+def whole_and_resumed(
+    runtime: Runtime, config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Artefact, Artefact]:
+    """The adapter of an undisturbed training, and that of one that was killed at its first checkpoint and resumed."""
+    whole = train(runtime, config, folder / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    mark = training._mark_complete
+
+    def die(path: Path) -> None:
+        mark(path)
+        raise Killed
+
+    monkeypatch.setattr(training, "_mark_complete", die)
+    with pytest.raises(Killed):
+        train(runtime, config, folder / "parts")
+    monkeypatch.undo()
+    torch.manual_seed(0)  # another process starts with another state
+    parts = train(runtime, config, folder / "parts")
+    return whole, parts
+
+
 def of_texts(rate: Callable[[str], float | None]) -> Callable[[Any], Reward]:
     return lambda _: lambda rows, ids, texts: [rate(text) for text in texts]
 
@@ -406,23 +430,7 @@ def test_going_on_from_a_checkpoint_gives_the_weights_and_metrics_of_not_stoppin
 ) -> None:
     """4 steps = 2 steps, killed, and 2 more."""
     config = composed("+debug=quick", f"method={method}", "trainer.max_steps=4", "trainer.save_steps=2", *overrides)
-    whole = train(tiny, config, tmp_path / "whole")
-
-    class Killed(BaseException):
-        pass
-
-    mark = training._mark_complete
-
-    def die(path: Path) -> None:
-        mark(path)
-        raise Killed
-
-    monkeypatch.setattr(training, "_mark_complete", die)
-    with pytest.raises(Killed):
-        train(tiny, config, tmp_path / "parts")
-    monkeypatch.undo()
-    torch.manual_seed(0)  # another process starts with another state
-    parts = train(tiny, config, tmp_path / "parts")
+    whole, parts = whole_and_resumed(tiny, config, tmp_path, monkeypatch)
     assert whole.json("history") == parts.json("history")
     first, second = weights(whole), weights(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)

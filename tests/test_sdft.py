@@ -4,17 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.planning.checks import check_examples
 from mipo_exp.store.records import Condition
-from mipo_exp.training import adapter as training
 from mipo_exp.training.job import argument_names, training_arguments
 from tests.conftest import Experiment, composed, make_runtime
-from tests.test_on_policy import examples, job, train
+from tests.test_on_policy import examples, job, weights, whole_and_resumed
 
 
 def test_the_student_answers_without_the_context_and_the_teacher_reads_it(tiny: Runtime, tmp_path: Path) -> None:
@@ -67,25 +65,9 @@ def test_going_on_from_a_checkpoint_gives_the_weights_of_not_stopping(
     overrides: tuple[str, ...], tiny: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = composed("+debug=quick", "method=sdft", "trainer.max_steps=4", "trainer.save_steps=2", *overrides)
-    whole = train(tiny, config, tmp_path / "whole")
-
-    class Killed(BaseException):
-        pass
-
-    mark = training._mark_complete
-
-    def die(path: Path) -> None:
-        mark(path)
-        raise Killed
-
-    monkeypatch.setattr(training, "_mark_complete", die)
-    with pytest.raises(Killed):
-        train(tiny, config, tmp_path / "parts")
-    monkeypatch.undo()
-    torch.manual_seed(0)  # another process starts with another state
-    parts = train(tiny, config, tmp_path / "parts")
+    whole, parts = whole_and_resumed(tiny, config, tmp_path, monkeypatch)
     assert whole.json("history") == parts.json("history")
-    first, second = (load_file(of.path / "adapter" / "adapter_model.safetensors") for of in (whole, parts))
+    first, second = weights(whole), weights(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

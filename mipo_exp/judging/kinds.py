@@ -5,7 +5,7 @@ A kind is a class and a line in `KINDS`; its prompts stand in `templates.FILES`.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -122,11 +122,7 @@ class _Rubrics(Kind):
                     scale = {"criteria": item.criteria, "score_descriptions": item.scale}
                     requests.append(templates.message("rubric_reference" if answer else "rubric", {**values, **scale}))
                     positions.append((example, phase, str(number)))
-        rows = []
-        for position, reply in zip(positions, ask(requests), strict=True):
-            score = read_score(reply.text or "")
-            rows.append(_row(*position, None if score is None else str(score), reply))
-        return rows
+        return _scored(positions, ask(requests), read_score)
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
         return {
@@ -236,11 +232,7 @@ class _ReferenceScore(Kind):
                     values = {**_asked(example), "response": response, "preference": preference}
                     requests.append(templates.message("reference_score", values))
                     positions.append((example, subject, str(number)))
-        rows = []
-        for position, reply in zip(positions, ask(requests), strict=True):
-            score = read_number(reply.text or "")
-            rows.append(_row(*position, None if score is None else str(score), reply))
-        return rows
+        return _scored(positions, ask(requests), read_number)
 
     def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
         scores = {subject: _mean_scores(examples, judgements, subject) for subject in self.subjects}
@@ -285,6 +277,17 @@ def _rubrics(example: Example, default: Rubric | None) -> list[Rubric]:
     return [
         rubric(item, f"example {example.id}: rubric {number} of its reference") for number, item in enumerate(given)
     ]
+
+
+def _scored(
+    positions: Sequence[tuple[Example, str, str]], replies: Iterable[Reply], read: Callable[[str], float | None]
+) -> list[Judgement]:
+    """The rows of replies whose verdict is the score that `read` finds in them."""
+    rows = []
+    for position, reply in zip(positions, replies, strict=True):
+        score = read(reply.text or "")
+        rows.append(_row(*position, None if score is None else str(score), reply))
+    return rows
 
 
 def _row(example: Example, subject: str, item: str, verdict: str | None, reply: Reply) -> Judgement:
