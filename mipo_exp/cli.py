@@ -27,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mipo_exp import commands
 from mipo_exp.config.compose import CONFIG_DIR, PROJECT_ROOT, explain, groups, refuse_sweep, register_resolvers
 from mipo_exp.config.overrides import wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
@@ -76,6 +77,14 @@ def main() -> None:
     if "--version" in sys.argv[1:]:
         with contextlib.suppress(PackageNotFoundError):  # runs from a folder, without having been installed
             sys.stdout.write(f"mipo_exp {version('mipo-exp')}\n")
+        return
+    if sys.argv[1:2] and sys.argv[1] in commands.NAMES:
+        try:
+            commands.run(sys.argv[1], sys.argv[2:])
+        except UserError as error:
+            _exit(str(error), EXIT_BAD_INPUT)
+        except KeyboardInterrupt:
+            _exit("interrupted", EXIT_INTERRUPTED)
         return
     if not sys.stderr.isatty() or not team().main:
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, which fill a log file
