@@ -1,4 +1,4 @@
-"""Commands over runs that have ended: `python -m mipo_exp NAME ARGUMENT…`. Any other first argument starts an experiment.
+"""Commands over runs that have ended: `python -m mipo_exp NAME …`. Any other first argument starts an experiment.
 
 A command is one module here, with `run(arguments)`, which raises a `UserError` for bad input; its name is in `NAMES`.
 """
