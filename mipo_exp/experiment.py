@@ -34,7 +34,7 @@ from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.libraries import check_libraries
 from mipo_exp.planning.shape import disk_needed, find_shape
 from mipo_exp.reporting import tracking
-from mipo_exp.reporting.results import Outcome, model_name, summary_head, write_results, write_summary
+from mipo_exp.reporting.results import Outcome, summary_head, write_results, write_summary
 from mipo_exp.reporting.run_folder import leave, occupy
 from mipo_exp.reporting.saved import Results, load
 from mipo_exp.store.artefacts import Stage, Store, digest
@@ -188,8 +188,7 @@ def run_experiment(
         run_id, source = digest(assembled.keys), assembled.runtime.source
         model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": assembled.runtime.dtype}
         summary.update(run_id=run_id, device=assembled.runtime.device, model_source=model)
-        name = f"{model_name(config)}-{config.task.name}-{config.negatives.strategy}-seed{config.seed}"
-        tracker = tracking.start(config.tracker, output, run_id, resolved, name)
+        tracker = tracking.start(config.tracker, output, summary, resolved, overrides)
         history = run_stages(assembled, partial(_track_training, tracker))
         return write_results(assembled, summary, history, tracker)
     except BaseException as error:

@@ -185,6 +185,7 @@ class TrackerConfig:
     mode: Literal["auto", "online", "offline"] | None
     group: str | None
     tags: list[str]
+    notes: str | None
     log_adapter: bool
 
 
