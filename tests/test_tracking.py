@@ -18,7 +18,9 @@ from wandb.util import get_core_path
 
 from mipo_exp.config.groups import TrackerConfig
 from mipo_exp.config.redaction import without_secrets
-from mipo_exp.reporting import tracking, wandb_run
+from mipo_exp.execution.progress import Progress
+from mipo_exp.reporting import tracking, wandb_access, wandb_run
+from mipo_exp.reporting.pairs import ShownPair, TrainedPairs
 from mipo_exp.reporting.report import Sample
 from tests.wandb_server import KEY, WandbServer
 
@@ -43,7 +45,7 @@ SUMMARY: dict[str, Any] = {
     "status": "ok",
 }
 SAMPLES = [
-    Sample("mira", "Likes tea & <b>", "A drink?", "Coffee.", "Tea, né 🍵", -0.5, 2.5),
+    Sample("mira", "Likes tea & <b>", "A drink?", "Coffee.", "Tea, né 🍵", -0.5, 2.5, '["tea"]', False, True),
     Sample(None, None, "2 + 2?", "5", "4", 0.0, float("nan")),
 ]
 
@@ -71,6 +73,7 @@ def config(name: str = "wandb", mode: str | None = "offline", log_adapter: bool 
         tags=["tiny"],
         notes=None,
         log_adapter=log_adapter,
+        log_pairs=True,
     )
 
 
@@ -107,7 +110,15 @@ def track(output: Path, settings: TrackerConfig, resolved: Mapping[str, Any]) ->
     tracker = tracking.start(settings, output, HEAD, resolved, ["seed=3"])
     tracker.log({"train/loss": 0.6931, "train/rewards/margins": 0.0}, 1)
     tracker.log({"train/loss": 0.5, "train/grad_norm": float("nan")}, 2)
-    tracker.finish(SUMMARY, SAMPLES, output / "adapter", output / "report.html")
+    tracker.finish({**HEAD, **SUMMARY}, SAMPLES, output / "adapter", output / "report.html", pairs_in(output))
+
+
+def pairs_in(output: Path) -> TrainedPairs:
+    folder = output.parent / "cache" / "pairs"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pairs.arrow").write_bytes(b"ARROW1")
+    shown = ShownPair("e1", "mira", "Likes tea", "A drink?", "no_context", "Tea.", "Coffee.", 1.5, 0.25)
+    return TrainedPairs(folder, "k3y", 7, [shown])
 
 
 def test_jsonl_holds_every_number_and_writes_nan_as_null(tmp_path: Path) -> None:
@@ -177,7 +188,16 @@ def test_offline_run_holds_what_the_jsonl_holds(tmp_path: Path, monkeypatch: pyt
     training = [row for row in rows(records) if "train/step" in row]
     assert [(row["train/step"], row["train/loss"]) for row in training] == [(1, 0.6931), (2, 0.5)]
     assert training[0]["train/rewards/margins"] == 0.0
+    # One row a phase, which W&B draws; what the table over runs leaves out is in the summary alone.
+    results = [row for row in rows(records) if "results/phase" in row]
+    assert [(row["results/phase"], row["results/accuracy"], row["results/accuracy/ci_low"]) for row in results] == [
+        (0, 0.25, 0.125),
+        (1, 0.75, 0.5),
+    ]
+    assert results[1]["results/mi/base/nats"] == 1.5
     metrics = of(records, "metric")
+    assert any((item.get("glob_name"), item.get("step_metric")) == ("results/*", "results/phase") for item in metrics)
+    assert [item["summary"] for item in metrics if item.get("name") == "train/loss"] == [{"min": True}]
     assert any((item.get("glob_name"), item.get("step_metric")) == ("train/*", "train/step") for item in metrics)
 
     summary: dict[str, Any] = {}
@@ -200,12 +220,24 @@ def test_offline_run_holds_samples_report_and_adapter(tmp_path: Path) -> None:
     history = {key: value for row in rows(records) for key, value in row.items()}
     folder = next(item for item in output.glob("wandb/offline-run-*") if not item.is_symlink()) / "files"
     table = json.loads((folder / history["samples.path"]).read_text(encoding="utf-8"))
-    assert table["columns"] == ["user", "context", "prompt", "before", "after", "pmi_before", "pmi_after"]
-    assert table["data"][0] == ["mira", "Likes tea & <b>", "A drink?", "Coffee.", "Tea, né 🍵", -0.5, 2.5]
+    assert table["columns"][:7] == ["user", "context", "prompt", "before", "after", "pmi_before", "pmi_after"]
+    assert table["columns"][7:] == [
+        *("reference", "correct_before", "correct_after", "kind_before", "kind_after"),
+    ]
+    first = ["mira", "Likes tea & <b>", "A drink?", "Coffee.", "Tea, né 🍵", -0.5, 2.5, '["tea"]', False, True]
+    assert table["data"][0] == [*first, None, None]
     assert table["data"][1][:5] == [None, None, "2 + 2?", "5", "4"]
     assert (folder / history["report.path"]).read_text() == "<!DOCTYPE html><p>the report</p>"
     artifacts = {artifact["type"]: artifact for artifact in of(records, "artifact")}
-    adapter = artifacts["model"]
+    adapter, dataset, evaluation = (artifacts[kind] for kind in ("model", "dataset", "evaluation"))
+    assert sorted(adapter["aliases"]) == ["latest", "mipo", "seed-3"]
+    metadata = json.loads(adapter["metadata"])
+    assert (metadata["run_id"], metadata["dataset"], metadata["metrics"]["accuracy"]) == ("runid123", "pairs-k3y", 0.75)
+    assert json.loads(evaluation["metadata"])["adapter"] == "adapter-runid123"
+    assert (dataset["name"], dataset["use_after_commit"]) == ("pairs-k3y", True), "an input of the run"
+    assert [entry["path"] for entry in dataset["manifest"]["contents"]] == ["pairs.arrow", "pairs.table.json"]
+    pairs = json.loads((folder / history["pairs.path"]).read_text())
+    assert dict(zip(pairs["columns"], pairs["data"][0], strict=True))["pmi_margin"] == 1.5
     assert adapter["name"] == "adapter-runid123"
     (entry,) = adapter["manifest"]["contents"]
     assert entry["path"] == "adapter_config.json"
@@ -273,13 +305,13 @@ def test_key_and_reachable_server_mean_online(monkeypatch: pytest.MonkeyPatch, t
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-        assert wandb_run._mode("auto") == ("offline", "no API key")
+        assert wandb_access.mode("auto") == ("offline", "no API key")
         (tmp_path / "netrc").write_text(f"machine 127.0.0.1:{port} login user password {KEY}\n")
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-        assert wandb_run._mode("auto") == ("online", "API key found")
+        assert wandb_access.mode("auto") == ("online", "API key found")
         monkeypatch.setenv("WANDB_MODE", "offline")
-        assert wandb_run._mode("auto") == ("offline", "WANDB_MODE")
-        assert wandb_run._mode("online") == ("online", "tracker.mode")
+        assert wandb_access.mode("auto") == ("offline", "WANDB_MODE")
+        assert wandb_access.mode("online") == ("online", "tracker.mode")
 
 
 def test_failing_online_start_falls_back_to_offline(
@@ -293,7 +325,7 @@ def test_failing_online_start_falls_back_to_offline(
         return real(**arguments)
 
     monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setattr(wandb_run, "_mode", lambda wanted: ("online", "test"))
+    monkeypatch.setattr(wandb_run, "mode", lambda wanted: ("online", "test"))
     tracking.start(config(), tmp_path, HEAD, {}).finish(SUMMARY, [], None, None)
     assert "W&B failed at starting online (CommError: 401)" in caplog.text
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
@@ -398,6 +430,7 @@ def test_a_folder_that_was_moved_is_uploaded_completely(tmp_path: Path) -> None:
         run = server.runs["runid123"]
         assert (run["displayName"], run["jobType"], run["groupName"]) == ("tiny personas seed=3", "mipo", "sweep-7")
         assert json.loads(run["config"])["run_id"]["value"] == "runid123"
+        assert server.used == ["pairs-k3y"]
         assert run["summary"]["after/accuracy"] == 0.75
         assert [row["train/loss"] for row in server.history["runid123"] if "train/loss" in row] == [0.6931, 0.5]
         assert server.files["adapter-runid123/adapter_config.json"] == b'{"r": 4}'
@@ -446,3 +479,19 @@ def test_a_server_that_does_not_work_is_said_once_and_the_run_goes_on(
     assert "W&B failed at starting online" in caplog.text
     assert len(jsonl(output)) == 5
     assert len(list(output.glob("wandb/offline-run-*"))) == 1, "and can be uploaded later"
+
+
+def test_progress_is_there_from_the_start_with_the_rate_of_each_stage(tmp_path: Path) -> None:
+    now = iter([0.0, 30.0, 31.0, 40.0])
+    tracker = tracking.start(config(), tmp_path, HEAD, {})
+    tracker.progress(2, 11)
+    with tracker.listening(), Progress("sampling chosen responses", 4, "tokens", clock=lambda: next(now)) as progress:
+        progress.advance(1, 600)
+        progress.advance(3, 640)
+    Progress("training", 2, "steps")
+    tracker.finish(SUMMARY, [], None, None)
+    found = [row for row in rows(stored(tmp_path)) if "progress/seconds" in row]
+    assert [(row.get("progress/stage"), row.get("progress/stages")) for row in found] == [(2, 11), *2 * [(None, None)]]
+    name = "progress/sampling_chosen_responses"
+    rates = [(row[f"{name}/done"], row[f"{name}/tokens_per_second"]) for row in found[1:]]
+    assert rates == [(0.25, 20.0), (1.0, 40.0)]

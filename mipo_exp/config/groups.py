@@ -187,6 +187,7 @@ class TrackerConfig:
     tags: list[str]
     notes: str | None
     log_adapter: bool
+    log_pairs: bool
 
 
 @schema

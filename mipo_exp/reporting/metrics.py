@@ -72,6 +72,11 @@ def flat_metrics(summary: Mapping[str, Any], phase: str) -> dict[str, float | No
     return flat
 
 
+def bounds_of(name: str) -> str:
+    """The metric of a name in `flat_metrics`, which may be that of a bound."""
+    return name.removesuffix("/ci_low").removesuffix("/ci_high")
+
+
 def plain(value: Any) -> Any:
     """The value as JSON knows it; numpy scalars become numbers, what is not finite becomes None."""
     if value is None or isinstance(value, bool | int | str):

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from mipo_exp.config.groups import TrackerConfig
 from mipo_exp.errors import StorageError
 from mipo_exp.evaluation.measure import PHASES
+from mipo_exp.execution import progress
 from mipo_exp.reporting import wandb_run
 from mipo_exp.reporting.metrics import flat_metrics, plain
+from mipo_exp.reporting.wandb_access import METRICS_FILE, guarded
 
 if TYPE_CHECKING:
+    from mipo_exp.reporting.pairs import TrainedPairs
     from mipo_exp.reporting.report import Sample
 
 
@@ -38,12 +41,12 @@ def start(
     Raises:
         StorageError: `metrics.jsonl` cannot be written.
     """
-    tracker = Tracker(output / wandb_run.METRICS_FILE)
+    tracker = Tracker(output / METRICS_FILE)
     if config.name == "wandb":
         facts = {name: summary.get(name) for name in ("run_id", "command", "git", "versions")}
         uploaded = {**resolved, **facts, "overrides": list(overrides), "folder": str(output)}
         name, kind = wandb_run.run_name(summary, overrides), summary["method"]
-        tracker.view = wandb_run.guarded(
+        tracker.view = guarded(
             "starting the run", lambda: wandb_run.start(config, output, summary["run_id"], uploaded, name, kind)
         )
     return tracker
@@ -71,10 +74,36 @@ class Tracker:
         if self.view is not None:
             self.view.log(metrics, step)
 
+    def progress(self, done: int, of: int) -> None:
+        """How many of the stages are done, for the view."""
+        if self.view is not None:
+            self.view.progress({"stage": done, "stages": of})
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """The view hears of each long stage how much of it is done, and how fast."""
+
+        def hear(of: progress.Progress) -> None:
+            label = of.label.replace(" ", "_")
+            if self.view is not None and of.units:
+                per_second = f"{of.unit.replace(' ', '_')}_per_second"
+                self.view.progress({f"{label}/done": of.done / max(of.total, 1), f"{label}/{per_second}": of.rate})
+
+        progress.listeners.append(hear)
+        try:
+            yield
+        finally:
+            progress.listeners.remove(hear)
+
     def finish(
-        self, summary: Mapping[str, Any], samples: Sequence["Sample"], adapter: Path | None, report: Path | None
+        self,
+        summary: Mapping[str, Any],
+        samples: Sequence["Sample"],
+        adapter: Path | None,
+        report: Path | None,
+        pairs: "TrainedPairs | None" = None,
     ) -> None:
-        """The end of a run that went well: one row a phase. The view gets the examples, the adapter and the report."""
+        """The end of a run that went well: one row a phase. The view gets the rest too."""
         for phase in PHASES:
             if values := flat_metrics(summary, phase):
                 self._write({"phase": phase, **values})
@@ -82,7 +111,7 @@ class Tracker:
             self._write({"phase": "missing", "part": part, "why": facts["why"]})
         self._file.close()
         if self.view is not None:
-            self.view.finish(summary, samples, adapter, report)
+            self.view.finish(summary, samples, adapter, report, pairs)
 
     def fail(self, error: str) -> None:
         """The end of a run that did not."""

@@ -7,35 +7,39 @@ folder, with paths relative to it, so that a copy of the folder is uploaded as c
 
 import contextlib
 import logging
-import netrc
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from mipo_exp.config.groups import TrackerConfig
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.evaluation.measure import PHASES
-from mipo_exp.models.hub import reachable
-from mipo_exp.reporting.metrics import flat_metrics, plain
+from mipo_exp.reporting.metrics import bounds_of, described, flat_metrics, plain
+from mipo_exp.reporting.wandb_access import guarded, mode
 
 if TYPE_CHECKING:
     import wandb
 
+    from mipo_exp.reporting.pairs import TrainedPairs
     from mipo_exp.reporting.report import Sample
 
 log = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline"]
-METRICS_FILE = "metrics.jsonl"
-REACH_SECONDS = 2.0
 INIT_SECONDS = 30.0
 # An upload that takes longer is left to `wandb sync`: everything is on disk.
 FINISH_SECONDS = 600.0
 MOST_DELETIONS = 10  # of one run on the server, whose id W&B never gives again
-NAME_CHARACTERS = 128  # of a run, an alias or a tag
+# Of summary.json, in the metadata of artifacts.
+FACTS = ("run_id", "command", "git", "model", "task", "method", "negatives", "seed", "headline", "costs")
+NAME_CHARACTERS = 128  # of a run
+
+AXES = {"train/step": "train/*", "results/phase": "results/*", "progress/seconds": "progress/*"}
+# What the summary keeps of a training, whose last row says little: the best.
+GOALS = {"train/loss": "min", "train/rewards/accuracies": "max", "train/rewards/margins": "max", "train/reward": "max"}
 
 # What an override says that does not tell runs apart, or is in the name already.
 _IN_NAME = ("model", "model.path", "task", "sweeps")
@@ -82,17 +86,29 @@ class WandbTracker:
         self.log({**row, "progress/seconds": time.monotonic() - self._started})
 
     def finish(
-        self, summary: Mapping[str, Any], samples: Sequence["Sample"], adapter: Path | None, report: Path | None
+        self,
+        summary: Mapping[str, Any],
+        samples: Sequence["Sample"],
+        adapter: Path | None,
+        report: Path | None,
+        pairs: "TrainedPairs | None" = None,
     ) -> None:
-        """Send the final metrics, the samples, the report and the adapter, and end the run."""
+        """Send the final metrics, and what they come from: dataset → adapter → evaluation; end the run."""
+        guarded("logging the results", lambda: self._results(summary))
         guarded("writing the summary", lambda: self._run.summary.update(summary_values(summary)))
+        facts = {name: summary.get(name) for name in FACTS} | {"folder": str(self._folder)}
+        dataset = None if pairs is None else f"pairs-{pairs.key}"
+        if pairs is not None and self._config.log_pairs:
+            guarded("logging the pairs", lambda: self._pairs(str(dataset), pairs))
+        if self._config.log_adapter and adapter is not None and adapter.is_dir():
+            after = {name: value for name, value in flat_metrics(summary, "after").items() if value is not None}
+            about = {**facts, "dataset": dataset, "metrics": after}
+            guarded("logging the adapter", lambda: self._adapter(adapter, about))
         if samples:
-            rows = [list(vars(sample).values()) for sample in samples]
-            guarded("logging the samples", lambda: self._evaluation("samples", list(vars(samples[0])), rows))
+            about = {**facts, "dataset": dataset, "adapter": adapter and f"adapter-{self._run_id}"}
+            guarded("logging the samples", lambda: self._evaluation(summary, samples, about))
         if report is not None and report.exists():
             guarded("logging the report", lambda: self._show_page(report))
-        if self._config.log_adapter and adapter is not None and adapter.is_dir():
-            guarded("logging the adapter", lambda: self._files(f"adapter-{self._run_id}", "model", adapter))
         self.end(0 if summary.get("status", "ok") == "ok" else 1)
 
     def fail(self, error: str) -> None:
@@ -110,32 +126,59 @@ class WandbTracker:
 
         self._run.log({"report": wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
 
-    def _evaluation(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+    def _results(self, summary: Mapping[str, Any]) -> None:
+        """The metrics of the table over runs, one row a phase, on the axis `results/phase`: 0 before, 1 after."""
+        for number, phase in enumerate(PHASES[:2]):
+            values = {
+                f"results/{name}": plain(value)
+                for name, value in flat_metrics(summary, phase).items()
+                if described(summary, bounds_of(name)).column
+            }
+            if values:
+                self._run.log({**values, "results/phase": number})
+
+    def _pairs(self, name: str, pairs: "TrainedPairs") -> None:
+        # An input of the run, though it may have made them itself: runs that train on the same pairs share them.
+        metadata = {"key": pairs.key, "pairs": pairs.count, "shown": len(pairs.shown)}
+        self._artifact(name, "dataset", metadata, pairs.folder, {"pairs": pairs.shown}, used=True)
+
+    def _adapter(self, adapter: Path, metadata: Mapping[str, Any]) -> None:
+        aliases = [str(metadata["method"]), f"seed-{metadata['seed']}"]
+        self._artifact(f"adapter-{self._run_id}", "model", metadata, adapter, aliases=aliases)
+
+    def _evaluation(self, summary: Mapping[str, Any], samples: Sequence["Sample"], metadata: Mapping[str, Any]) -> None:
+        tables = {"samples": samples, "intervals": intervals(summary)}
+        self._artifact(f"evaluation-{self._run_id}", "evaluation", metadata, tables=tables)
+
+    def _artifact(
+        self,
+        name: str,
+        kind: str,
+        metadata: Mapping[str, Any],
+        folder: Path | None = None,
+        tables: Mapping[str, Sequence[Any]] | None = None,
+        aliases: Sequence[str] = (),
+        used: bool = False,
+    ) -> None:
+        """Log an artifact of the files of a folder and of tables, whose rows are dataclasses; the run shows these."""
         import wandb
 
-        table = wandb.Table(columns, rows)
-        with self._staged():
-            artifact = wandb.Artifact(f"evaluation-{self._run_id}", type="evaluation")
-            artifact.add(table, name)
-            self._log_artifact(artifact)
-            self._run.log({name: table})
-
-    def _files(self, name: str, kind: str, folder: Path) -> None:
-        import wandb
-
-        artifact = wandb.Artifact(name, type=kind)
+        artifact = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+        shown = {key: _table(rows) for key, rows in (tables or {}).items() if rows}
         # immutable: uploaded from where it lies. An offline run is uploaded later, when the cache may be gone: a copy.
         policy: Literal["immutable", "mutable"] = "mutable" if self._run.offline else "immutable"
         with self._staged():
-            for file in sorted(item for item in folder.rglob("*") if item.is_file()):
+            for file in sorted(item for item in folder.rglob("*") if item.is_file()) if folder else ():
                 artifact.add_file(str(file), file.relative_to(folder).as_posix(), policy=policy, skip_cache=True)
-            self._log_artifact(artifact)
-
-    def _log_artifact(self, artifact: "wandb.Artifact", aliases: Iterable[str] = ()) -> None:
-        for entry in artifact.manifest.entries.values() if self._run.offline else ():
-            if entry.local_path is not None:
-                entry.local_path = os.path.relpath(entry.local_path, self._folder)
-        self._run.log_artifact(artifact, aliases=["latest", *aliases])
+            for key, table in shown.items():
+                artifact.add(table, key)
+            for entry in artifact.manifest.entries.values() if self._run.offline else ():
+                if entry.local_path is not None:
+                    entry.local_path = os.path.relpath(entry.local_path, self._folder)
+            # `use_artifact` would wait for a server.
+            self._run._log_artifact(artifact, aliases=["latest", *aliases], use_after_commit=used)
+            if shown:
+                self._run.log(shown)
 
     @contextlib.contextmanager
     def _staged(self) -> Iterator[None]:
@@ -162,6 +205,40 @@ def say_how_to_see(run: "wandb.Run", folder: Path) -> None:
     log.info("upload it with: cd %s && wandb sync %s", folder, os.path.relpath(local, folder))
 
 
+@dataclass(frozen=True)
+class Interval:
+    """A metric in one phase, with its 95% interval."""
+
+    metric: str
+    label: str
+    unit: str
+    better: str
+    phase: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int | None
+
+
+def intervals(summary: Mapping[str, Any]) -> list[Interval]:
+    """The metrics of the table over runs by phase; those that are missing are left out."""
+    found = []
+    for phase in PHASES:
+        for name, entry in ((summary.get("metrics") or {}).get(phase) or {}).items():
+            metric, (low, high) = described(summary, name), entry.get("ci95") or (None, None)
+            if metric.column and entry.get("mean") is not None:
+                better = {1: "higher", -1: "lower", 0: ""}[metric.direction]
+                numbers = plain(entry["mean"]), plain(low), plain(high), entry.get("n")
+                found.append(Interval(name, metric.label, metric.unit, better, phase, *numbers))
+    return found
+
+
+def _table(rows: Sequence[Any]) -> "wandb.Table":
+    import wandb
+
+    return wandb.Table(list(vars(rows[0])), [list(vars(row).values()) for row in rows])
+
+
 def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     """`before/NAME`, `after/NAME`, `delta/NAME` with their bounds, and plain NAME for the trained model (what a W&B
     sweep optimizes and dashboards plot), the stages' seconds and the status."""
@@ -183,15 +260,6 @@ def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def guarded(what: str, action: Callable[[], Any]) -> Any:
-    """The result of `action`; None, and a warning, where W&B fails at it."""
-    try:
-        return action()
-    except Exception as error:  # noqa: BLE001 - W&B is a view: whatever goes wrong there, the experiment continues
-        log.warning("W&B failed at %s (%s: %s); the numbers are in %s", what, type(error).__name__, error, METRICS_FILE)
-        return None
-
-
 def start(
     config: TrackerConfig,
     folder: Path,
@@ -207,15 +275,15 @@ def start(
         run_id: the same for a run that is resumed, so that W&B resumes it.
         uploaded: the run's config on W&B; it is sent without secrets.
     """
-    mode, reason = _mode(config.mode)
-    if mode == "disabled":
+    wanted, reason = mode(config.mode)
+    if wanted == "disabled":
         log.info("W&B is off (%s)", reason)
         return None
     facts = {"folder": folder, "uploaded": without_secrets(uploaded), "name": name, "job_type": job_type}
     # A W&B sweep agent has chosen the run's id already.
     identity = os.environ.get("WANDB_RUN_ID") or run_id
     run = None
-    if mode == "online":
+    if wanted == "online":
         run = guarded("starting online", lambda: _init_online(config, identity, facts))
         if run is None:
             # W&B holds on to the id of a run that did not start, for as long as this process lives
@@ -272,45 +340,9 @@ def _init(
         mode=mode,
         settings=wandb.Settings(console="wrap", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS),
     )
-    run.define_metric("train/step", hidden=True)
-    run.define_metric("train/*", step_metric="train/step")
+    for axis, of in AXES.items():
+        run.define_metric(axis, hidden=True)
+        run.define_metric(of, step_metric=axis)
+    for name, best in GOALS.items():
+        run.define_metric(name, step_metric="train/step", summary=best)
     return run
-
-
-def _mode(wanted: str | None) -> tuple[str, str]:
-    """`online`, `offline` or `disabled`, and why. Online only with a key, so that W&B has nothing to ask for."""
-    reason = "tracker.mode"
-    if wanted in (None, "auto"):
-        wanted = os.environ.get("WANDB_MODE", "").strip().lower()
-        reason = "WANDB_MODE"
-    if wanted in ("offline", "dryrun"):
-        return "offline", reason
-    if wanted == "disabled":
-        return "disabled", reason
-    import wandb
-
-    base_url = guarded("reading its settings", lambda: wandb.setup().settings.base_url) or "https://api.wandb.ai"
-    if not has_key(base_url):
-        if wanted == "online":
-            log.warning("%s=online, but there is no API key: set WANDB_API_KEY or run wandb login", reason)
-        return "offline", "no API key"
-    if not reachable(base_url, REACH_SECONDS):
-        host = urlsplit(base_url).hostname
-        if wanted == "online":
-            log.warning("%s=online, but %s cannot be reached within %g s", reason, host, REACH_SECONDS)
-        return "offline", f"{host} cannot be reached"
-    return "online", reason if wanted == "online" else "API key found"
-
-
-def has_key(base_url: str) -> bool:
-    """Whether there is an API key for a server, in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    named = os.environ.get("NETRC")
-    paths = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    host = urlsplit(base_url).netloc
-    for path in paths:
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            if netrc.netrc(path).authenticators(host):
-                return True
-    return False
