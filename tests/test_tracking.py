@@ -482,13 +482,13 @@ def test_a_server_that_does_not_work_is_said_once_and_the_run_goes_on(
 
 
 def test_progress_is_there_from_the_start_with_the_rate_of_each_stage(tmp_path: Path) -> None:
-    now = iter([0.0, 30.0, 31.0, 40.0])
+    now = [0.0]
     tracker = tracking.start(config(), tmp_path, HEAD, {})
     tracker.progress(2, 11)
-    with tracker.listening(), Progress("sampling chosen responses", 4, "tokens", clock=lambda: next(now)) as progress:
-        progress.advance(1, 600)
-        progress.advance(3, 640)
-    Progress("training", 2, "steps")
+    with tracker.listening(), Progress("sampling chosen responses", 4, "tokens", clock=lambda: now[0]) as progress:
+        for seconds, items, tokens in ((30.0, 1, 600), (31.0, 3, 640)):
+            now[0] = seconds
+            progress.advance(items, tokens)
     tracker.finish(SUMMARY, [], None, None)
     found = [row for row in rows(stored(tmp_path)) if "progress/seconds" in row]
     assert [(row.get("progress/stage"), row.get("progress/stages")) for row in found] == [(2, 11), *2 * [(None, None)]]
