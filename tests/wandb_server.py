@@ -106,14 +106,37 @@ class WandbServer(LocalServer):
         if operation == "CreateRunFiles":
             found = [{"name": name, "uploadUrl": f"{self.url}/put/run/{name}"} for name in variables["files"]]
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": found}}
-        if operation == "upsertView":
-            view = {"id": f"v{len(self.views)}", **variables, "project": of, "updatedAt": "2026-01-01T00:00:00Z"}
-            self.views[variables["displayName"]] = view
+        if operation in ("UpsertView2", "upsertView"):
+            view = {**variables, "id": f"v{len(self.views)}", "project": of, "updatedAt": "2026-01-01T00:00:00Z"}
+            view["createdAt"] = view["updatedAt"]
+            self.views[f"{variables['type']} {variables['displayName']}"] = view
             return {"upsertView": {"view": view, "inserted": True}}
         if operation == "CreateCustomChart":
-            self.charts[variables["name"]] = variables
-            return {"createCustomChart": {"chart": {"id": f"{entity}/{variables['name']}"}}}
+            self.charts[variables["chartName"]] = variables
+            return {"createCustomChart": {"chart": {"id": f"{entity}/{variables['chartName']}"}}}
+        if operation == "Runs":
+            asked = json.loads(variables.get("filters") or "{}").get("group")
+            runs = [(name, run) for name, run in self.runs.items() if asked in (None, run.get("groupName"))]
+            edges = [{"cursor": "c", "node": self._node(name, run)} for name, run in runs]
+            page = {"endCursor": "c", "hasNextPage": False}
+            found = {"internalId": "p", "runCount": len(edges), "readOnly": False}
+            return {"project": {**found, "runs": {"edges": edges, "pageInfo": page}}}
+        if operation == "ProjectInternalId":
+            return {"project": of}
+        if operation in ("GetProjects", "Projects"):
+            node = {**of, "createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False, "user": None}
+            page = {"endCursor": "c", "hasNextPage": False}
+            return {"models": {"edges": [{"cursor": "c", "node": node}], "pageInfo": page}}
         return {"viewer": viewer, "serverInfo": None, "project": None, "model": None}
+
+    @staticmethod
+    def _node(name: str, run: dict[str, Any]) -> dict[str, Any]:
+        texts = {
+            key: json.dumps(run.get(of) or {})
+            for key, of in (("summaryMetrics", "summary"), ("systemMetrics", "system"))
+        }
+        plain = {"state": "finished", "config": "{}", "tags": [], "createdAt": "2026-01-01T00:00:00Z"}
+        return {"id": name, "name": name, "displayName": name, "group": run.get("groupName"), **plain, **texts}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self

@@ -44,10 +44,12 @@ def start(
     tracker = Tracker(output / METRICS_FILE)
     if config.name == "wandb":
         facts = {name: summary.get(name) for name in ("run_id", "command", "git", "versions")}
-        uploaded = {**resolved, **facts, "overrides": list(overrides), "folder": str(output)}
-        name, kind = wandb_run.run_name(summary, overrides), summary["method"]
+        arm, kind = wandb_run.arm_name(summary, overrides), summary["method"]
+        told = {"arm": arm, "overrides": list(overrides), "folder": str(output)}
+        uploaded = {**resolved, **facts, **told}
         tracker.view = guarded(
-            "starting the run", lambda: wandb_run.start(config, output, summary["run_id"], uploaded, name, kind)
+            "starting the run",
+            lambda: wandb_run.start(config, output, summary["run_id"], uploaded, f"{arm} seed={summary['seed']}", kind),
         )
     return tracker
 

@@ -35,28 +35,26 @@ FINISH_SECONDS = 600.0
 MOST_DELETIONS = 10  # of one run on the server, whose id W&B never gives again
 # Of summary.json, in the metadata of artifacts.
 FACTS = ("run_id", "command", "git", "model", "task", "method", "negatives", "seed", "headline", "costs")
-NAME_CHARACTERS = 128  # of a run
+NAME_CHARACTERS = 110  # of a run; W&B takes 128, and the seed follows
 
 AXES = {"train/step": "train/*", "results/phase": "results/*", "progress/seconds": "progress/*"}
 # What the summary keeps of a training, whose last row says little: the best.
 GOALS = {"train/loss": "min", "train/rewards/accuracies": "max", "train/rewards/margins": "max", "train/reward": "max"}
 
 # What an override says that does not tell runs apart, or is in the name already.
-_IN_NAME = ("model", "model.path", "task", "sweeps")
+_IN_NAME = ("model", "model.path", "task", "seed", "sweeps")
 _ELSEWHERE = ("tracker", "paths", "hydra", "plan", "device", "plugins")
 
 
-def run_name(summary: Mapping[str, Any], overrides: Sequence[str]) -> str:
-    """A name that tells runs apart: model and task, and what their command lines change."""
+def arm_name(summary: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """What tells runs apart but the seed: model and task, and what their command lines change."""
     said = [item.lstrip("+") for item in overrides]
     kept = [
         item
         for item in said
         if (key := item.partition("=")[0]) not in _IN_NAME and key.partition(".")[0] not in _ELSEWHERE
     ]
-    if not any(item.startswith("seed=") for item in said):
-        kept.append(f"seed={summary['seed']}")
-    return " ".join([f"{summary['model']} {summary['task']}", *kept])[:NAME_CHARACTERS]
+    return " ".join([str(summary["model"]), str(summary["task"]), *kept])[:NAME_CHARACTERS]
 
 
 class WandbTracker:
