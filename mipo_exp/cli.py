@@ -217,6 +217,7 @@ def _write_plans() -> bool:
 def _write_table(failures: Sequence[Ended]) -> None:
     """A table over the jobs of a multirun that have finished."""
     from mipo_exp.reporting.table import write_table
+    from mipo_exp.reporting.wandb_table import log_table
 
     for folder, started in _multiruns:
         try:
@@ -224,7 +225,8 @@ def _write_table(failures: Sequence[Ended]) -> None:
                 {"job": os.path.relpath(job.folder, folder), "command": job.overrides, "error": job.message}
                 for job in failures
             ]
-            write_table(folder, started, failed)
+            if write_table(folder, started, failed) is not None:
+                log_table(folder)
         except OSError as error:
             log.warning("no table over the runs: %s", error)
 

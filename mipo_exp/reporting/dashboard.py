@@ -14,6 +14,7 @@ from mipo_exp.evaluation.metrics import Metric, in_order
 from mipo_exp.models.hub import reachable
 from mipo_exp.reporting.metrics import described
 from mipo_exp.reporting.wandb_access import REACH_SECONDS, base_url, has_key
+from mipo_exp.reporting.wandb_table import TABLE, TABLE_TEXT
 
 if TYPE_CHECKING:
     import wandb
@@ -24,8 +25,6 @@ RUNS_READ = 200  # of a project, the newest: what they have is shown
 REQUEST_SECONDS = 20
 RETRIES = 2
 CHART = "mipo_exp_intervals"
-JOB_TYPE = "table"  # of the run that has the table of a multirun
-TABLE, TABLE_TEXT = "table", "table_text"
 
 # Metrics with a curve from before to after beside their bars.
 HEADLINES = ("mi/base/nats", "mi/prompt/nats", "mi/base/context_accuracy", "accuracy", "response/tokens")

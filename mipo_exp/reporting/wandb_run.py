@@ -114,6 +114,12 @@ class WandbTracker:
         guarded("writing the summary", lambda: self._run.summary.update({"status": "failed", "error": error}))
         self.end(1)
 
+    def table(self, name: str, rows: Sequence[Any], summary: Mapping[str, Any]) -> None:
+        """Show one table, and end the run."""
+        guarded("logging the table", lambda: self._artifact(f"{name}-{self._run_id}", name, {}, tables={name: rows}))
+        guarded("writing the summary", lambda: self._run.summary.update(dict(summary)))
+        self.end(0)
+
     def end(self, exit_code: int) -> None:
         """End the run."""
         guarded("finishing the run", lambda: self._run.finish(exit_code=exit_code))
