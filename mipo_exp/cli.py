@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mipo_exp import commands
 from mipo_exp.config.compose import CONFIG_DIR, PROJECT_ROOT, explain, groups, refuse_sweep, register_resolvers
-from mipo_exp.config.overrides import wrong_override
+from mipo_exp.config.overrides import from_agent, wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
 from mipo_exp.errors import UserError
 from mipo_exp.execution.processes import log_warnings_only, team
@@ -86,6 +86,7 @@ def main() -> None:
         except KeyboardInterrupt:
             _exit("interrupted", EXIT_INTERRUPTED)
         return
+    sys.argv[1:] = map(from_agent, sys.argv[1:])
     if not sys.stderr.isatty() or not team().main:
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, which fill a log file
     if team().main:
