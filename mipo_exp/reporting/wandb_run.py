@@ -172,8 +172,10 @@ class WandbTracker:
         # immutable: uploaded from where it lies. An offline run is uploaded later, when the cache may be gone: a copy.
         policy: Literal["immutable", "mutable"] = "mutable" if self._run.offline else "immutable"
         with self._staged():
-            for file in sorted(item for item in folder.rglob("*") if item.is_file()) if folder else ():
-                artifact.add_file(str(file), file.relative_to(folder).as_posix(), policy=policy, skip_cache=True)
+            for file in sorted(folder.rglob("*")) if folder is not None else ():
+                if file.is_file():
+                    inside = os.path.relpath(file, folder)
+                    artifact.add_file(str(file), inside, policy=policy, skip_cache=True)
             for key, table in shown.items():
                 artifact.add(table, key)
             for entry in artifact.manifest.entries.values() if self._run.offline else ():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from mipo_exp.config.groups import TrackerConfig
 from mipo_exp.reporting.metrics import described
@@ -44,8 +44,8 @@ def log_table(folder: Path) -> None:
     if not jobs:
         return
     # Checked by the jobs already; what an older version wrote may lack keys.
-    settings = OmegaConf.to_container(OmegaConf.load(jobs[0]), resolve=False)["tracker"]  # type: ignore[call-overload, index]
-    if settings.get("name") == "wandb":
+    settings = yaml.safe_load(jobs[0].read_text(encoding="utf-8"))["tracker"]
+    if settings["name"] == "wandb":
         guarded("showing the table", lambda: _show(folder, TrackerConfig(**settings)))
 
 
