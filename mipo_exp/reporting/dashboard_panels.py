@@ -3,6 +3,7 @@
 Runs are told apart by `arm` in their config, which is their name without the seed: bars are means over seeds.
 """
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,7 @@ def report(found: Found, entity: str, project: str, group: str, chart: str | Non
 
 
 def _of(group: str | None) -> str:
-    return "" if group is None else f"Group = '{group}'"
+    return "" if group is None else f"Group = {json.dumps(group, ensure_ascii=False)}"
 
 
 def sections(found: Found, chart: str | None) -> list[workspaces.Section]:
