@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Values = NDArray[np.float64]
 Codes = NDArray[np.intp]
@@ -202,7 +202,7 @@ def share_doubt(share: Values | float, count: int) -> Values:
 
 def t_interval(mean: float, variance: Variance, count: int) -> Estimate:
     """Student's interval."""
-    reach = float(stats.t.isf(TAIL, variance.df) * np.sqrt(variance.value))
+    reach = float(-special.stdtrit(variance.df, TAIL) * np.sqrt(variance.value))
     return Estimate(mean, mean - reach, mean + reach, count)
 
 
@@ -214,7 +214,7 @@ def share_bounds(share: Values | float, variance: Variance, count: int) -> tuple
     p, value = np.asarray(share, dtype=np.float64), np.asarray(variance.value, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         n = np.where(value == 0, count, p * (1 - p) / value)
-        square = stats.t.isf(TAIL, variance.df) ** 2 / n
+        square = special.stdtrit(variance.df, TAIL) ** 2 / n
         middle = (p + square / 2) / (1 + square)
         reach = np.sqrt(square * (p * (1 - p) + square / 4)) / (1 + square)
     return np.maximum(middle - reach, 0.0), np.minimum(middle + reach, 1.0)
@@ -230,7 +230,7 @@ def p_value(difference: Values | float, variance: Variance) -> Values:
     """Two-sided, of "no difference"; 1 for a difference of 0, NaN without a variance."""
     size = np.abs(np.asarray(difference, dtype=np.float64))
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = 2 * stats.t.sf(size / np.sqrt(variance.value), variance.df)
+        found = 2 * special.stdtr(variance.df, -size / np.sqrt(variance.value))
     return np.where((size == 0) & np.isfinite(variance.value), 1.0, found)
 
 
