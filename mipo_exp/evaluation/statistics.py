@@ -8,6 +8,7 @@ over several trainings so do the seeds. Nothing here is random.
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,20 @@ class Variance:
 
 
 @dataclass(frozen=True)
+class Grouping:
+    """Examples in an order in which those of a group stand together, shape (n,), and where each group starts."""
+
+    order: Codes
+    starts: Codes
+
+    @staticmethod
+    def of(codes: Codes) -> "Grouping":
+        """From the number of each example's group."""
+        order = np.argsort(codes, kind="stable")
+        return Grouping(order, np.flatnonzero(np.diff(codes[order], prepend=-1)))
+
+
+@dataclass(frozen=True)
 class Rows:
     """What examples have in common, as numbers, shape (n,): their clusters (users), and their questions where several
     clusters meet one question."""
@@ -72,6 +87,14 @@ class Rows:
         met = len(set(zip(codes.tolist(), asked.tolist(), strict=True)))
         crossed = met > len(set(asked.tolist())) > 1
         return Rows(codes, asked if crossed else None)
+
+    @cached_property
+    def groups(self) -> tuple["Grouping", ...]:
+        """The clusters; where questions are crossed with them also the questions, and the cells of both."""
+        if self.questions is None:
+            return (Grouping.of(self.clusters),)
+        cells = _codes(list(zip(self.clusters.tolist(), self.questions.tolist(), strict=True)))
+        return tuple(Grouping.of(codes) for codes in (self.clusters, self.questions, cells))
 
     def take(self, kept: NDArray[np.bool_]) -> "Rows":
         """Those of some examples."""
@@ -108,8 +131,10 @@ def pseudo_values(values: Values, reduce: Reduce) -> Values:
 
 
 def contributions(values: Values) -> Values:
-    """What each example adds to the error of the metric, from `pseudo_values`, shape (n,): their sum is 0."""
-    return (values - np.nanmean(values)) / np.count_nonzero(~np.isnan(values))
+    """What each example adds to the error of the metric, from `pseudo_values`, shape (..., n): their sum is 0."""
+    missing = np.isnan(values)
+    count = np.count_nonzero(~missing, axis=-1, keepdims=True)
+    return (values - np.where(missing, 0.0, values).sum(axis=-1, keepdims=True) / count) / count
 
 
 def sampling_variance(parts: Values, rows: Rows) -> Variance:
@@ -125,12 +150,10 @@ def sampling_variance(parts: Values, rows: Rows) -> Variance:
     Returns:
         shape (...); NaN for one cluster.
     """
-    by_cluster = _cluster_variance(parts, rows.clusters)
-    if rows.questions is None:
+    by_cluster, *crossed = (_cluster_variance(parts, groups) for groups in rows.groups)
+    if not crossed:
         return by_cluster
-    by_question = _cluster_variance(parts, rows.questions)
-    cells = _codes(list(zip(rows.clusters.tolist(), rows.questions.tolist(), strict=True)))
-    shared = _cluster_variance(parts, cells)
+    by_question, shared = crossed
     more = by_question.value > shared.value
     total = by_cluster.value + np.where(more, by_question.value - shared.value, 0.0)
     asked = Variance(np.where(more, by_question.value, 0.0), by_question.df)
@@ -261,13 +284,11 @@ def _codes(names: Collection[Hashable]) -> Codes:
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.intp)
 
 
-def _cluster_variance(parts: Values, clusters: Codes) -> Variance:
-    order = np.argsort(clusters, kind="stable")
-    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
-    count = len(starts)
+def _cluster_variance(parts: Values, groups: Grouping) -> Variance:
+    count = len(groups.starts)
     if count < 2:
         return Variance(np.full(parts.shape[:-1], np.nan), np.nan)
-    sums = np.add.reduceat(parts[..., order], starts, axis=-1)
+    sums = np.add.reduceat(parts[..., groups.order], groups.starts, axis=-1)
     return Variance((sums**2).sum(axis=-1) * count / (count - 1), float(count - 1))
 
 

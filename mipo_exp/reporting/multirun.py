@@ -10,7 +10,7 @@ Holm's method over all cells of one comparison. Arms on other examples, models, 
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from mipo_exp.evaluation.metrics import describe, in_order
 from mipo_exp.evaluation.statistics import (
     FEWEST_SEEDS,
     Estimate,
+    Rows,
     Values,
+    Variance,
     contributions,
     finite,
     holm,
@@ -101,6 +103,7 @@ class Arm:
 
     label: str
     runs: Sequence[Run]
+    _sides: dict[str, "Side"] = field(default_factory=dict, repr=False, compare=False)
 
     def values(self, name: str) -> Values:
         """A metric after training, one value a run."""
@@ -111,9 +114,31 @@ class Arm:
         """Whether its differences can have stars."""
         return len(self.runs) >= FEWEST_SEEDS or not any(run.trained for run in self.runs)
 
-    def parts(self, phase: str, name: str) -> Values:
-        """What each example adds to the error of a metric, by run, shape (runs, n); 0 where it is left out."""
-        return np.stack([np.nan_to_num(contributions(run.values[phase][name].values)) for run in self.runs])
+    def side(self, name: str) -> "Side":
+        """A metric after training as one side of a difference; made once."""
+        if name not in self._sides:
+            first = self.runs[0].values["after"][name]
+            parts, effects = (
+                _parts(np.stack([run.values["after"][name].values for run in self.runs])),
+                self.values(name),
+            )
+            several = len(self.runs) > 1
+            seeds = [seed_variance(effects)] if several else []
+            both = float(interaction(parts, first.rows)) if several else 0.0
+            self._sides[name] = Side(float(effects.mean()), parts.mean(axis=0), seeds, both, first.rows)
+        return self._sides[name]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A metric over the runs of an arm: its mean, what each example adds to its error (0 where it is left out), shape
+    (n,), its variance over seeds, where there are several, and what that shares with the examples'."""
+
+    mean: float
+    parts: Values
+    seeds: Sequence[Variance]
+    both: float
+    rows: Rows
 
 
 @dataclass(frozen=True)
@@ -286,27 +311,23 @@ class Panel:
 
 def difference(arm: Arm, name: str, other: Arm, phase: str) -> Difference:
     """Of an arm after training from another, or from `before`, which has one set of responses for all seeds."""
-    parts, effects, metric = arm.parts("after", name), arm.values(name), describe(name)
-    sampled, seeds, both = parts.mean(axis=0), [], 0.0
+    metric, side = describe(name), arm.side(name)
+    sampled, seeds, both = side.parts, side.seeds, side.both
     if phase == "after":
-        sampled = sampled - other.parts(phase, name).mean(axis=0)
-        middle = float(other.values(name).mean())
+        against = other.side(name)
+        sampled, seeds, both = sampled - against.parts, [*seeds, *against.seeds], both + against.both
+        middle = against.mean
     elif metric.neutral is not None:
         middle = metric.neutral
     else:
-        sampled = sampled - other.parts(phase, name)[0]
+        sampled = sampled - _parts(other.runs[0].values[phase][name].values)
         middle = other.runs[0].mean(phase, name)
-    sides = arm.runs[0].values["after"][name]
-    for side in [arm, other] if phase == "after" else [arm]:
-        if len(side.runs) > 1:
-            seeds.append(seed_variance(side.values(name)))
-            both += float(interaction(side.parts("after", name), sides.rows))
-    variance = two_way(seeds, sampling_variance(sampled, sides.rows), both)
-    point = float(effects.mean()) - middle
-    if abs(point) <= ROUNDING * max(abs(middle), abs(float(effects.mean()))):
+    variance = two_way(seeds, sampling_variance(sampled, side.rows), both)
+    point = side.mean - middle
+    if abs(point) <= ROUNDING * max(abs(middle), abs(side.mean)):
         point = 0.0  # equal runs: their mean is a last bit off
     if metric.unit == "proportion" and (point or sampled.any()):
-        ends = [float(effects.mean()), *([] if phase == "before" and metric.neutral is not None else [middle])]
+        ends = [side.mean, *([] if phase == "before" and metric.neutral is not None else [middle])]
         doubt = sum(float(share_doubt(end, len(sampled))) for end in ends)
         variance = replace(variance, value=variance.value + doubt)
     count = int(arm.runs[0].summary["metrics"]["after"][name]["n"])
@@ -342,6 +363,10 @@ def known_throughout(arm: Arm) -> list[float]:
 def _sides(arm: Arm, phase: str, name: str) -> list[MetricValues | None]:
     found = [run.values[phase].get(name) for run in arm.runs]
     return [None if side is None or np.isnan(side.values).all() else side for side in found]
+
+
+def _parts(values: Values) -> Values:
+    return np.nan_to_num(contributions(values))
 
 
 def comparable(arm: Arm, name: str, other: Arm) -> bool:

@@ -173,11 +173,13 @@ def _short(panels: Sequence[Panel], facts: Sequence[Mapping[str, str]], missing:
             table.add_column(Text(words), justify="right", no_wrap=True)
         table.add_row("before", "", *(number(metric, panel.mean_before(metric.name)) for metric in metrics))
         for index, arm in enumerate(panel.arms[:ARMS_SHOWN]):
-            cells = [
-                average(arm, metric).replace(" ±", f"{'*' if cell is not None and cell.clear else ''}\n±")
-                for metric in metrics
-                for cell in [panel.against_before.get((index, metric.name))]
-            ]
+            cells = []
+            for metric in metrics:
+                cell, (text, _, over_seeds) = (
+                    panel.against_before.get((index, metric.name)),
+                    average(arm, metric).partition(" ± "),
+                )
+                cells.append(text + ("*" if cell and cell.clear else "") + (f"\n± {over_seeds}" if over_seeds else ""))
             table.add_row(Text(arm.label), str(len(arm.runs)), *cells)
         parts += [Text(f"Apart: {of['apart']}")] if of["apart"] else []
         parts += [table, Text(of["verdict"])]
