@@ -1,5 +1,5 @@
 """One table over runs, in several forms: `table.md` to read, `table.json` and `table.csv` for scripts, `table.tex` for
-a paper, and a short one for the terminal.
+a paper, `table.html` to explore, and a short one for the terminal.
 
 A row is an arm, with the mean and the standard deviation over its runs. `multirun` says what is compared with what.
 """
@@ -36,6 +36,7 @@ from mipo_exp.reporting.multirun import (
     spread,
     why_apart,
 )
+from mipo_exp.reporting.page import page
 from mipo_exp.reporting.verdict import verdict
 from mipo_exp.store.artefacts import write_atomically
 
@@ -90,9 +91,11 @@ def write_tables(folder: Path, runs: Sequence[Run], missing: Sequence[Missing]) 
         "table.md": _markdown(shown, missing),
         "table.csv": _csv(panels),
         "table.tex": "\n".join(map(_latex, panels)),
+        "table.html": page(panels, facts, missing),
     }.items():
         write_atomically(folder / name, text.encode(errors="replace"))
     Console().print(_short(panels, facts, missing))
+    Console(soft_wrap=True).print(Text(f"{folder / 'table.html'} is the page; table.md, .csv, .tex and .json lie beside it"))
 
 
 def _markdown(panels: Sequence[Mapping[str, Any]], missing: Sequence[Missing]) -> str:
