@@ -2,11 +2,12 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mipo_exp.evaluation.metrics import Metric
 from mipo_exp.evaluation.statistics import FEWEST_SEEDS
@@ -32,7 +33,7 @@ def page(panels: Sequence[Panel], facts: Sequence[Mapping[str, str]], missing: S
         templates(autoescape=True)
         .get_template("table.html.jinja")
         .render(
-            panels=data,
+            panels=[{**of, "said": _said(of["verdict"])} for of in data],
             missing=missing,
             runs=sum(len(panel.runs) for panel in panels),
             alpha=ALPHA,
@@ -43,6 +44,10 @@ def page(panels: Sequence[Panel], facts: Sequence[Mapping[str, str]], missing: S
             script=Markup((HERE / "table.js").read_text(encoding="utf-8")),
         )
     )
+
+
+def _said(verdict: str) -> Markup:
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(verdict))))
 
 
 def _panel(panel: Panel, budget: int) -> dict[str, Any]:

@@ -95,11 +95,11 @@ function forest() {
     draw("line", { class: at === 0 ? "zero" : "grid", x1: x(at), x2: x(at), y1: 0, y2: bottom }),
     draw("text", { class: "soft", x: x(at), y: bottom + 16, "text-anchor": "middle" }, String(at)));
   shown.forEach(([arm, cell], row) => {
-    const y = row * height + 26, [mean, from, to] = cell.map((value) => value * item.scale);
+    const y = row * height + 22, [mean, from, to] = cell.map((value) => value * item.scale);
     const mark = draw("g", { class: judged(cell, item.direction) }, draw("title", {}, `${arm.label}: ${cell[4]}`));
     if (cell[1] != null && cell[2] != null) mark.append(draw("line", { class: "bar", x1: x(from), x2: x(to), y1: y, y2: y }));
     mark.append(draw("circle", { class: "point", cx: x(mean), cy: y, r: 5 }));
-    svg.append(draw("text", { x: 0, y: y - 10 }, shorten(`${arm.index + 1}. ${arm.label}  ${cell[4]}`, width)), mark);
+    svg.append(draw("text", { x: 0, y: y - 9 }, shorten(`${arm.index + 1}. ${cell[4]}  ${arm.label}`, width)), mark);
   });
   $("forest").replaceChildren(shown.length ? svg : make("p", {}, "No arm has such a difference."));
   const left = rows.length > shown.length ? ` ${shown.length} of ${rows.length} arms are drawn: filter or sort for others.` : "";
@@ -221,7 +221,7 @@ function responses() {
     make("details", {}, make("summary", {}, "Reference"), marked(row.reference, "")),
     make("div", { class: "sides" }, ...sides.map((side) => make("div", { class: "side" },
       make("h4", {}, side === "before" ? "before training" : `${+side + 1}. ${every[side].label}`),
-      make("p", { class: "note" }, samples.metrics.map((item, index) => `${item.label} ${row.values[index][side] ?? "–"}`).join("; ")),
+      make("p", { class: "note" }, samples.metrics.map((item, index) => `${item.label} ${row.values[index][side] == null ? "–" : +row.values[index][side].toFixed(3)}`).join("; ")),
       marked(row.texts[side], word)))))));
   $("more").hidden = found.length <= state.samples;
 }

@@ -95,7 +95,9 @@ def write_tables(folder: Path, runs: Sequence[Run], missing: Sequence[Missing]) 
     }.items():
         write_atomically(folder / name, text.encode(errors="replace"))
     Console().print(_short(panels, facts, missing))
-    Console(soft_wrap=True).print(Text(f"{folder / 'table.html'} is the page; table.md, .csv, .tex and .json lie beside it"))
+    Console().print(
+        Text(f"{folder / 'table.html'} is the page; table.md, .csv, .tex and .json lie beside it"), soft_wrap=True
+    )
 
 
 def _markdown(panels: Sequence[Mapping[str, Any]], missing: Sequence[Missing]) -> str:

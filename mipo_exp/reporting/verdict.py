@@ -58,7 +58,7 @@ def _against_others(panel: Panel, best: int, metric: Metric) -> str:
     cell, label = tests[nearest], others[nearest].label
     more = len(behind) - sum(behind) - 1
     also = f" and {more} more" if more else ""
-    return f"{text}, and no significant difference from `{label}` ({change(metric, cell, star='')}){also}"
+    return f"{text}, and no significant difference from `{label}` ({change(metric, cell, star='')}, unadjusted){also}"
 
 
 def _nearest(tests: list[Difference | None], behind: list[bool]) -> int | None:
