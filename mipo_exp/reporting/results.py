@@ -34,6 +34,7 @@ from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.report import Sample, write_report
+from mipo_exp.reporting.saved import SUMMARY_SCHEMA
 from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store.artefacts import write_atomically
 from mipo_exp.store.environment import git_commit, package_versions
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SUMMARY_SCHEMA = 2
 SAMPLES_SHOWN = 24
 COUNTED = {"examples": "notes", "pairs": "counts", "scored_pairs": "counts"}  # the file of a stage's counts
 
