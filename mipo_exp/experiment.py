@@ -34,7 +34,7 @@ from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.libraries import check_libraries
 from mipo_exp.planning.shape import disk_needed, find_shape
 from mipo_exp.reporting import tracking
-from mipo_exp.reporting.results import Outcome, model_name, summary_head, write_results, write_summary
+from mipo_exp.reporting.results import Outcome, summary_head, write_results, write_summary
 from mipo_exp.reporting.run_folder import leave, occupy
 from mipo_exp.reporting.saved import Results, load
 from mipo_exp.store.artefacts import Stage, Store, digest
@@ -188,10 +188,10 @@ def run_experiment(
         run_id, source = digest(assembled.keys), assembled.runtime.source
         model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": assembled.runtime.dtype}
         summary.update(run_id=run_id, device=assembled.runtime.device, model_source=model)
-        name = f"{model_name(config)}-{config.task.name}-{config.negatives.strategy}-seed{config.seed}"
-        tracker = tracking.start(config.tracker, output, run_id, resolved, name)
-        history = run_stages(assembled, partial(_track_training, tracker))
-        return write_results(assembled, summary, history, tracker)
+        tracker = tracking.start(config.tracker, output, summary, resolved, overrides)
+        with tracker.listening():
+            history = run_stages(assembled, partial(_track_training, tracker), tracker.progress)
+            return write_results(assembled, summary, history, tracker)
     except BaseException as error:
         full = full_disk(error, {"paths.output": output, "paths.cache": Path(config.paths.cache).expanduser()})
         failure = error if full is None else full
@@ -251,9 +251,14 @@ def _check_call(overrides: Any, output: Any) -> None:
         raise ConfigError("mipo_exp.run is for one process; start several with: accelerate launch -m mipo_exp …")
 
 
-def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None]) -> list[dict[str, float]]:
+def run_stages(
+    assembled: Assembled,
+    log_row: Callable[[Mapping[str, Any]], None],
+    log_stage: Callable[[int, int], None] = lambda done, of: None,
+) -> list[dict[str, float]]:
     """Fetch every stage but the judgements, in order; returns the rows that training logged. In a process beside the
-    main one: take part in those that are shared. `log_row` gets each of the rows as soon as it is there."""
+    main one: take part in those that are shared. `log_row` gets each of the rows as soon as it is there, and
+    `log_stage` how many stages are done, of how many."""
     run, runtime, rewarding, together = assembled.run, assembled.runtime, assembled.rewarding, team()
     run.fetch_model(runtime)
     _warn_of_memory(assembled)
@@ -269,7 +274,8 @@ def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None
     if rewarding is not None and rewarding.judge.backend.runtime is not None:
         run.fetch_model(rewarding.judge.backend.runtime, f"{rewarding.group}_model")
     together.at_work = True
-    for name, stage in assembled.stages.items():
+    for number, (name, stage) in enumerate(assembled.stages.items()):
+        log_stage(number, len(assembled.stages))
         if together.main or stage.shared:
             run.fetch(name, stage)
         if stage.name != "adapter":
@@ -282,6 +288,7 @@ def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None
             log_row(row)
         history += rows
         steps, live = steps + trained.json("training")["steps"], 0
+    log_stage(len(assembled.stages), len(assembled.stages))
     together.at_work = False
     runtime.release()
     run.release()

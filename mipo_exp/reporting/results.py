@@ -33,6 +33,7 @@ from mipo_exp.judging.stage import judge_facts, judge_measures, metric_phases
 from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.metrics import costs, headline, headlines
+from mipo_exp.reporting.pairs import trained_pairs
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.reporting.saved import SUMMARY_SCHEMA
 from mipo_exp.reporting.values import VALUES, write_values
@@ -88,13 +89,13 @@ def write_results(
     summary.update(without_secrets(summary, names=False))
     if SCORERS[asked.scorer].has_kinds:
         summary["transitions"] = _transitions(asked.scorer, examples, before, after)
-    samples = _samples(examples, before, after, measured)
+    samples = _samples(asked.scorer, examples, before, after, measured)
     lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
     write_report(output / "report.html", summary, history, lengths, samples)
     documents = {phase: {} if of is None else document_values(of) for phase, of in outcomes.items()}
     write_values(output / VALUES, examples, compared.values, documents)
     write_summary(output / "summary.json", summary)
-    tracker.finish(summary, samples, adapter, output / "report.html")
+    tracker.finish(summary, samples, adapter, output / "report.html", trained_pairs(run))
     _say_result(summary)
     reasons = {part: str(facts["why"]) for part, facts in summary["missing"].items()}
     return Outcome(_objective(config.objective, estimates), reasons)
@@ -299,21 +300,33 @@ def _resources(device: str) -> dict[str, float]:
 
 
 def _samples(
-    examples: Sequence[Example], before: Evaluated, after: Evaluated, measured: Mapping[str, Mapping[str, Measure]]
+    scorer: str,
+    examples: Sequence[Example],
+    before: Evaluated,
+    after: Evaluated,
+    measured: Mapping[str, Mapping[str, Measure]],
 ) -> list[Sample]:
     """The first responses of either model, side by side."""
-    pmi = {phase: of["mi/base/nats"].values for phase, of in measured.items()}
+    shown, sides = range(min(len(examples), SAMPLES_SHOWN)), {"before": before, "after": after}
+    found: dict[str, list[Any]] = {}
+    for phase, of in sides.items():
+        found[f"pmi_{phase}"] = measured[phase]["mi/base/nats"].values[: len(shown)].tolist()
+        right = measured[phase].get("accuracy")
+        if right is not None and right.values.ndim == 1:
+            found[f"correct_{phase}"] = (right.values[: len(shown)] == 1).tolist()
+        if SCORERS[scorer].has_kinds:
+            found[f"kind_{phase}"] = kinds(scorer, examples[: len(shown)], of.responses[: len(shown)])
     return [
         Sample(
-            user=example.user,
-            context=example.context,
-            prompt=example.prompt,
+            user=examples[i].user,
+            context=examples[i].context,
+            prompt=examples[i].prompt,
             before=before.responses[i].text,
             after=after.responses[i].text,
-            pmi_before=float(pmi["before"][i]),
-            pmi_after=float(pmi["after"][i]),
+            reference=examples[i].reference,
+            **{name: values[i] for name, values in found.items()},
         )
-        for i, example in enumerate(examples[:SAMPLES_SHOWN])
+        for i in shown
     ]
 
 
