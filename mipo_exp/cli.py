@@ -77,6 +77,7 @@ def main() -> None:
         with contextlib.suppress(PackageNotFoundError):  # runs from a folder, without having been installed
             sys.stdout.write(f"mipo_exp {version('mipo-exp')}\n")
         return
+    _translate_rerun()
     if sys.argv[1:2] and sys.argv[1] in commands.NAMES:
         try:
             commands.run(sys.argv[1], sys.argv[2:])
@@ -95,6 +96,16 @@ def main() -> None:
         sys.argv += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
         log_warnings_only()
         _main()
+
+
+def _translate_rerun() -> None:
+    """Hydra's `--experimental-rerun=DIR/.hydra/config.pickle` is our `rerun DIR`, which needs no pickle."""
+    for index, word in enumerate(sys.argv):
+        option, _, path = word.partition("=")
+        if option == "--experimental-rerun":
+            sys.argv[index : index + 1 + (not path)] = [path] if path else sys.argv[index + 1 : index + 2]
+            sys.argv.insert(1, "rerun")
+            return
 
 
 def _main() -> None:

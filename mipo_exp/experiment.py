@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from mipo_exp.config.compose import compose_config
 from mipo_exp.config.parsing import parse, resolve
@@ -207,6 +207,7 @@ def run_experiment(
                 return found
         model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": assembled.runtime.dtype}
         summary.update(run_id=run_id, device=assembled.runtime.device, model_source=model)
+        summary["hardware"]["device"] = assembled.runtime.device_name
         name = f"{model_name(config)}-{config.task.name}-{config.negatives.strategy}-seed{config.seed}"
         tracker = tracking.start(config.tracker, output, run_id, resolved, name)
         history = run_stages(assembled, partial(_track_training, tracker))
@@ -239,15 +240,20 @@ def run(overrides: Sequence[str], output: str | Path | None) -> Results:
         raise ConfigError("plan=true runs nothing, and mipo_exp.run runs; plan with: python -m mipo_exp plan=true …")
     folder = Path(output or new_folder(time.strftime("outputs/%Y-%m-%d/%H-%M-%S"))).expanduser()
     raw.paths.output = str(folder)
+    try:
+        return run_composed(raw, folder, f"mipo_exp.run({list(overrides)})", overrides)
+    finally:
+        leave(folder)
+
+
+def run_composed(raw: DictConfig, folder: Path, command: str, overrides: Sequence[str]) -> Results:
+    """Run the experiment of a composed config, whose `paths.output` is this folder, which is kept for it."""
     config = parse(raw)
     make_writable(folder, "output", "give another one")
     occupy(folder, "output", "give another one")
-    try:
-        (folder / ".hydra").mkdir(exist_ok=True)
-        OmegaConf.save(raw, folder / ".hydra" / "config.yaml")
-        run_experiment(config, resolve(raw), folder, f"mipo_exp.run({list(overrides)})", overrides)
-    finally:
-        leave(folder)
+    (folder / ".hydra").mkdir(exist_ok=True)
+    OmegaConf.save(raw, folder / ".hydra" / "config.yaml")
+    run_experiment(config, resolve(raw), folder, command, overrides)
     return load(folder)
 
 

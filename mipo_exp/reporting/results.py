@@ -35,7 +35,7 @@ from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store.artefacts import write_atomically
-from mipo_exp.store.environment import git_commit, package_versions
+from mipo_exp.store.environment import git_commit, hardware, package_versions
 from mipo_exp.store.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
 
 log = logging.getLogger(__name__)
@@ -216,6 +216,7 @@ def summary_head(config: Config, command: str) -> dict[str, Any]:
         "seed": config.seed,
         "processes": team().size,
         "versions": {"python": sys.version.split()[0], **package_versions()},
+        "hardware": hardware(),
         "metrics": {phase: {} for phase in PHASES},
         "stages": {},
         "paths": {},
