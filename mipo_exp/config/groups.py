@@ -52,6 +52,7 @@ class ModelConfig:
     chat_template: str | None
     lora_targets: Any
     learning_rate: LearningRate
+    license: str | None
     trust_remote_code: bool
 
 
@@ -193,3 +194,4 @@ class PathsConfig:
     cache: str
     data: str | None
     output: str
+    copy_adapter: bool
