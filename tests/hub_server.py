@@ -154,8 +154,9 @@ class HubServer(LocalServer):
         elif "commit" in parts:
             rows = [json.loads(line) for line in body.splitlines()]
             files = [row["value"] for row in rows if row["key"] == "file"]
-            self.pushed["/".join(parts[2:4])] = {file["path"]: b64decode(file["content"]) for file in files}
-            content = {"commitUrl": f"{self.url}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+            hub_id = "/".join(parts[2:4])
+            self.pushed[hub_id] = {file["path"]: b64decode(file["content"]) for file in files}
+            content = {"commitUrl": f"{self.url}/{hub_id}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
         return Answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

@@ -1,8 +1,10 @@
 """`adapter/` stands alone, and what `export` makes of it: logits, a hub that takes it or refuses, a full disk."""
 
+import dataclasses
 import errno
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from mipo_exp.experiment import run_experiment
 from mipo_exp.reporting import adapter_folder, export
 from mipo_exp.reporting.adapter_folder import hub_name
 from mipo_exp.reporting.export import compare_logits
-from mipo_exp.reporting.opened import open_run, saved_config
+from mipo_exp.reporting.opened import Opened, open_run, saved_config
 from mipo_exp.reporting.saved import load
 from tests.conftest import compose_raw, composed
 from tests.hub_server import Answer, HubServer, refuse
@@ -250,8 +252,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 def test_an_export_is_pushed_on_request_to_a_private_repository(
     hub: HubServer, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_export(run_folder, "--to", tmp_path / "out")
-    assert hub.pushed == {}, "only on request"
     run_export(run_folder, "--to", tmp_path / "out", "--push", "lab/new")
     assert hub.created == {"lab/new": "private"}
     assert hub.pushed["lab/new"] == {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
@@ -294,3 +294,30 @@ def test_a_push_without_a_token_or_a_hub_is_refused_at_once(hub: HubServer, monk
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(DataError, match="needs a token of the hub that may write"):
         export.check_repository("lab/new")
+
+
+def test_both_models_answer_a_prompt_with_its_context_side_by_side(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def respond(self: Opened, context: str | None, prompt: str, sampling: Any, seed: int) -> tuple[str, str]:
+        asked.append((context, prompt, sampling.max_new_tokens, seed))
+        return f"old {prompt}", "new"
+
+    typed = iter(["Why?", "/context I sail.", "", "Where?", "/context none", "When?", "/quit", "never"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Opened, "respond", respond)
+        patch.setattr("builtins.input", lambda *_: next(typed))
+        commands.run("chat", [str(run_folder), "--prompt", "Who?", "--context", "I ski.", "--max-new-tokens", "3"])
+        commands.run("chat", [str(run_folder), "--seed", "5"])
+    assert asked == [("I ski.", "Who?", 3, 0), (None, "Why?", 8, 5), ("I sail.", "Where?", 8, 5), (None, "When?", 8, 5)]
+    assert re.search(r"base model .* trained(.|\n)* old Who\? .* new ", capsys.readouterr().out)
+    opened = open_run(run_folder)
+    greedy = dataclasses.replace(opened.config.evaluation.sampling, temperature=0.0)
+    before, after = opened.respond("I sail.", "Where?", greedy, 0)
+    assert before != after
+    assert opened.respond("I sail.", "Where?", greedy, 1) == (before, after)
+    assert opened.respond("I ski.", "Where?", greedy, 0) != (before, after)
+    with pytest.raises(ConfigError, match=r"--temperature=-1\.0: .* greater than or equal to 0"):
+        commands.run("chat", [str(run_folder), "--prompt", "Who?", "--temperature=-1"])

@@ -8,7 +8,7 @@ from importlib import import_module
 
 __all__ = ["NAMES", "run"]
 
-NAMES: tuple[str, ...] = ("export",)
+NAMES: tuple[str, ...] = ("chat", "export")
 
 
 def run(name: str, arguments: Sequence[str]) -> None:

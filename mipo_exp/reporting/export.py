@@ -3,6 +3,7 @@ hub where that is asked for."""
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -169,13 +170,9 @@ def _check_room(folder: Path, needed: float) -> None:
 def check_repository(repository: str) -> None:
     """Raise `DataError` for a name or a state of the hub with which a push cannot work; asked before a model loads."""
     from huggingface_hub import get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise DataError(f"--push={repository} is not of the form OWNER/NAME ({error})") from error
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise DataError(f"--push={repository} is not of the form OWNER/NAME")
     if get_token() is None:
         raise DataError(
             f"--push={repository} needs a token of the hub that may write: put it into the variable HF_TOKEN, or run "

@@ -1,21 +1,21 @@
 """The model that a run has trained, put together again from the run's folder."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mipo_exp.config.compose import compose_config
-from mipo_exp.config.groups import DtypeConfig
+from mipo_exp.config.groups import DtypeConfig, SamplingConfig
 from mipo_exp.config.parsing import VARIANTS, parse
 from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError, ModelError
+from mipo_exp.generation.transformers_engine import sample_batch
 from mipo_exp.models.loading import locate
 from mipo_exp.models.runtime import Runtime, choose_device, declare_model
 from mipo_exp.reporting.saved import Results, load
@@ -30,6 +30,17 @@ class Opened:
     config: Config
     runtime: Runtime
     adapter: Path
+
+    def respond(self, context: str | None, prompt: str, sampling: SamplingConfig, seed: int) -> tuple[str, str]:
+        """What the base model and the policy say to a prompt, asked as the run's task asks it."""
+        renderer, model = self.runtime.renderer, self.runtime.model(self.adapter)
+        ids = renderer.prompt_ids(self.runtime.task.messages(context, prompt))
+        how = [ids], sampling, renderer.stop_ids, renderer.pad_id, seed
+        with cast(Any, model).disable_adapter():
+            before = sample_batch(model, *how)
+        found = [row.token_ids for row in (*before, *sample_batch(model, *how))]
+        said, says = (renderer.text(row) for row in found)
+        return said, says
 
 
 def open_run(folder: Path, base: str | None = None, dtype: str | None = None) -> Opened:
@@ -52,7 +63,8 @@ def open_run(folder: Path, base: str | None = None, dtype: str | None = None) ->
     if base is not None:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=base))
     source = results.summary.get("model_source") or {}
-    if precision := dtype or source.get("dtype"):
+    precision: Any = dtype or source.get("dtype")
+    if precision:
         model = dataclasses.replace(config.model, dtype=DtypeConfig(precision, precision))
         config = dataclasses.replace(config, model=model)
     cache = Path(config.paths.cache).expanduser()
@@ -91,7 +103,7 @@ def saved_config(folder: Path) -> Config:
         ) from error
 
 
-def _completed(raw: DictConfig, today: DictConfig) -> Mapping[str, Any]:
+def _completed(raw: DictConfig, today: DictConfig) -> dict[Any, Any]:
     """A run's config with today's defaults for the keys that have come since; a variant's own keys have none."""
     old, new = (OmegaConf.to_container(of, resolve=False) for of in (raw, today))
     assert isinstance(old, dict)
@@ -102,4 +114,4 @@ def _completed(raw: DictConfig, today: DictConfig) -> Mapping[str, Any]:
         elif name in old:
             values = old[name]
         new[name] = values
-    return {str(name): value for name, value in new.items()}
+    return new
