@@ -161,6 +161,7 @@ class EvaluationConfig:
     self_bleu_size: Annotated[int, Between(3, 2000)]  # its square is compared
     option_scoring: Literal["chat", "harness", "none"]
     unrelated_requests: Annotated[int, Between(0, 100)]
+    token_pmi: Annotated[int, Between(0, 1000)]
     sampling: SamplingConfig
 
 

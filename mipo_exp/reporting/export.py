@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mipo_exp.errors import DataError, ModelError, StorageError, gib
 from mipo_exp.models.hub import refusal, unreachable
 from mipo_exp.models.loading import load_folder
+from mipo_exp.models.rendering import Renderer
 from mipo_exp.reporting.adapter_folder import hub_name, model_card, replacing, write_adapter, write_tokenizer
 from mipo_exp.reporting.opened import Opened
 from mipo_exp.store.disk import full_disk, make_writable
@@ -110,9 +111,9 @@ def _write(run: Opened, draft: Path, merged: bool, dtype: str) -> Verified:
         write_adapter(draft, run.adapter, runtime, run.results.summary, run.config, copy=True)
         again = runtime.model(draft)
     tokenizer = AutoTokenizer.from_pretrained(draft, trust_remote_code=run.config.model.trust_remote_code)
+    renderer = Renderer(tokenizer, None, "the exported tokenizer")
     for probe, known in zip(PROBES, ids, strict=True):
-        text = tokenizer.apply_chat_template(runtime.task.messages(*probe), add_generation_prompt=True, tokenize=False)
-        if tokenizer(text, add_special_tokens=False)["input_ids"] != known:
+        if renderer.prompt_ids(runtime.task.messages(*probe)) != known:
             raise ModelError(
                 "the exported tokenizer writes a prompt in other tokens than the run's; nothing was written"
             )
