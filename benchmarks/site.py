@@ -45,7 +45,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def _staged(path: Path, folder: Path) -> Path:
-    """Where a file of the project is in the folder that the site is built from. Raises `SystemExit`: it is not there."""
+    """Where a file is in the folder that the site is built from. Raises `SystemExit`: it is not there."""
     name = path.relative_to(ROOT).as_posix()
     if path.suffix == ".py" and path.is_file():
         page = folder / "code" / f"{path.stem}.md"
