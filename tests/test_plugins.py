@@ -29,7 +29,7 @@ def on_path(*folders: Path) -> str:
 
 
 def test_an_experiment_runs_with_a_task_a_strategy_a_method_an_engine_and_a_metric_of_a_plugin(tmp_path: Path) -> None:
-    variants = ("task=spelling", "negatives=next_prompt", "method=margin", "engine=greedy")
+    variants = ("task=spelling", "negatives=next_prompt", "method=margin", "engine=cooler")
     few = ("task.eval_examples=5", "evaluation.k=2")
     quick = ("+debug=quick", "task.train_examples=5", "objective=after/response/words", "hydra.run.dir=out")
     done = run(CONF, EXAMPLE, *quick, *variants, *few, cwd=tmp_path, PYTHONPATH=on_path(PACKAGE))
