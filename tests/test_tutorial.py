@@ -48,6 +48,8 @@ def test_each_experiment_is_a_config(command: list[str], place: Path, monkeypatc
 def test_the_commands_run_in_their_order(place: Path) -> None:
     skipped = set()
     for command in COMMANDS:
+        if command[0] == "dashboard":  # asks a server: tests of its own
+            continue
         if "=" not in command[0] and command[0] not in commands.NAMES:
             skipped.add(command[0])
             continue
