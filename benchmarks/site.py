@@ -68,8 +68,11 @@ def _page(path: Path, folder: Path) -> str:
         return os.path.relpath(target, _staged(path, folder).parent)
 
     def formula(found: re.Match[str]) -> str:
-        block = found[1]
-        return f'<div class="math">{convert(block, display="block")}</div>' if block else convert(found[2])
+        tag, display = ("div", "block") if found[1] else ("span", "inline")
+        drawn = convert(found[1] or found[2], display=display).replace(
+            "<mi>log</mi>", "<mi>log</mi><mspace width='.2em'/>"
+        )
+        return f"<{tag}>{drawn}</{tag}>"  # Markdown takes <math> at the beginning of a line for a block
 
     text = MATH.sub(formula, path.read_text(encoding="utf-8"))
     parts = FENCE.split(text)
