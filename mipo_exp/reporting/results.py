@@ -25,7 +25,6 @@ from mipo_exp.evaluation.metrics import Evaluated, Measure, clusters, contrasted
 from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
 from mipo_exp.evaluation.no_context import without_context
 from mipo_exp.evaluation.options import likeliest_right
-from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
 from mipo_exp.judging.kinds import Measures
@@ -33,27 +32,31 @@ from mipo_exp.judging.stage import judge_facts, judge_measures, metric_phases
 from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.metrics import costs, headline, headlines
+from mipo_exp.reporting.pairs import trained_pairs
 from mipo_exp.reporting.report import Sample, write_report
+from mipo_exp.reporting.saved import SUMMARY_SCHEMA
 from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store.artefacts import write_atomically
-from mipo_exp.store.environment import git_commit, package_versions
+from mipo_exp.store.environment import git_commit, hardware, package_versions
 from mipo_exp.store.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SUMMARY_SCHEMA = 2
 SAMPLES_SHOWN = 24
 COUNTED = {"examples": "notes", "pairs": "counts", "scored_pairs": "counts"}  # the file of a stage's counts
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the metric that `objective` names, None where it is missing, and why parts are missing."""
+    """How a run ended: the metric that `objective` names, None where it is missing, why parts are missing, what
+    `summary.json` says (nothing in a process beside the main one), and whether it had all been there before."""
 
     objective: float | None
     missing: Mapping[str, str]
+    summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    before: bool = False
 
 
 def write_results(
@@ -88,16 +91,26 @@ def write_results(
     summary.update(without_secrets(summary, names=False))
     if SCORERS[asked.scorer].has_kinds:
         summary["transitions"] = _transitions(asked.scorer, examples, before, after)
-    samples = _samples(examples, before, after, measured)
+    samples = _samples(asked.scorer, examples, before, after, measured)
     lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
     write_report(output / "report.html", summary, history, lengths, samples)
     documents = {phase: {} if of is None else document_values(of) for phase, of in outcomes.items()}
     write_values(output / VALUES, examples, compared.values, documents)
     write_summary(output / "summary.json", summary)
-    tracker.finish(summary, samples, adapter, output / "report.html")
+    tracker.finish(summary, samples, adapter, output / "report.html", trained_pairs(run))
     _say_result(summary)
     reasons = {part: str(facts["why"]) for part, facts in summary["missing"].items()}
-    return Outcome(_objective(config.objective, estimates), reasons)
+    return Outcome(_objective(config.objective, summary["metrics"]), reasons, summary)
+
+
+def finished_before(config: Config, output: Path, run_id: str, command: str) -> Outcome | None:
+    """The outcome of the finished run in a folder, where it is that of this experiment in this version's words."""
+    path = output / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    facts = [summary.get(key) for key in ("status", "run_id", "command", "schema")]
+    if facts != ["ok", run_id, command, SUMMARY_SCHEMA]:
+        return None
+    return Outcome(_objective(config.objective, summary["metrics"]), {}, summary, before=True)
 
 
 def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -> dict[str, Any]:
@@ -204,6 +217,7 @@ def summary_head(config: Config, command: str) -> dict[str, Any]:
         "seed": config.seed,
         "processes": team().size,
         "versions": {"python": sys.version.split()[0], **package_versions()},
+        "hardware": hardware(),
         "metrics": {phase: {} for phase in PHASES},
         "stages": {},
         "paths": {},
@@ -299,21 +313,33 @@ def _resources(device: str) -> dict[str, float]:
 
 
 def _samples(
-    examples: Sequence[Example], before: Evaluated, after: Evaluated, measured: Mapping[str, Mapping[str, Measure]]
+    scorer: str,
+    examples: Sequence[Example],
+    before: Evaluated,
+    after: Evaluated,
+    measured: Mapping[str, Mapping[str, Measure]],
 ) -> list[Sample]:
     """The first responses of either model, side by side."""
-    pmi = {phase: of["mi/base/nats"].values for phase, of in measured.items()}
+    shown, sides = range(min(len(examples), SAMPLES_SHOWN)), {"before": before, "after": after}
+    found: dict[str, list[Any]] = {}
+    for phase, of in sides.items():
+        found[f"pmi_{phase}"] = measured[phase]["mi/base/nats"].values[: len(shown)].tolist()
+        right = measured[phase].get("accuracy")
+        if right is not None and right.values.ndim == 1:
+            found[f"correct_{phase}"] = (right.values[: len(shown)] == 1).tolist()
+        if SCORERS[scorer].has_kinds:
+            found[f"kind_{phase}"] = kinds(scorer, examples[: len(shown)], of.responses[: len(shown)])
     return [
         Sample(
-            user=example.user,
-            context=example.context,
-            prompt=example.prompt,
+            user=examples[i].user,
+            context=examples[i].context,
+            prompt=examples[i].prompt,
             before=before.responses[i].text,
             after=after.responses[i].text,
-            pmi_before=float(pmi["before"][i]),
-            pmi_after=float(pmi["after"][i]),
+            reference=examples[i].reference,
+            **{name: values[i] for name, values in found.items()},
         )
-        for i, example in enumerate(examples[:SAMPLES_SHOWN])
+        for i in shown
     ]
 
 
@@ -344,10 +370,10 @@ def _number(value: float | None, sign: str = "") -> str:
     return "–" if value is None else f"{value:{sign}.3f}"
 
 
-def _objective(objective: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> float | None:
+def _objective(objective: str, metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> float | None:
     phase, _, name = objective.partition("/")
-    found = estimates[phase].get(name)
+    found = metrics[phase].get(name)
     if found is None and name.startswith("harness/"):  # its metrics are known once it has run
-        known = ", ".join(metric for metric in estimates[phase] if metric.startswith("harness/"))
+        known = ", ".join(metric for metric in metrics[phase] if metric.startswith("harness/"))
         raise ConfigError(f"objective={objective!r}: the run has no such metric; of the harness it has {known}")
-    return None if found is None else float(found.mean)
+    return None if found is None else found["mean"]

@@ -8,6 +8,8 @@ from typing import Any
 
 from mipo_exp.errors import DataError
 
+SUMMARY_SCHEMA = 2  # of `summary.json`
+
 
 @dataclass(frozen=True)
 class Results:
