@@ -94,6 +94,7 @@ def test_a_project_without_runs_or_a_wrong_name_is_said(server: WandbServer, mon
     wandb.teardown()
     with pytest.raises(ConfigError, match="there is no key: set WANDB_API_KEY"):
         dashboard.make_dashboard("team", "tests")
+    monkeypatch.delattr("mipo_exp.reporting.dashboard_panels", raising=False)
     monkeypatch.setitem(sys.modules, "mipo_exp.reporting.dashboard_panels", None)
     with pytest.raises(LibraryError, match="pip install 'mipo-exp\\[dashboard\\]'"):
         dashboard.make_dashboard("team", "tests")
