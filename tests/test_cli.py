@@ -212,7 +212,10 @@ def test_the_agent_of_a_wandb_sweep_runs_a_job_in_either_syntax(tmp_path: Path) 
     assert agents("args_no_hyphens")[0] == "method.beta=0.25"
     one, other = ([line for line in done.stdout.splitlines() if " free" not in line] for done in plans)
     assert one == other
-    assert "no_context" in plans[0].stdout
+    said = [yaml.safe_load(path.read_text()) for path in tmp_path.glob("outputs/*/*/.hydra/overrides.yaml")]
+    assert said == 2 * [
+        ["method.beta=0.25", "negatives=no_context", "seed=3", *small, f"paths.cache={tmp_path / 'cache'}"]
+    ]
     assert [from_agent(word) for word in ("--config-dir=D", "--cfg=job", "--multirun", "-m", "seed=1")] == [
         *("--config-dir=D", "--cfg=job", "--multirun", "-m", "seed=1"),
     ]
