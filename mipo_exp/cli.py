@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mipo_exp import commands
 from mipo_exp.config.compose import CONFIG_DIR, PROJECT_ROOT, explain, groups, refuse_sweep, register_resolvers
-from mipo_exp.config.overrides import wrong_override
+from mipo_exp.config.overrides import from_agent, wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
 from mipo_exp.errors import UserError
 from mipo_exp.execution.processes import log_warnings_only, team
@@ -86,6 +86,7 @@ def main() -> None:
         except KeyboardInterrupt:
             _exit("interrupted", EXIT_INTERRUPTED)
         return
+    sys.argv[1:] = map(from_agent, sys.argv[1:])
     if not sys.stderr.isatty() or not team().main:
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, which fill a log file
     if team().main:
@@ -232,6 +233,7 @@ def _write_plans() -> bool:
 def _write_table(failures: Sequence[Ended]) -> None:
     """A table over the jobs of a multirun that have finished."""
     from mipo_exp.reporting.table import write_table
+    from mipo_exp.reporting.wandb_table import log_table
 
     for folder, started in _multiruns:
         try:
@@ -239,7 +241,8 @@ def _write_table(failures: Sequence[Ended]) -> None:
                 {"job": os.path.relpath(job.folder, folder), "command": job.overrides, "error": job.message}
                 for job in failures
             ]
-            write_table(folder, started, failed)
+            if write_table(folder, started, failed) is not None:
+                log_table(folder)
         except OSError as error:
             log.warning("no table over the runs: %s", error)
 
