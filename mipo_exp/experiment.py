@@ -191,9 +191,9 @@ def run_experiment(
         UserError: bad input; what was computed before stays in the cache.
     """
     if not team().main:
-        assembled = assemble_together(config, output, overrides)
+        ours = assemble_together(config, output, overrides)
         if again or not team().share():
-            run_stages(assembled, lambda row: None)
+            run_stages(ours, lambda row: None)
         return Outcome(None, {})
     summary = summary_head(config, command)
     tracker: tracking.Tracker | None = None
