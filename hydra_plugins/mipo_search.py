@@ -62,7 +62,9 @@ class Search(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run trials until there are `n_trials` that have ended well, those of an earlier call included; no more than
         `n_trials` in this call. Raises `UserError`: there is no Optuna, or a key that does not fit."""
-        assert self.config is not None and self.hydra_context is not None and self.launcher is not None
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
         keys, folder = self.keys, Path(self.config.hydra.sweep.dir)
         objectives = {name.lstrip("+-"): _direction(name) for name in keys.objectives}
         texts = [*(f"{key}={value}" for key, value in (keys.params or {}).items()), *arguments]
