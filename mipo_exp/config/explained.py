@@ -16,7 +16,7 @@ USAGE = """One experiment: python -m mipo_exp [GROUP=OPTION …] [KEY=VALUE …]
 Several:        python -m mipo_exp -m [+sweeps=NAME] [KEY=VALUE,VALUE …]
 Over runs:      python -m mipo_exp NAME … with NAME one of {commands}
 One key:        python -m mipo_exp --explain KEY         what would run: plan=true
-Hydra's own:    --hydra-help, --cfg job --resolve, --multirun; tab completion: docs/python.md
+Hydra's own:    --hydra-help, --cfg job --resolve, --multirun; tab completion: docs/stages.md
 """
 WIDTH = 30  # of a key's name and default
 # Indentation, name, value (in which a # is none of a comment unless a space is before it), comment.
