@@ -37,14 +37,7 @@ from mipo_exp.planning.libraries import check_libraries
 from mipo_exp.planning.shape import disk_needed, find_shape
 from mipo_exp.planning.work import costs
 from mipo_exp.reporting import tracking
-from mipo_exp.reporting.results import (
-    Outcome,
-    finished_before,
-    model_name,
-    summary_head,
-    write_results,
-    write_summary,
-)
+from mipo_exp.reporting.results import Outcome, finished_before, summary_head, write_results, write_summary
 from mipo_exp.reporting.run_folder import leave, occupy
 from mipo_exp.reporting.saved import Results, load
 from mipo_exp.store.artefacts import Stage, Store, digest
@@ -193,6 +186,7 @@ def run_experiment(
     Raises:
         UserError: bad input; what was computed before stays in the cache.
     """
+    assembled: Assembled | None = None
     if not team().main:
         ours = assemble_together(config, output, overrides)
         if again or not team().share():
@@ -200,7 +194,6 @@ def run_experiment(
         return Outcome(None, {})
     summary = summary_head(config, command)
     tracker: tracking.Tracker | None = None
-    assembled: Assembled | None = None
     try:
         assembled = assemble_together(config, output, overrides)
         run_id, source = digest(assembled.keys), assembled.runtime.source
@@ -211,10 +204,10 @@ def run_experiment(
         model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": assembled.runtime.dtype}
         summary.update(run_id=run_id, device=assembled.runtime.device, model_source=model)
         summary["hardware"]["device"] = assembled.runtime.device_name
-        name = f"{model_name(config)}-{config.task.name}-{config.negatives.strategy}-seed{config.seed}"
-        tracker = tracking.start(config.tracker, output, run_id, resolved, name)
-        history = run_stages(assembled, partial(_track_training, tracker))
-        return write_results(assembled, summary, history, tracker)
+        tracker = tracking.start(config.tracker, output, summary, resolved, overrides)
+        with tracker.listening():
+            history = run_stages(assembled, partial(_track_training, tracker), tracker.progress)
+            return write_results(assembled, summary, history, tracker)
     except BaseException as error:
         full = full_disk(error, {"paths.output": output, "paths.cache": Path(config.paths.cache).expanduser()})
         failure = error if full is None else full
@@ -279,9 +272,14 @@ def _check_call(overrides: Any, output: Any) -> None:
         raise ConfigError("mipo_exp.run is for one process; start several with: accelerate launch -m mipo_exp …")
 
 
-def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None]) -> list[dict[str, float]]:
+def run_stages(
+    assembled: Assembled,
+    log_row: Callable[[Mapping[str, Any]], None],
+    log_stage: Callable[[int, int], None] = lambda done, of: None,
+) -> list[dict[str, float]]:
     """Fetch every stage but the judgements, in order; returns the rows that training logged. In a process beside the
-    main one: take part in those that are shared. `log_row` gets each of the rows as soon as it is there."""
+    main one: take part in those that are shared. `log_row` gets each of the rows as soon as it is there, and
+    `log_stage` how many stages are done, of how many."""
     run, runtime, rewarding, together = assembled.run, assembled.runtime, assembled.rewarding, team()
     run.fetch_model(runtime)
     _warn_of_memory(assembled)
@@ -302,7 +300,8 @@ def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None
     work = costs(assembled.config, examples, runtime.device) if missing else {}
     stages = Stages(list(assembled.stages), {name: cost for name, cost in work.items() if name in missing})
     follow_stages(stages)
-    for name, stage in assembled.stages.items():
+    for number, (name, stage) in enumerate(assembled.stages.items()):
+        log_stage(number, len(assembled.stages))
         stages.enter(name)
         if together.main or stage.shared:
             run.fetch(name, stage)
@@ -316,6 +315,7 @@ def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None
             log_row(row)
         history += rows
         steps, live = steps + trained.json("training")["steps"], 0
+    log_stage(len(assembled.stages), len(assembled.stages))
     together.at_work = False
     follow_stages(None)
     runtime.release()

@@ -89,7 +89,7 @@ def test_the_time_left_of_all_stages_is_known_from_the_first_batch_on(caplog: py
     assert progress.seconds_left_of_all() == pytest.approx(90 + 240)
     stages.enter("adapter")
     assert stages.seconds_left(0.5, 60.0) == 60
-    assert Progress("training", 1, "steps", clock).label == "3/3 training"
+    assert Progress("training", 1, "steps", clock).title == "3/3 training"
     follow(None)
 
 

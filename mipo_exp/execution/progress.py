@@ -68,6 +68,10 @@ def follow(stages: Stages | None) -> None:
     _stages[:] = [] if stages is None else [stages]
 
 
+# Who else hears of it, as often as there is a line.
+listeners: list[Callable[["Progress"], None]] = []
+
+
 class Progress:
     """Counts items done, and units (tokens, pairs) for the rate.
 
@@ -86,18 +90,19 @@ class Progress:
         console: Console | None = None,
     ) -> None:
         self.stages = _stages[0] if _stages else None
-        self.label, self.total, self.unit = (self.stages.place if self.stages else "") + label, total, unit
+        self.label, self.total, self.unit = label, total, unit
+        self.title = (self.stages.place if self.stages else "") + label
         self.done = self.worked_items = 0
         self.units = 0.0
         self._clock = clock
-        self._started = self._spoken = self._advanced = clock()
+        self._started = self._spoken = self._told = self._advanced = clock()
         console = console or Console(stderr=True)
         self._bar: Bar | None = None
         if console.is_terminal and team().main:
             wide = (BarColumn(), TextColumn("{task.fields[rate]}")) if console.width >= NARROW else ()
             columns = (TextColumn("{task.description}"), *wide, MofNCompleteColumn(), _TimeLeft(self))
             self._bar = Bar(*columns, console=console, transient=True)
-            self._task = self._bar.add_task(self.label, total=total, rate="")
+            self._task = self._bar.add_task(self.title, total=total, rate="")
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -110,8 +115,11 @@ class Progress:
         self.units += units
         self.worked_items += items if units else 0
         now = self._advanced = self._clock()
-        rate = f"{self.units / max(now - self._started, 1e-9):.3g} {self.unit}/s" if self.units else "finished before"
+        rate = f"{self.rate:.3g} {self.unit}/s" if self.units else "finished before"
         between = SECONDS_BETWEEN_LINES
+        if now - self._told >= SECONDS_BETWEEN_LINES:
+            self._told = now
+            self._tell()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
             between = SECONDS_BESIDE_A_BAR
@@ -120,7 +128,7 @@ class Progress:
             left, of_all = self.seconds_left(), self.seconds_left_of_all()
             rest = "" if left is None else f", {left:.0f} s left"
             rest += "" if of_all is None else f", about {duration(of_all)} for all stages"
-            said = f"{self.label}: {self.done} of {self.total}, {rate}{rest}"
+            said = f"{self.title}: {self.done} of {self.total}, {rate}{rest}"
             log.info("%s", said, extra={TO_FILE: self._bar is not None})
 
     def seconds_left_of_all(self) -> float | None:
@@ -129,6 +137,15 @@ class Progress:
         if self.stages is None or own is None:
             return None
         return self.stages.seconds_left(self.done / self.total if self.total else 1.0, own)
+
+    @property
+    def rate(self) -> float:
+        """Units per second so far."""
+        return self.units / max(self._advanced - self._started, 1e-9)
+
+    def _tell(self) -> None:
+        for listener in list(listeners):
+            listener(self)
 
     def seconds_left(self) -> float | None:
         """Seconds until all is done, at the mean pace of this run; None before the first item that took time.
@@ -148,9 +165,10 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         if kind is None:
+            self._tell()
             seconds = self._clock() - self._started
             rate = f", {self.units / max(seconds, 1e-9):.3g} {self.unit}/s" if self.units else ""
-            log.info("%s: %d in %.1f s%s", self.label, self.done, seconds, rate)
+            log.info("%s: %d in %.1f s%s", self.title, self.done, seconds, rate)
 
 
 class _TimeLeft(ProgressColumn):

@@ -38,7 +38,8 @@ class Sample:
     """One held-out example with the responses of both models to it.
 
     `pmi_before` and `pmi_after` are the responses' terms of the mutual information `mi/base/nats`: against K contexts
-    (prompts, where there are no contexts), under the base model, in nats."""
+    (prompts, where there are no contexts), under the base model, in nats. `reference` is JSON for the task's scorer;
+    `correct_…` and `kind_…` (`error_kinds.KINDS`) are null where the task has no right answer."""
 
     user: str | None
     context: str | None
@@ -47,6 +48,11 @@ class Sample:
     after: str
     pmi_before: float
     pmi_after: float
+    reference: str | None = None
+    correct_before: bool | None = None
+    correct_after: bool | None = None
+    kind_before: str | None = None
+    kind_after: str | None = None
 
 
 def write_report(

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import resource
-import shutil
 import sys
 import time
 from collections import Counter
@@ -31,8 +30,11 @@ from mipo_exp.judging.kinds import Measures
 from mipo_exp.judging.stage import judge_facts, judge_measures, metric_phases
 from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
+from mipo_exp.reporting.adapter_folder import write_adapter
 from mipo_exp.reporting.metrics import costs, headline, headlines
+from mipo_exp.reporting.pairs import trained_pairs
 from mipo_exp.reporting.report import Sample, write_report
+from mipo_exp.reporting.saved import SUMMARY_SCHEMA
 from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store.artefacts import write_atomically
 from mipo_exp.store.environment import git_commit, hardware, package_versions
@@ -42,7 +44,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SUMMARY_SCHEMA = 2
 SAMPLES_SHOWN = 24
 COUNTED = {"examples": "notes", "pairs": "counts", "scored_pairs": "counts"}  # the file of a stage's counts
 
@@ -61,7 +62,7 @@ class Outcome:
 def write_results(
     assembled: Assembled, summary: dict[str, Any], history: Sequence[Mapping[str, float]], tracker: tracking.Tracker
 ) -> Outcome:
-    """Evaluate, ask the judge where there is one, and write `summary.json`, `report.html` and the link `adapter/`.
+    """Evaluate, ask the judge where there is one, and write `summary.json`, `report.html` and `adapter/`.
 
     Args:
         assembled: with all stages fetched.
@@ -85,18 +86,21 @@ def write_results(
     outcomes = {phase: _outcome(run, phase) for phase in ("before", "after")}
     for phase, found in compare_outcomes(outcomes["before"], outcomes["after"]).items():
         estimates[phase].update(found)
-    adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
+    adapter = output / "adapter" if "adapter" in run.finished else None
     summary.update(_summary(assembled, compared, adapter), status="incomplete" if summary["missing"] else "ok")
     summary.update(without_secrets(summary, names=False))
     if SCORERS[asked.scorer].has_kinds:
         summary["transitions"] = _transitions(asked.scorer, examples, before, after)
-    samples = _samples(examples, before, after, measured)
+    if adapter is not None:
+        trained = run.path("adapter") / "adapter"
+        write_adapter(adapter, trained, assembled.runtime, summary, config, config.paths.copy_adapter)
+    samples = _samples(asked.scorer, examples, before, after, measured)
     lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
     write_report(output / "report.html", summary, history, lengths, samples)
     documents = {phase: {} if of is None else document_values(of) for phase, of in outcomes.items()}
     write_values(output / VALUES, examples, compared.values, documents)
     write_summary(output / "summary.json", summary)
-    tracker.finish(summary, samples, adapter, output / "report.html")
+    tracker.finish(summary, samples, adapter, output / "report.html", trained_pairs(run))
     _say_result(summary)
     reasons = {part: str(facts["why"]) for part, facts in summary["missing"].items()}
     return Outcome(_objective(config.objective, summary["metrics"]), reasons, summary)
@@ -288,19 +292,6 @@ def _counts(run: Run) -> dict[str, int]:
     return dict(counts)
 
 
-def _link_adapter(source: Path, link: Path) -> Path:
-    """`adapter/` in the run's folder; a copy where links are not supported."""
-    if link.is_symlink():
-        link.unlink()
-    elif link.exists():
-        shutil.rmtree(link)
-    try:
-        link.symlink_to(source.resolve(), target_is_directory=True)
-    except OSError:
-        shutil.copytree(source, link)
-    return link
-
-
 def _resources(device: str) -> dict[str, float]:
     """Peak memory of this process so far, in GiB; a run whose stages are all cached has used next to none."""
     found = {"peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
@@ -312,21 +303,33 @@ def _resources(device: str) -> dict[str, float]:
 
 
 def _samples(
-    examples: Sequence[Example], before: Evaluated, after: Evaluated, measured: Mapping[str, Mapping[str, Measure]]
+    scorer: str,
+    examples: Sequence[Example],
+    before: Evaluated,
+    after: Evaluated,
+    measured: Mapping[str, Mapping[str, Measure]],
 ) -> list[Sample]:
     """The first responses of either model, side by side."""
-    pmi = {phase: of["mi/base/nats"].values for phase, of in measured.items()}
+    shown, sides = range(min(len(examples), SAMPLES_SHOWN)), {"before": before, "after": after}
+    found: dict[str, list[Any]] = {}
+    for phase, of in sides.items():
+        found[f"pmi_{phase}"] = measured[phase]["mi/base/nats"].values[: len(shown)].tolist()
+        right = measured[phase].get("accuracy")
+        if right is not None and right.values.ndim == 1:
+            found[f"correct_{phase}"] = (right.values[: len(shown)] == 1).tolist()
+        if SCORERS[scorer].has_kinds:
+            found[f"kind_{phase}"] = kinds(scorer, examples[: len(shown)], of.responses[: len(shown)])
     return [
         Sample(
-            user=example.user,
-            context=example.context,
-            prompt=example.prompt,
+            user=examples[i].user,
+            context=examples[i].context,
+            prompt=examples[i].prompt,
             before=before.responses[i].text,
             after=after.responses[i].text,
-            pmi_before=float(pmi["before"][i]),
-            pmi_after=float(pmi["after"][i]),
+            reference=examples[i].reference,
+            **{name: values[i] for name, values in found.items()},
         )
-        for i, example in enumerate(examples[:SAMPLES_SHOWN])
+        for i in shown
     ]
 
 
