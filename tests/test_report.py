@@ -131,7 +131,7 @@ def test_page_needs_nothing_from_outside_and_its_links_lead_somewhere(tmp_path: 
     assert all(reference.startswith("#") or reference in page.ids for reference in page.references)
     assert {reference.removeprefix("#") for reference in page.references} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1, "ours"
     assert not re.search(r"@import|url\((?!#)", html)
     assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(page.ids)
 
@@ -206,7 +206,7 @@ def test_html_in_texts_is_shown_and_not_run(tmp_path: Path) -> None:
     )
     of["metrics"]["after"][nasty] = interval(1.0)
     _, page = render(tmp_path, of, samples=[sample])
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1, "ours"
     assert page.tags.count("img") == page.tags.count("figure"), "those of our figures"
     assert page.text.count("alert('x')") >= 10
     assert "日本語 🌱" in page.text
