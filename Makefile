@@ -15,7 +15,7 @@ MARKS ?= not slow and not gpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format clean
+.PHONY: help setup run test lint format docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ lint: setup  ## format, lint and types only
 format: setup  ## rewrite the files in the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+docs: setup  ## the documentation as a site in build/site
+	@$(BIN)/python -m benchmarks site
+	@echo "docs: build/site/index.html"
 
 clean:  ## remove .venv, caches and build products; outputs/ and the cache of artefacts stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info

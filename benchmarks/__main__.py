@@ -2,9 +2,37 @@
 
 import argparse
 
-from benchmarks import compare, gpu, growth, kernels, plan, responses, start, statistics, sweep, trade_off
+from benchmarks import (
+    compare,
+    gpu,
+    growth,
+    kernels,
+    pictures,
+    plan,
+    report_page,
+    responses,
+    site,
+    start,
+    statistics,
+    sweep,
+    trade_off,
+)
 
-MODULES = (compare, growth, sweep, start, kernels, plan, gpu, responses, statistics, trade_off)
+MODULES = (
+    compare,
+    growth,
+    sweep,
+    start,
+    kernels,
+    plan,
+    gpu,
+    pictures,
+    report_page,
+    responses,
+    site,
+    statistics,
+    trade_off,
+)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 

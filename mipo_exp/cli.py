@@ -33,6 +33,7 @@ from mipo_exp.config.overrides import wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
 from mipo_exp.errors import UserError
 from mipo_exp.execution.processes import log_warnings_only, team
+from mipo_exp.reporting.jobs import JOB_RECORD, Jobs, result_line, settle_folder
 from mipo_exp.reporting.run_folder import occupy
 from mipo_exp.reporting.run_log import set_up_logging
 
@@ -51,8 +52,6 @@ _multiruns: list[tuple[Path, float]] = []  # folder and start (seconds since the
 _folders: list[Path] = []  # that Hydra was to write to
 _ended: list["Ended"] = []  # runs that did not end as they should: the single one that lacks parts, jobs of a multirun
 
-# Where a job of a multirun says how it ended, for the process that started it: a launcher may run it in another one.
-JOB_RECORD = "mipo_exp_job.json"
 CLOCK_SECONDS = 1.0  # by which a file may seem older than it is
 # Of several processes, all of which meet the same bad input, the main one says so; in this time its launcher ends the
 # others, and who is still there has met something of its own.
@@ -78,6 +77,7 @@ def main() -> None:
         with contextlib.suppress(PackageNotFoundError):  # runs from a folder, without having been installed
             sys.stdout.write(f"mipo_exp {version('mipo-exp')}\n")
         return
+    _translate_rerun()
     if sys.argv[1:2] and sys.argv[1] in commands.NAMES:
         try:
             commands.run(sys.argv[1], sys.argv[2:])
@@ -96,6 +96,16 @@ def main() -> None:
         sys.argv += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
         log_warnings_only()
         _main()
+
+
+def _translate_rerun() -> None:
+    """Hydra's `--experimental-rerun=DIR/.hydra/config.pickle` is our `rerun DIR`, which needs no pickle."""
+    for index, word in enumerate(sys.argv):
+        option, _, path = word.partition("=")
+        if option == "--experimental-rerun":
+            sys.argv[index : index + 1 + (not path)] = [path] if path else sys.argv[index + 1 : index + 2]
+            sys.argv.insert(1, "rerun")
+            return
 
 
 def _main() -> None:
@@ -182,7 +192,12 @@ class BeforeRuns(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra once, before the first job."""
-        _multiruns.append((self._begin(config, "hydra.sweep.dir", OTHER_SWEEP_FOLDER), time.time() - CLOCK_SECONDS))
+        settle_folder(config)
+        jobs = Jobs.begin(self._begin(config, "hydra.sweep.dir", OTHER_SWEEP_FOLDER), config)
+        if jobs.finished:
+            said = f"{jobs.folder}: {jobs.finished} jobs have finished before; those that would be the same do not run"
+            sys.stderr.write(f"{said} ({OTHER_SWEEP_FOLDER} to run all)\n")
+        _multiruns.append((Path(jobs.folder), jobs.started - CLOCK_SECONDS))
         search_jobs(GlobalHydra.instance().config_loader())
 
     def _begin(self, config: DictConfig, key: str, way_out: str) -> Path:
@@ -239,6 +254,8 @@ def _hydra_main(raw: DictConfig) -> float | None:
     output = Path(settings.runtime.output_dir)
     overrides = list(settings.overrides.task)
     multirun = settings.mode == RunMode.MULTIRUN
+    jobs = Jobs.read(Path(settings.sweep.dir)) if multirun else None
+    name = "" if jobs is None else jobs.name(settings.job.num, overrides)
     try:
         if not multirun:
             refuse_sweep(settings)
@@ -268,20 +285,26 @@ def _hydra_main(raw: DictConfig) -> float | None:
 
         launcher = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(team().size)]
         command = shlex.join([*(["python"] if team().size == 1 else launcher), "-m", "mipo_exp", *overrides])
-        outcome = run_experiment(config, resolve(raw), output, command, overrides)
+        if jobs is not None:
+            log.info("%s", name)
+        outcome = run_experiment(config, resolve(raw), output, command, overrides, again=not multirun)
+        if jobs is not None and outcome.summary:
+            if outcome.before:
+                jobs.keep(output)
+            how = "had finished before" if outcome.before else "finished"
+            log.info("%s %s: %s%s", name, how, result_line(outcome.summary), jobs.left())
         if outcome.missing:
             reasons = "; ".join(f"{part}: {why}" for part, why in outcome.missing.items())
             _record(settings, reasons, failed=False)
         # A sweeper chooses the same next job in every process.
         return team().share(outcome.objective) if multirun else outcome.objective
     except Exception as error:
-        if not multirun:
+        if jobs is None:
             _errors.append(error)  # raised from here, Hydra would print a message of its own first
             return None
         bad_input, message = isinstance(error, UserError), _message(error)
         _record(settings, message, failed=True, bad_input=bad_input)
-        if not bad_input:
-            log.exception("job %d failed", settings.job.num)
+        log.error("%s failed: %s%s", name, message, jobs.left(), exc_info=None if bad_input else error)
         if team().at_work:
             _exit(f"job {settings.job.num}: {message}", EXIT_BAD_INPUT if bad_input else 1)
         raise

@@ -62,3 +62,10 @@ def out_of_memory(error: Exception) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def duration(took: float) -> str:
+    """Seconds as a person says them."""
+    if took < 100:
+        return f"{took:.0f} s"
+    return f"{took / 60:.0f} min" if took < 6000 else f"{took / 3600:.1f} h"

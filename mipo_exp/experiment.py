@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from mipo_exp.config.compose import compose_config
 from mipo_exp.config.parsing import parse, resolve
@@ -34,7 +34,7 @@ from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.libraries import check_libraries
 from mipo_exp.planning.shape import disk_needed, find_shape
 from mipo_exp.reporting import tracking
-from mipo_exp.reporting.results import Outcome, model_name, summary_head, write_results, write_summary
+from mipo_exp.reporting.results import Outcome, finished_before, summary_head, write_results, write_summary
 from mipo_exp.reporting.run_folder import leave, occupy
 from mipo_exp.reporting.saved import Results, load
 from mipo_exp.store.artefacts import Stage, Store, digest
@@ -163,13 +163,19 @@ def assemble_together(config: Config, output: Path, overrides: Sequence[str] = (
 
 
 def run_experiment(
-    config: Config, resolved: Mapping[str, Any], output: Path, command: str, overrides: Sequence[str] = ()
+    config: Config,
+    resolved: Mapping[str, Any],
+    output: Path,
+    command: str,
+    overrides: Sequence[str] = (),
+    again: bool = True,
 ) -> Outcome:
     """Run one experiment and write `summary.json`, `metrics.jsonl`, `report.html` and `adapter/` into `output`; of
     several processes the main one writes, and the others do their part of the stages.
 
     Args:
         resolved: the same as plain Python, for the record.
+        again: run it also where `output` has the results of this very experiment.
 
     Returns:
         the metric that `objective` names, which a sweeper optimizes, and what is missing.
@@ -177,21 +183,28 @@ def run_experiment(
     Raises:
         UserError: bad input; what was computed before stays in the cache.
     """
+    assembled: Assembled | None = None
     if not team().main:
-        run_stages(assemble_together(config, output, overrides), lambda row: None)
+        assembled = assemble_together(config, output, overrides)
+        if again or not team().share():
+            run_stages(assembled, lambda row: None)
         return Outcome(None, {})
     summary = summary_head(config, command)
     tracker: tracking.Tracker | None = None
-    assembled: Assembled | None = None
     try:
         assembled = assemble_together(config, output, overrides)
         run_id, source = digest(assembled.keys), assembled.runtime.source
+        if not again:
+            found = finished_before(config, output, run_id, command)
+            if team().share(found is not None) and found is not None:
+                return found
         model = {"source": source.description, "fingerprint": source.fingerprint, "dtype": assembled.runtime.dtype}
         summary.update(run_id=run_id, device=assembled.runtime.device, model_source=model)
-        name = f"{model_name(config)}-{config.task.name}-{config.negatives.strategy}-seed{config.seed}"
-        tracker = tracking.start(config.tracker, output, run_id, resolved, name)
-        history = run_stages(assembled, partial(_track_training, tracker))
-        return write_results(assembled, summary, history, tracker)
+        summary["hardware"]["device"] = assembled.runtime.device_name
+        tracker = tracking.start(config.tracker, output, summary, resolved, overrides)
+        with tracker.listening():
+            history = run_stages(assembled, partial(_track_training, tracker), tracker.progress)
+            return write_results(assembled, summary, history, tracker)
     except BaseException as error:
         full = full_disk(error, {"paths.output": output, "paths.cache": Path(config.paths.cache).expanduser()})
         failure = error if full is None else full
@@ -220,15 +233,20 @@ def run(overrides: Sequence[str], output: str | Path | None) -> Results:
         raise ConfigError("plan=true runs nothing, and mipo_exp.run runs; plan with: python -m mipo_exp plan=true …")
     folder = Path(output or new_folder(time.strftime("outputs/%Y-%m-%d/%H-%M-%S"))).expanduser()
     raw.paths.output = str(folder)
+    try:
+        return run_composed(raw, folder, f"mipo_exp.run({list(overrides)})", overrides)
+    finally:
+        leave(folder)
+
+
+def run_composed(raw: DictConfig, folder: Path, command: str, overrides: Sequence[str]) -> Results:
+    """Run the experiment of a composed config, whose `paths.output` is this folder, which is kept for it."""
     config = parse(raw)
     make_writable(folder, "output", "give another one")
     occupy(folder, "output", "give another one")
-    try:
-        (folder / ".hydra").mkdir(exist_ok=True)
-        OmegaConf.save(raw, folder / ".hydra" / "config.yaml")
-        run_experiment(config, resolve(raw), folder, f"mipo_exp.run({list(overrides)})", overrides)
-    finally:
-        leave(folder)
+    (folder / ".hydra").mkdir(exist_ok=True)
+    OmegaConf.save(raw, folder / ".hydra" / "config.yaml")
+    run_experiment(config, resolve(raw), folder, command, overrides)
     return load(folder)
 
 
@@ -251,9 +269,14 @@ def _check_call(overrides: Any, output: Any) -> None:
         raise ConfigError("mipo_exp.run is for one process; start several with: accelerate launch -m mipo_exp …")
 
 
-def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None]) -> list[dict[str, float]]:
+def run_stages(
+    assembled: Assembled,
+    log_row: Callable[[Mapping[str, Any]], None],
+    log_stage: Callable[[int, int], None] = lambda done, of: None,
+) -> list[dict[str, float]]:
     """Fetch every stage but the judgements, in order; returns the rows that training logged. In a process beside the
-    main one: take part in those that are shared. `log_row` gets each of the rows as soon as it is there."""
+    main one: take part in those that are shared. `log_row` gets each of the rows as soon as it is there, and
+    `log_stage` how many stages are done, of how many."""
     run, runtime, rewarding, together = assembled.run, assembled.runtime, assembled.rewarding, team()
     run.fetch_model(runtime)
     _warn_of_memory(assembled)
@@ -269,7 +292,8 @@ def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None
     if rewarding is not None and rewarding.judge.backend.runtime is not None:
         run.fetch_model(rewarding.judge.backend.runtime, f"{rewarding.group}_model")
     together.at_work = True
-    for name, stage in assembled.stages.items():
+    for number, (name, stage) in enumerate(assembled.stages.items()):
+        log_stage(number, len(assembled.stages))
         if together.main or stage.shared:
             run.fetch(name, stage)
         if stage.name != "adapter":
@@ -282,6 +306,7 @@ def run_stages(assembled: Assembled, log_row: Callable[[Mapping[str, Any]], None
             log_row(row)
         history += rows
         steps, live = steps + trained.json("training")["steps"], 0
+    log_stage(len(assembled.stages), len(assembled.stages))
     together.at_work = False
     runtime.release()
     run.release()

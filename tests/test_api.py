@@ -1,5 +1,6 @@
 """`mipo_exp.run` and `mipo_exp.load`, as notebooks and scripts call them."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 import mipo_exp
 from mipo_exp.errors import ConfigError, DataError, StorageError, UserError
-from tests.command_line import environment
+from tests.command_line import ROOT, environment
 
 QUICK = ("+debug=quick", "tracker=none")
 
@@ -37,6 +38,16 @@ def test_an_experiment_gives_its_results_as_an_object(shared_cache: Path, tmp_pa
     assert again.run_id == found.run_id
     assert all(stage["cached"] for stage in again.summary["stages"].values())
     mipo_exp.run([*QUICK, f"paths.cache={shared_cache}"], output=tmp_path / "mine")  # the cell is run again
+
+
+def test_the_pages_way_to_read_artefacts_works(shared_cache: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MIPO_CACHE", str(shared_cache))
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8").partition("## Reading artefacts")[2]
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(compile(code, "docs/python.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "\nrandom_prompt " in printed, "no pairs"
+    assert "accuracy" in printed.splitlines()[-1], "no values"
 
 
 @pytest.mark.parametrize(

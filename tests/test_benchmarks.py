@@ -1,10 +1,16 @@
 """The benchmarks of the GPU and of the planner, on the CPU and the tiny model; the tables by hand."""
 
+import argparse
+import base64
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from benchmarks import report_page
 from benchmarks.compare import run_part
 from benchmarks.gpu import table
 from benchmarks.kernels import table as kernels_table
@@ -64,3 +70,29 @@ def test_the_table_of_the_kernels_has_shares_of_the_same_round() -> None:
         "| nothing | 150 s | 2 GiB |",
         "| `onednn` | 1.60 | 0.50 |",
     ]
+
+
+def test_a_published_report_names_no_path_of_the_machine_and_keeps_its_figures(tmp_path: Path) -> None:
+    figure = '<?xml version="1.0"?>\n<svg width="9pt">\n <path d="M 1.23456789 2\nL 0.015625 9"/>\n</svg>'
+    paths = {"output": "/home/me/outputs/1", "cache": "/home/me/cache"}
+    command = "python -m mipo_exp model.path=/data/models/a.gguf paths.cache=/home/me/cache"
+    facts = {"run_id": "r", "status": "ok", "metrics": {}, "paths": paths, "command": command}
+    (tmp_path / "summary.json").write_text(json.dumps(facts))
+    image = f'<img src="data:image/svg+xml;base64,{base64.b64encode(figure.encode()).decode()}">'
+    body = f"<p>{command}</p><p>/home/me/outputs/1/adapter judge/win_rate 1/8 https://a.b/c/d</p>"
+    options = argparse.Namespace(run=tmp_path, page=tmp_path / "default.html")
+    (tmp_path / "report.html").write_text(body + image)
+    report_page.main(options)
+    text, _, shown = options.page.read_text().partition("<img ")
+    assert text == (
+        "<p>python -m mipo_exp model.path=a.gguf paths.cache=~/.cache/mipo_exp</p>"
+        "<p>outputs/default/adapter judge/win_rate 1/8 https://a.b/c/d</p>"
+    )
+    small = "<svg width='9pt'><path d='M 1.2346 2 L 0.015625 9'/></svg>"
+    assert shown == f'src="data:image/svg+xml,{small}">'
+    (tmp_path / "report.html").write_text(f"{body} /srv/secret/place")
+    with pytest.raises(SystemExit, match="still names /srv/secret/place"):
+        report_page.main(options)
+    (tmp_path / "report.html").write_text("x" * 400_001)
+    with pytest.raises(SystemExit, match="takes 400,001 bytes, more than 400,000"):
+        report_page.main(options)

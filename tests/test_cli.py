@@ -138,7 +138,15 @@ def test_a_plan_refuses_data_that_no_run_would_fetch(tmp_path: Path) -> None:
 SWEEPS = sorted(path.stem for path in (cli.PROJECT_ROOT / "sweeps").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("sweep", [name for name in SWEEPS if not name.startswith("findings_")])  # test_experiments
+# One sweep is run by each `make test`: all of them take minutes. test_experiments has those of the findings.
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "negatives"))
+        for name in SWEEPS
+        if not name.startswith("findings_")
+    ],
+)
 def test_every_sweep_runs(sweep: str, tmp_path: Path) -> None:
     definition = yaml.safe_load((cli.PROJECT_ROOT / "sweeps" / f"{sweep}.yaml").read_text())
     params = definition["hydra"]["sweeper"]["params"]

@@ -13,7 +13,7 @@ from mipo_exp.evaluation.metrics import Evaluated, describe
 from mipo_exp.pairing.negatives import contrast_conditions, contrast_prompts
 from mipo_exp.reporting.metrics import costs, headline
 from mipo_exp.reporting.report import answering, write_report
-from mipo_exp.reporting.tracking import _summary_values
+from mipo_exp.reporting.wandb_run import summary_values
 from mipo_exp.scoring.batches import summed_log_probs
 from mipo_exp.scoring.log_probs import Scorable
 from mipo_exp.scoring.score import scored_conditions
@@ -173,7 +173,7 @@ def test_nothing_is_said_of_what_could_not_be_tested() -> None:
 def test_wandb_is_told_of_costs_first() -> None:
     content = summary()
     content["metrics"]["delta"]["mi/prompt/nats"] = {"mean": -2.0, "ci95": [-3.0, -1.0], "n": 48}
-    values = _summary_values(content | {"costs": costs(content), "headline": headline(content)})
+    values = summary_values(content | {"costs": costs(content), "headline": headline(content)})
     assert list(values)[:3] == ["status", "headline", "costs"]
     assert "mi/prompt/nats" in values["costs"]
 

@@ -11,6 +11,7 @@ from mipo_exp import cli
 from mipo_exp.models.runtime import Runtime
 from tests import personal_data
 from tests.command_line import every_value, run
+from tests.conftest import composed
 from tests.judge_server import JudgeServer
 from tests.public_files import REAL
 
@@ -64,6 +65,17 @@ def summaries(folder: Path, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_tables_last_point_composes(name: str) -> None:
+    definition = yaml.safe_load((cli.CONFIG_DIR / "experiment" / f"{name}.yaml").read_text())
+    params = definition["hydra"]["sweeper"]["params"]
+    last = [f"{key}={str(values).rpartition(',')[2]}" for key, values in params.items()]
+    assert composed(f"+experiment={name}", *last)
+
+
+# One table is run by each `make test`: all of them take minutes.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "paper/mcq")) for name in NAMES]
+)
 def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Path, tiny: Runtime) -> None:
     definition = yaml.safe_load((cli.CONFIG_DIR / "experiment" / f"{name}.yaml").read_text())
     fewer = FEWER.get(name, {})

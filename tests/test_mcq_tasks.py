@@ -239,6 +239,7 @@ def test_blank_test_options_are_left_out_once_and_refused_twice(tmp_path: Path) 
         mmlu_folder(tmp_path, dev=DEV, test=test).load(None)
 
 
+@pytest.mark.slow
 def test_real_mmlu_has_all_rows() -> None:
     root = real("mmlu")
     everything: dict[str, Any] = {"train_examples": None, "eval_examples": None, "overlap": "allow"}

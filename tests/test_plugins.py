@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ import pytest
 from mipo_exp.config.schema import STRATEGIES
 from mipo_exp.errors import ConfigError
 from mipo_exp.evaluation import metrics
+from mipo_exp.judging.kinds import KINDS
+from mipo_exp.judging.replies import Messages, Reply
+from mipo_exp.judging.stage import metric_phases
+from mipo_exp.judging.templates import load_templates
+from mipo_exp.store.records import Example
 from tests.command_line import ROOT, environment, run
+from tests.conftest import composed
 
 PACKAGE = Path(__file__).parent / "plugin_package"
 CONF = f"--config-dir={PACKAGE / 'conf'}"
@@ -21,10 +28,11 @@ def on_path(*folders: Path) -> str:
     return ":".join([*map(str, folders), str(ROOT), environment()["PYTHONPATH"]])
 
 
-def test_an_experiment_runs_with_a_task_a_strategy_a_method_and_a_metric_of_a_plugin(tmp_path: Path) -> None:
-    variants = ("task=spelling", "negatives=next_prompt", "method=margin", "task.eval_examples=5", "evaluation.k=2")
+def test_an_experiment_runs_with_a_task_a_strategy_a_method_an_engine_and_a_metric_of_a_plugin(tmp_path: Path) -> None:
+    variants = ("task=spelling", "negatives=next_prompt", "method=margin", "engine=cooler")
+    few = ("task.eval_examples=5", "evaluation.k=2")
     quick = ("+debug=quick", "task.train_examples=5", "objective=after/response/words", "hydra.run.dir=out")
-    done = run(CONF, EXAMPLE, *quick, *variants, cwd=tmp_path, PYTHONPATH=on_path(PACKAGE))
+    done = run(CONF, EXAMPLE, *quick, *variants, *few, cwd=tmp_path, PYTHONPATH=on_path(PACKAGE))
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["task"], summary["negatives"], summary["method"]) == ("spelling", "next_prompt", "margin")
@@ -86,6 +94,35 @@ def test_a_key_of_a_plugin_that_is_misspelt_gets_the_nearest_one(tmp_path: Path)
             done = run(place, EXAMPLE, "method=margin", wrong, cwd=tmp_path, PYTHONPATH=on_path(PACKAGE))
             assert done.returncode == 2, done.stderr
             assert f"did you mean {right!r}?" in done.stderr
+
+
+def test_a_kind_of_judging_of_a_plugin_is_chosen_by_its_name_and_gives_its_metric(plugin: str) -> None:
+    importlib.import_module(plugin)
+    asked = ("judge=endpoint", "judge.model=m")
+    assert composed(*asked, "judge.kind=answers").judge.asked.kind == "answers"
+    with pytest.raises(ConfigError, match="did you mean 'answers'"):
+        composed(*asked, "judge.kind=anwers")
+    examples = [Example("a", None, "q", None, "Spell boat.", "{}"), Example("b", None, "p", None, "Spell mast.", "{}")]
+    texts = {"before": ["b o a t", "no"], "after": ["b o a t", "m a s t"]}
+
+    def judge(requests: Sequence[Messages]) -> list[Reply]:
+        return [
+            Reply("No" if "Response: no" in str(of[0]["content"]) else "<answer>Yes</answer>", 1, 1) for of in requests
+        ]
+
+    kind = KINDS["answers"]
+    measures = kind.measures(examples, texts, kind.judge(examples, texts, load_templates(None), judge))
+    assert {phase: of["judge/answers"].result() for phase, of in measures.items()} == {"before": 0.5, "after": 1.0}
+    assert metric_phases("answers") == {"judge/answers": ("before", "after", "delta")}
+
+
+def test_the_code_of_the_page_is_that_of_the_package() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^```(?:python|yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    files = [path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*") if path.suffix in (".py", ".yaml")]
+    assert len(parts) >= 12
+    for part in parts:
+        assert any(part in text for text in files), f"tests/plugin_package has no such lines:\n{part}"
 
 
 def test_one_module_may_be_imported_twice(plugin: str) -> None:

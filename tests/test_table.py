@@ -12,6 +12,7 @@ from scipy import stats
 
 from mipo_exp.evaluation.error_kinds import KINDS, answering_and_knowing, transitions
 from mipo_exp.evaluation.statistics import share_doubt
+from mipo_exp.reporting.saved import SUMMARY_SCHEMA
 from mipo_exp.reporting.table import write_table
 from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store.records import Example
@@ -24,7 +25,7 @@ def summary(command: str, run_id: str, after: float, seed: int, **more: Any) -> 
     """What a run writes, as far as the table reads it."""
     value = {"mean": after, "ci95": [after, after], "n": 4}
     return {
-        "run_id": run_id,
+        **{"schema": SUMMARY_SCHEMA, "run_id": run_id},
         "command": f"python -m mipo_exp {command}",
         **{"task": "personas", "model": "tiny", "method": "mipo", "negatives": "no_context", "git": None},
         **{"seed": seed, "data": {}, "mi": {"k": 3}, "diversity": {}, "error": None, "status": "ok"},

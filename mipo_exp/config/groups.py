@@ -187,7 +187,9 @@ class TrackerConfig:
     mode: Literal["auto", "online", "offline"] | None
     group: str | None
     tags: list[str]
+    notes: str | None
     log_adapter: bool
+    log_pairs: bool
 
 
 @schema

@@ -9,8 +9,8 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 REDACTED = "[redacted]"
 LEAST_CHARACTERS = 8  # a shorter value of a variable that is named like a key is none
 LEAST_NAMED = 5  # the same for a variable that the config names as that of a key
+KEPT_CONFIGS = 64  # of jobs that have not started, some 1 MB each
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # What makes a name that of a secret wherever it stands in it, without its case and its separators.
@@ -180,14 +181,25 @@ def search_jobs(loader: "ConfigLoader") -> None:
     The multirun's own config lacks what a swept group chooses, Hydra calls no callback before it writes a job's config,
     and only the sweeper knows the jobs. Each of them is composed by this method, a whole batch before its first starts.
     """
-    compose = loader.load_sweep_config
+    setattr(loader, "load_sweep_config", partial(_composed, loader.load_sweep_config))  # noqa: B010
 
-    def composed(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        config = compose(master_config, sweep_overrides)
-        search(config)
-        return config
 
-    setattr(loader, "load_sweep_config", composed)  # noqa: B010
+_checked: dict[tuple[int, str], DictConfig] = {}  # by the multirun's config and a job's overrides
+
+
+def _composed(
+    compose: Callable[[DictConfig, list[str]], DictConfig], master_config: DictConfig, sweep_overrides: list[str]
+) -> DictConfig:
+    """A job's config, searched. Composing takes a second: what the sweeper has composed to check it, a launcher of this
+    process gets when it starts the job."""
+    job = (id(master_config), " ".join(sweep_overrides))
+    if job in _checked:
+        return _checked.pop(job)
+    config = compose(master_config, sweep_overrides)
+    search(config)
+    if len(_checked) < KEPT_CONFIGS:
+        _checked[job] = config
+    return config
 
 
 def _refuse_values(config: Mapping[str, Any]) -> None:

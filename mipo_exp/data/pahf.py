@@ -64,17 +64,18 @@ class Pahf(FileTask):
 
     def prepare(self, download: bool = True) -> str:
         """See `Task.prepare`."""
-        self._read(LeftOut())
+        self._read(LeftOut(), None)
         return super().prepare(download)
 
     def load(self, count_tokens: Callable[[str], int] | None = None) -> Examples:
         """See `Task.load`."""
         left_out = LeftOut()
-        sides = self._read(left_out)
+        sides = self._read(left_out, self.config.lines)
         users = len({row.user for rows in sides.values() for row in rows})
         return self.select(sides["A"], sides["B"], {"users": users, **left_out.notes(self.config.name)})
 
-    def _read(self, left_out: LeftOut) -> dict[str, list[Example]]:
+    def _read(self, left_out: LeftOut, lines: int | None) -> dict[str, list[Example]]:
+        """The examples of both sides, whose contexts have the nearest `lines`; all with None, which takes no search."""
         files = self.files(download=False)
         personas = read_personas(files["personas"][0])
         sides = {}
@@ -87,10 +88,10 @@ class Pahf(FileTask):
                         f"{record.where}: {record.text('user')!r} has no persona in {files['personas'][0].name}; "
                         f"{WAY_OUT}"
                     )
-            sides[side] = [row for _, row in left_out.read(records, partial(self._example, side, personas))]
+            sides[side] = [row for _, row in left_out.read(records, partial(self._example, side, personas, lines))]
         return sides
 
-    def _example(self, side: str, personas: Mapping[str, Sequence[Line]], record: Record) -> Example:
+    def _example(self, side: str, personas: Mapping[str, Sequence[Line]], count: int | None, record: Record) -> Example:
         """A scene as an example.
 
         Raises:
@@ -120,7 +121,7 @@ class Pahf(FileTask):
         else:
             lines += [f"It is about this: {thing}.", f"The places are: {choice}.", "Where do you put it?"]
         prompt, known = "\n".join(lines), personas[user]
-        shown = known if self.config.lines is None else nearest(known, prompt, self.config.lines)
+        shown = known if count is None else nearest(known, prompt, count)
         return Example(
             id=name,
             user=user,

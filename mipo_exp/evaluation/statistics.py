@@ -8,10 +8,11 @@ over several trainings so do the seeds. Nothing here is random.
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Values = NDArray[np.float64]
 Codes = NDArray[np.intp]
@@ -55,6 +56,20 @@ class Variance:
 
 
 @dataclass(frozen=True)
+class Grouping:
+    """Examples in an order in which those of a group stand together, shape (n,), and where each group starts."""
+
+    order: Codes
+    starts: Codes
+
+    @staticmethod
+    def of(codes: Codes) -> "Grouping":
+        """From the number of each example's group."""
+        order = np.argsort(codes, kind="stable")
+        return Grouping(order, np.flatnonzero(np.diff(codes[order], prepend=-1)))
+
+
+@dataclass(frozen=True)
 class Rows:
     """What examples have in common, as numbers, shape (n,): their clusters (users), and their questions where several
     clusters meet one question."""
@@ -72,6 +87,14 @@ class Rows:
         met = len(set(zip(codes.tolist(), asked.tolist(), strict=True)))
         crossed = met > len(set(asked.tolist())) > 1
         return Rows(codes, asked if crossed else None)
+
+    @cached_property
+    def groups(self) -> tuple["Grouping", ...]:
+        """The clusters; where questions are crossed with them also the questions, and the cells of both."""
+        if self.questions is None:
+            return (Grouping.of(self.clusters),)
+        cells = _codes(list(zip(self.clusters.tolist(), self.questions.tolist(), strict=True)))
+        return tuple(Grouping.of(codes) for codes in (self.clusters, self.questions, cells))
 
     def take(self, kept: NDArray[np.bool_]) -> "Rows":
         """Those of some examples."""
@@ -108,8 +131,10 @@ def pseudo_values(values: Values, reduce: Reduce) -> Values:
 
 
 def contributions(values: Values) -> Values:
-    """What each example adds to the error of the metric, from `pseudo_values`, shape (n,): their sum is 0."""
-    return (values - np.nanmean(values)) / np.count_nonzero(~np.isnan(values))
+    """What each example adds to the error of the metric, from `pseudo_values`, shape (..., n): their sum is 0."""
+    missing = np.isnan(values)
+    count = np.count_nonzero(~missing, axis=-1, keepdims=True)
+    return (values - np.where(missing, 0.0, values).sum(axis=-1, keepdims=True) / count) / count
 
 
 def sampling_variance(parts: Values, rows: Rows) -> Variance:
@@ -125,12 +150,10 @@ def sampling_variance(parts: Values, rows: Rows) -> Variance:
     Returns:
         shape (...); NaN for one cluster.
     """
-    by_cluster = _cluster_variance(parts, rows.clusters)
-    if rows.questions is None:
+    by_cluster, *crossed = (_cluster_variance(parts, groups) for groups in rows.groups)
+    if not crossed:
         return by_cluster
-    by_question = _cluster_variance(parts, rows.questions)
-    cells = _codes(list(zip(rows.clusters.tolist(), rows.questions.tolist(), strict=True)))
-    shared = _cluster_variance(parts, cells)
+    by_question, shared = crossed
     more = by_question.value > shared.value
     total = by_cluster.value + np.where(more, by_question.value - shared.value, 0.0)
     asked = Variance(np.where(more, by_question.value, 0.0), by_question.df)
@@ -202,7 +225,7 @@ def share_doubt(share: Values | float, count: int) -> Values:
 
 def t_interval(mean: float, variance: Variance, count: int) -> Estimate:
     """Student's interval."""
-    reach = float(stats.t.isf(TAIL, variance.df) * np.sqrt(variance.value))
+    reach = float(-special.stdtrit(variance.df, TAIL) * np.sqrt(variance.value))
     return Estimate(mean, mean - reach, mean + reach, count)
 
 
@@ -214,7 +237,7 @@ def share_bounds(share: Values | float, variance: Variance, count: int) -> tuple
     p, value = np.asarray(share, dtype=np.float64), np.asarray(variance.value, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         n = np.where(value == 0, count, p * (1 - p) / value)
-        square = stats.t.isf(TAIL, variance.df) ** 2 / n
+        square = special.stdtrit(variance.df, TAIL) ** 2 / n
         middle = (p + square / 2) / (1 + square)
         reach = np.sqrt(square * (p * (1 - p) + square / 4)) / (1 + square)
     return np.maximum(middle - reach, 0.0), np.minimum(middle + reach, 1.0)
@@ -230,7 +253,7 @@ def p_value(difference: Values | float, variance: Variance) -> Values:
     """Two-sided, of "no difference"; 1 for a difference of 0, NaN without a variance."""
     size = np.abs(np.asarray(difference, dtype=np.float64))
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = 2 * stats.t.sf(size / np.sqrt(variance.value), variance.df)
+        found = 2 * special.stdtr(variance.df, -size / np.sqrt(variance.value))
     return np.where((size == 0) & np.isfinite(variance.value), 1.0, found)
 
 
@@ -261,13 +284,11 @@ def _codes(names: Collection[Hashable]) -> Codes:
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.intp)
 
 
-def _cluster_variance(parts: Values, clusters: Codes) -> Variance:
-    order = np.argsort(clusters, kind="stable")
-    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
-    count = len(starts)
+def _cluster_variance(parts: Values, groups: Grouping) -> Variance:
+    count = len(groups.starts)
     if count < 2:
         return Variance(np.full(parts.shape[:-1], np.nan), np.nan)
-    sums = np.add.reduceat(parts[..., order], starts, axis=-1)
+    sums = np.add.reduceat(parts[..., groups.order], groups.starts, axis=-1)
     return Variance((sums**2).sum(axis=-1) * count / (count - 1), float(count - 1))
 
 

@@ -17,6 +17,8 @@ from mipo_exp.execution.processes import team
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 20.0
+# Who else hears of it, as often as there is a line.
+listeners: list[Callable[["Progress"], None]] = []
 
 
 class Progress:
@@ -40,7 +42,7 @@ class Progress:
         self.done = self.worked_items = 0
         self.units = 0.0
         self._clock = clock
-        self._started = self._spoken = self._advanced = clock()
+        self._started = self._spoken = self._told = self._advanced = clock()
         console = console or Console(stderr=True)
         self._bar: Bar | None = None
         if console.is_terminal and team().main:
@@ -64,7 +66,10 @@ class Progress:
         self.units += units
         self.worked_items += items if units else 0
         now = self._advanced = self._clock()
-        rate = f"{self.units / max(now - self._started, 1e-9):.3g} {self.unit}/s" if self.units else "finished before"
+        rate = f"{self.rate:.3g} {self.unit}/s" if self.units else "finished before"
+        if now - self._told >= SECONDS_BETWEEN_LINES:
+            self._told = now
+            self._tell()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
         elif now - self._spoken >= SECONDS_BETWEEN_LINES and self.done < self.total:
@@ -72,6 +77,15 @@ class Progress:
             left = self.seconds_left()
             rest = "" if left is None else f", {left:.0f} s left"
             log.info("%s: %d of %d, %s%s", self.label, self.done, self.total, rate, rest)
+
+    @property
+    def rate(self) -> float:
+        """Units per second so far."""
+        return self.units / max(self._advanced - self._started, 1e-9)
+
+    def _tell(self) -> None:
+        for listener in list(listeners):
+            listener(self)
 
     def seconds_left(self) -> float | None:
         """Seconds until all is done, at the mean pace of this run; None before the first item that took time.
@@ -91,6 +105,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         if kind is None:
+            self._tell()
             seconds = self._clock() - self._started
             rate = f", {self.units / max(seconds, 1e-9):.3g} {self.unit}/s" if self.units else ""
             log.info("%s: %d in %.1f s%s", self.label, self.done, seconds, rate)

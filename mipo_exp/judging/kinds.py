@@ -1,10 +1,11 @@
 """The kinds of judging: what is asked about each example, and the verdicts that come back.
 
-A kind is a class and a line in `KINDS`; its prompts stand in `templates.FILES`.
+A kind is a class in `KINDS`; the prompts of this package's stand in `templates.FILES`.
 """
 
 import json
 from abc import ABC, abstractmethod
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mipo_exp.config.fields import Between, ResponseTokens, Temperature, one_of, schema
+from mipo_exp.config.registry import Registry
 from mipo_exp.config.schema import EngineConfig, JudgeConfig
 from mipo_exp.data.base import Task
 from mipo_exp.errors import ConfigError
@@ -50,6 +52,10 @@ class Kind(ABC):
         """The metrics of these verdicts, with a value for each example."""
 
 
+KINDS: Registry[Kind] = Registry("judge.kind", lambda kind: kind())  # @KINDS.register("NAME")
+
+
+@KINDS.register("pairwise")
 class _Pairwise(Kind):
     """`after` against `before`, in both orders. Equal responses tie without being shown to the judge."""
 
@@ -101,6 +107,7 @@ class _Pairwise(Kind):
         return {"before": characters["before"], "after": {**after, **characters["after"]}}
 
 
+@KINDS.register("rubric")
 class _Rubrics(Kind):
     """A score from 1 to 5 for every rubric of an example, with its reference answer where there is one."""
 
@@ -134,6 +141,7 @@ class _Rubrics(Kind):
         }
 
 
+@KINDS.register("checks")
 class _Checks(Kind):
     """PrefEval's four questions about a response and a stated preference.
 
@@ -204,6 +212,7 @@ class _Checks(Kind):
         return measures
 
 
+@KINDS.register("reference_score")
 class _ReferenceScore(Kind):
     """A score from 1 to 5 for one preference at a time, of both responses and of a reference response; a response wins
     where its mean is at least the reference's. The protocol of the paper's authors (docs/paper.md)."""
@@ -326,19 +335,11 @@ def _rate(flags: Sequence[bool | None]) -> Measure:
     return average([np.nan if flag is None else float(flag) for flag in flags])
 
 
-KINDS: dict[str, Kind] = {
-    "pairwise": _Pairwise(),
-    "rubric": _Rubrics(),
-    "checks": _Checks(),
-    "reference_score": _ReferenceScore(),
-}
-
-
 @schema
 class AskedJudgeConfig(JudgeConfig):
     """The keys of every judge but `none`; conf/judge/endpoint.yaml explains them."""
 
-    kind: Annotated[str, one_of(("auto", *KINDS))]
+    kind: Annotated[str, one_of(ChainMap(KINDS, {"auto": None}))]
     prompts: str | None
     max_parse_failures: Annotated[float, Between(1e-6, 1, or_zero=True)]
     max_tokens: ResponseTokens | None

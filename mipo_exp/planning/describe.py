@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipo_exp.data.base import Task
-from mipo_exp.errors import gib
+from mipo_exp.errors import duration, gib
 from mipo_exp.judging.stage import Estimate, estimate_judging, estimate_rewards, response_texts
 from mipo_exp.pipeline import Assembled
 from mipo_exp.planning.checks import check_examples
@@ -22,6 +22,7 @@ from mipo_exp.store.records import Example
 
 # A job's plan, for the process that started the multirun: a launcher may run jobs in other ones.
 PLAN_FILE = "plan.json"
+NAMED = 3  # stages that a line names; a multirun may have dozens
 
 
 @dataclass(frozen=True)
@@ -136,16 +137,20 @@ def render(plans: Sequence[Plan]) -> str:
     left = [row for row in rows if row.state != "cached"]
     cells.append(["total", f"{len(left)} to do", *_sums(left)])
     width = max(len(line[1]) for line in cells) + 2
-    table = [f"{name:<22}{status:<{width}}" + "".join(f"{cell:>10}" for cell in rest) for name, status, *rest in cells]
+    names = max(len(line[0]) for line in cells) + 2
+    table = [
+        f"{name:<{names}}{status:<{width}}" + "".join(f"{cell:>10}" for cell in rest) for name, status, *rest in cells
+    ]
     unknown = dict.fromkeys(row.stage for row in left if _unknown(row))
-    times = [f"time unknown: no stage like {', '.join(unknown)} has run on this machine yet"] if unknown else []
+    more = f" and {len(unknown) - NAMED} others" if len(unknown) > NAMED else ""
+    times = [f"time unknown: no stage like {', '.join([*unknown][:NAMED])}{more} has run on this machine yet"]
     disk = {model: most for plan in plans for model, most in plan.disk.items()}
     peak = max((row.memory for row in left if row.memory is not None), default=0.0)
     notes = Counter(note for plan in plans for note in plan.notes)
     return "\n".join(
         [
             *dict.fromkeys(line for plan in plans for line in plan.about),
-            *("", *table, "(tokens, and what follows from them, at the token limit)", *times),
+            *("", *table, "(tokens, and what follows from them, at the token limit)", *(times if unknown else ())),
             *(
                 [f"memory: about {gib(peak)} at the peak of {gib(min(plan.free for plan in plans))} free"]
                 if peak
@@ -169,13 +174,6 @@ def _sums(rows: Sequence[Row]) -> list[str]:
 
 def _unknown(row: Row) -> bool:
     return row.seconds is None and bool(row.sampled or row.scored or row.trained)
-
-
-def duration(took: float) -> str:
-    """Seconds as a person says them."""
-    if took < 100:
-        return f"{took:.0f} s"
-    return f"{took / 60:.0f} min" if took < 6000 else f"{took / 3600:.1f} h"
 
 
 def _examples(assembled: Assembled, overrides: Sequence[str]) -> Examples | None:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mipo_exp.evaluation import harness_results, measure
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.evaluation.metrics import Metric, describe, known_metrics
-from mipo_exp.evaluation.statistics import Estimate
+from mipo_exp.evaluation.statistics import Estimate, finite
 from mipo_exp.judging import kinds
 
 # What is imported for the metrics that it registers.
@@ -59,6 +59,29 @@ def estimate(summary: Mapping[str, Any], phase: str, name: str) -> Estimate | No
         math.nan if value is None else float(value) for value in (entry["mean"], *(entry.get("ci95") or (None, None)))
     )
     return Estimate(mean, low, high, entry.get("n") or 0)
+
+
+def flat_metrics(summary: Mapping[str, Any], phase: str) -> dict[str, float | None]:
+    """The metrics of one phase of summary.json as NAME, NAME/ci_low and NAME/ci_high."""
+    flat: dict[str, float | None] = {}
+    for name, entry in ((summary.get("metrics") or {}).get(phase) or {}).items():
+        flat[name] = entry.get("mean")
+        interval = entry.get("ci95")
+        if interval is not None:
+            flat[f"{name}/ci_low"], flat[f"{name}/ci_high"] = interval
+    return flat
+
+
+def bounds_of(name: str) -> str:
+    """The metric of a name in `flat_metrics`, which may be that of a bound."""
+    return name.removesuffix("/ci_low").removesuffix("/ci_high")
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON knows it; numpy scalars become numbers, what is not finite becomes None."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return finite(value)
 
 
 def templates(*, autoescape: bool) -> Environment:

@@ -24,7 +24,6 @@ from mipo_exp.evaluation.metrics import Evaluated, Measure, clusters, contrasted
 from mipo_exp.evaluation.no_context import PHASE as NO_CONTEXT
 from mipo_exp.evaluation.no_context import without_context
 from mipo_exp.evaluation.options import likeliest_right
-from mipo_exp.evaluation.statistics import Estimate
 from mipo_exp.execution.processes import team
 from mipo_exp.execution.run import Run
 from mipo_exp.judging.kinds import Measures
@@ -36,26 +35,29 @@ from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.page_parts import Shown, changed
 from mipo_exp.reporting.pairs import trained_pairs
 from mipo_exp.reporting.report import Sample, write_report
+from mipo_exp.reporting.saved import SUMMARY_SCHEMA
 from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store.artefacts import write_atomically
-from mipo_exp.store.environment import git_commit, package_versions
+from mipo_exp.store.environment import git_commit, hardware, package_versions
 from mipo_exp.store.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores, TokenPmi
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SUMMARY_SCHEMA = 2
 SAMPLES_SHOWN, SAMPLES_IN_PAGE = 24, 1000
 COUNTED = {"examples": "notes", "pairs": "counts", "scored_pairs": "counts"}  # the file of a stage's counts
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the metric that `objective` names, None where it is missing, and why parts are missing."""
+    """How a run ended: the metric that `objective` names, None where it is missing, why parts are missing, what
+    `summary.json` says (nothing in a process beside the main one), and whether it had all been there before."""
 
     objective: float | None
     missing: Mapping[str, str]
+    summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    before: bool = False
 
 
 def write_results(
@@ -95,15 +97,26 @@ def write_results(
         write_adapter(adapter, trained, assembled.runtime, summary, config, config.paths.copy_adapter)
     samples = _samples(asked.scorer, examples, before, after, measured)
     lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
-    found = Shown(trained_pairs(run), _token_pmi(run), changed(summary["command"]))
-    write_report(output / "report.html", summary, history, lengths, samples, found)
+    pairs = trained_pairs(run)
+    shown = Shown(pairs, _token_pmi(run), changed(summary["command"]))
+    write_report(output / "report.html", summary, history, lengths, samples, shown)
     documents = {phase: {} if of is None else document_values(of) for phase, of in outcomes.items()}
     write_values(output / VALUES, examples, compared.values, documents)
     write_summary(output / "summary.json", summary)
-    tracker.finish(summary, samples[:SAMPLES_SHOWN], adapter, output / "report.html")
+    tracker.finish(summary, samples[:SAMPLES_SHOWN], adapter, output / "report.html", pairs)
     _say_result(summary)
     reasons = {part: str(facts["why"]) for part, facts in summary["missing"].items()}
-    return Outcome(_objective(config.objective, estimates), reasons)
+    return Outcome(_objective(config.objective, summary["metrics"]), reasons, summary)
+
+
+def finished_before(config: Config, output: Path, run_id: str, command: str) -> Outcome | None:
+    """The outcome of the finished run in a folder, where it is that of this experiment in this version's words."""
+    path = output / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    facts = [summary.get(key) for key in ("status", "run_id", "command", "schema")]
+    if facts != ["ok", run_id, command, SUMMARY_SCHEMA]:
+        return None
+    return Outcome(_objective(config.objective, summary["metrics"]), {}, summary, before=True)
 
 
 def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -> dict[str, Any]:
@@ -216,6 +229,7 @@ def summary_head(config: Config, command: str) -> dict[str, Any]:
         "seed": config.seed,
         "processes": team().size,
         "versions": {"python": sys.version.split()[0], **package_versions()},
+        "hardware": hardware(),
         "metrics": {phase: {} for phase in PHASES},
         "stages": {},
         "paths": {},
@@ -355,10 +369,10 @@ def _number(value: float | None, sign: str = "") -> str:
     return "–" if value is None else f"{value:{sign}.3f}"
 
 
-def _objective(objective: str, estimates: Mapping[str, Mapping[str, Estimate]]) -> float | None:
+def _objective(objective: str, metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> float | None:
     phase, _, name = objective.partition("/")
-    found = estimates[phase].get(name)
+    found = metrics[phase].get(name)
     if found is None and name.startswith("harness/"):  # its metrics are known once it has run
-        known = ", ".join(metric for metric in estimates[phase] if metric.startswith("harness/"))
+        known = ", ".join(metric for metric in metrics[phase] if metric.startswith("harness/"))
         raise ConfigError(f"objective={objective!r}: the run has no such metric; of the harness it has {known}")
-    return None if found is None else float(found.mean)
+    return None if found is None else found["mean"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from mipo_exp.errors import DataError
 
+SUMMARY_SCHEMA = 2  # of `summary.json`
 log = logging.getLogger(__name__)
 
 WEIGHTS = "adapter_model.safetensors"  # of an adapter, as PEFT writes it

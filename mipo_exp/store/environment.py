@@ -1,11 +1,14 @@
-"""What a run records of where it ran: the commit, and the versions of packages."""
+"""What a run records of where it ran: the commit, the versions of packages, the hardware."""
 
 import contextlib
+import os
+import platform
 import subprocess
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "tokenizers", "numpy")
 
@@ -22,6 +25,13 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+
+
+def hardware() -> dict[str, Any]:
+    """This machine's processor, and how many of its cores this process may use."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {"processor": name, "cores": len(os.sched_getaffinity(0))}
 
 
 @cache

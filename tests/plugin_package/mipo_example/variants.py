@@ -1,14 +1,25 @@
-"""A strategy, a task with a scorer, a method and a metric from outside mipo_exp."""
+"""A strategy, a task with a scorer, a method, a metric, an engine and a kind of judging from outside mipo_exp.
 
+docs/extending.md shows them one by one; a test keeps its code and this the same.
+"""
+
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from mipo_exp.config.fields import Between, schema
-from mipo_exp.config.schema import METHODS, SCORERS, STRATEGIES, TASKS, TaskConfig
+from mipo_exp.config.schema import ENGINES, METHODS, SCORERS, STRATEGIES, TASKS, TaskConfig
 from mipo_exp.data.base import Examples, Task, reference
-from mipo_exp.evaluation.metrics import Evaluated, Measure, average, metric
+from mipo_exp.evaluation.metrics import JUDGE, Evaluated, Measure, Metric, average, metric, register
+from mipo_exp.generation.engine import Request, Sampled
+from mipo_exp.generation.transformers_engine import TransformersConfig, TransformersEngine
+from mipo_exp.judging.kinds import KINDS, Ask, Kind, Measures, Texts
+from mipo_exp.judging.templates import Templates
+from mipo_exp.judging.verdicts import read_yes_no
+from mipo_exp.models.runtime import Runtime
 from mipo_exp.pairing.negatives import Draw
-from mipo_exp.store.records import Example, Negative
+from mipo_exp.store.records import Example, Judgement, Negative
 from mipo_exp.training.groups import GroupMethod, Result
 from mipo_exp.training.job import Job
 from mipo_exp.training.methods.softmax_dpo import pair_groups
@@ -78,3 +89,52 @@ class Margin(GroupMethod):
 def words(of: Evaluated) -> list[float]:
     """Words of a response."""
     return [float(len(text.split())) for text in of.texts]
+
+
+@ENGINES.register("cooler")
+@schema
+class CoolerConfig(TransformersConfig):
+    """transformers, at half the temperature that is asked for."""
+
+    def open(self, runtime: Runtime, adapter: Path | None, *_: Path | None) -> "Cooler":
+        return Cooler(self, runtime, adapter)
+
+
+class Cooler(TransformersEngine):
+    def sample(self, request: Request) -> list[Sampled]:
+        cooler = dataclasses.replace(request.sampling, temperature=request.sampling.temperature / 2)
+        return super().sample(dataclasses.replace(request, sampling=cooler))
+
+
+@KINDS.register("answers")
+class Answers(Kind):
+    """Whether a response answers its request, yes or no."""
+
+    prompts = ()  # files of this name; its words are in the code, so another wording gets another name
+
+    def check(self, examples: Sequence[Example], task: str) -> None:
+        """Any example will do."""
+
+    def judge(self, examples: Sequence[Example], texts: Texts, templates: Templates, ask: Ask) -> list[Judgement]:
+        asked = [
+            (example.id, phase, f"Request: {example.prompt}\nResponse: {text}\nDoes it answer the request? Yes or No.")
+            for phase in ("before", "after")
+            for example, text in zip(examples, texts[phase], strict=True)
+        ]
+        replies = ask([[{"role": "user", "content": words}] for _, _, words in asked])
+        rows = []
+        for (id, phase, _), reply in zip(asked, replies, strict=True):
+            said = {True: "yes", False: "no", None: None}[read_yes_no(reply.text or "")]
+            tokens = reply.input_tokens, reply.output_tokens
+            rows.append(Judgement(id, phase, "answers", said, reply.text, reply.refusal, *tokens))
+        return rows
+
+    def measures(self, examples: Sequence[Example], texts: Texts, judgements: Sequence[Judgement]) -> Measures:
+        values = {"yes": 1.0, "no": 0.0, None: float("nan")}
+        return {
+            phase: {"judge/answers": average([values[row.verdict] for row in judgements if row.subject == phase])}
+            for phase in ("before", "after")
+        }
+
+
+register(Metric("judge/answers", "Answers the request", JUDGE, "proportion", 1, "As the judge sees it, yes or no."))
