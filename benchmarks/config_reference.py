@@ -174,7 +174,7 @@ def _comment(lines: Sequence[str], start: yaml.Mark, end: yaml.Mark) -> str:
     def goes_on(number: int, behind: bool) -> bool:
         if not 0 <= number < len(lines) or not lines[number].lstrip().startswith("#"):
             return False
-        return (lines[number].index("#") > start.column) == behind
+        return bool((lines[number].index("#") > start.column) == behind)
 
     _, mark, comment = lines[end.line][end.column :].partition("#")
     number, found = end.line + 1, [comment]
