@@ -183,6 +183,7 @@ def run_experiment(
     Raises:
         UserError: bad input; what was computed before stays in the cache.
     """
+    assembled: Assembled | None = None
     if not team().main:
         assembled = assemble_together(config, output, overrides)
         if again or not team().share():
@@ -190,7 +191,6 @@ def run_experiment(
         return Outcome(None, {})
     summary = summary_head(config, command)
     tracker: tracking.Tracker | None = None
-    assembled: Assembled | None = None
     try:
         assembled = assemble_together(config, output, overrides)
         run_id, source = digest(assembled.keys), assembled.runtime.source

@@ -43,6 +43,7 @@ from mipo_exp.pairing.pairs import build_pairs
 from mipo_exp.pairing.similarity import Encoder
 from mipo_exp.scoring.options import score_options
 from mipo_exp.scoring.score import score_conditions, score_pairs
+from mipo_exp.scoring.token_pmi import token_pmi_of_pairs, token_pmi_of_responses
 from mipo_exp.store.artefacts import Stage, Store
 from mipo_exp.store.environment import package_versions
 from mipo_exp.store.records import Example
@@ -71,6 +72,7 @@ VERSIONS = {
     "extractions": 1,
     "scores": 4,
     "option_scores": 4,
+    "token_pmi": 1,
     "harness": 1,
 }
 
@@ -87,8 +89,11 @@ PARTS: dict[str, Sequence[str]] = {
     **dict.fromkeys(("chosen", "rejected", "other_chosen", "responses", "unrelated", "extractions"), SAMPLING_PARTS),
     **dict.fromkeys(("scored_pairs", "scores", "option_scores"), SCORING_PARTS),
     "adapter": ("prompt_sharing", "micro_batches", "onednn"),
-    "harness": ("onednn",),
+    **dict.fromkeys(("harness", "token_pmi"), ("onednn",)),
 }
+
+# Only shown: what an experiment is does not depend on them.
+SHOWN = ("token_pmi",)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,8 @@ class Assembled:
     def keys(self) -> dict[str, str]:
         """The keys of all stages by name; equal ones are equal experiments."""
         judgements = {} if self.judgements is None else {"judgements": self.judgements}
-        return {name: stage.key for name, stage in {**self.stages, **judgements}.items()}
+        stages = {**self.stages, **judgements}
+        return {name: stage.key for name, stage in stages.items() if stage.name not in SHOWN}
 
 
 def declare(
@@ -341,14 +347,27 @@ def declare(
             **({f"{phase}_unrelated": responses(of, decoding, requests)} if requests else {}),
             **{f"{name}_extractions": extractions(found[name], of, text) for name, text in asks.items()},
             **{f"{name}_scores_base": scores(answers, {}) for name, answers in found.items()},
+            **({f"{phase}_token_pmi": tokens(responses=found[phase])} if held_out.token_pmi else {}),
         }
 
+    def tokens(**of: Stage) -> Stage:
+        """Of held-out `responses`, or of `pairs`: what the report shows of their words."""
+        if "pairs" in of:
+            return stage("token_pmi", token_pmi_of_pairs, of, count=held_out.token_pmi)
+        inputs = {"examples": test, **of}
+        return stage("token_pmi", token_pmi_of_responses, inputs, runtime=asked, count=held_out.token_pmi)
+
+    shown: dict[str, Stage] = {}
+    if held_out.token_pmi and (scored := learnt.get("scored_pairs")) is not None:
+        scorer = {name: of for name, of in scored.inputs.items() if name == "scorer"}
+        shown["pairs_token_pmi"] = tokens(pairs=scored, **scorer)
     stages = {
         **({} if apart is None else {"held_out": test}),
         **converted,
         **before_training,
         **evaluated("before", {}, Decoding()),
         **learnt,
+        **shown,
         **evaluated("after", policy, config.method.decoding),
     }
     if held_out.policy_scoring and policy:

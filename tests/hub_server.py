@@ -1,4 +1,4 @@
-"""A hub on this machine: as much of its API as a download asks for, with its ways of refusing.
+"""A hub on this machine: as much of its API as a download or an upload asks for, with its ways of refusing.
 
     with HubServer() as hub:
         hub.add("someone/model", folder)
@@ -9,6 +9,8 @@ Which answers the hub gives: https://huggingface.co/docs/huggingface_hub, and `h
 
 import hashlib
 import json
+import threading
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
@@ -54,6 +56,8 @@ def refuse(status: int, message: str, code: str = "", **headers: str) -> Answer:
 class HubServer(LocalServer):
     """Repositories by kind and id; `tokens` maps each valid token to the ids that it may read beside the public ones.
 
+    What is uploaded is in `created` (whether a repository is private) and `pushed` (its files); `broken` has what is
+    done instead at addresses with a text in them: an answer, or to close the connection, after so many seconds.
     `script` sees the method and path of each request first: what it returns is sent in place of the hub's answer.
     """
 
@@ -62,6 +66,9 @@ class HubServer(LocalServer):
         self.tokens: dict[str, set[str]] = {}
         self.script: Callable[[str, str], Answer | None] = lambda method, path: None
         self.requests: list[str] = []
+        self.created: dict[str, str] = {}
+        self.pushed: dict[str, dict[str, bytes]] = {}
+        self.broken: dict[str, Answer | float | None] = {}
         super().__init__(self._handler())
 
     def add(
@@ -131,6 +138,27 @@ class HubServer(LocalServer):
             content = {"id": hub_id, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
         return Answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
+    def receive(self, path: str, body: bytes) -> Answer:
+        """What the hub does with an upload: https://huggingface.co/docs/hub/api, and `_commit_api` of huggingface_hub,
+        which sends small files in lines of JSON."""
+        parts = unquote(urlsplit(path).path).strip("/").split("/")
+        content: Any = {"errors": [], "warnings": []}
+        if parts[1:] == ["repos", "create"]:
+            asked = json.loads(body)
+            hub_id = f"{asked['organization']}/{asked['name']}"
+            self.created[hub_id] = asked.get("visibility") or ("private" if asked.get("private") else "public")
+            content = {"url": f"{self.url}/{hub_id}", "id": hub_id}
+        elif "preupload" in parts:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            content = {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
+        elif "commit" in parts:
+            rows = [json.loads(line) for line in body.splitlines()]
+            files = [row["value"] for row in rows if row["key"] == "file"]
+            hub_id = "/".join(parts[2:4])
+            self.pushed[hub_id] = {file["path"]: b64decode(file["content"]) for file in files}
+            content = {"commitUrl": f"{self.url}/{hub_id}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+        return Answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         hub = self
 
@@ -141,10 +169,23 @@ class HubServer(LocalServer):
             def do_GET(self) -> None:
                 self.reply()
 
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                for part, instead in hub.broken.items():
+                    if part in self.path:
+                        if isinstance(instead, Answer):
+                            return self.send(instead)
+                        threading.Event().wait(instead or 0.0)
+                        self.close_connection = True
+                        return None
+                return self.send(hub.receive(self.path, body))
+
             def reply(self) -> None:
                 hub.requests.append(f"{self.command} {self.path}")
                 token = (self.headers.get("authorization") or "").removeprefix("Bearer ") or None
-                answer = hub.script(self.command, self.path) or hub.answer(self.command, self.path, token)
+                self.send(hub.script(self.command, self.path) or hub.answer(self.command, self.path, token))
+
+            def send(self, answer: Answer) -> None:
                 self.send_response(answer.status)
                 found = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(answer.body).hexdigest()}"'}
                 for name, value in {**found, **answer.headers, "Content-Length": str(len(answer.body))}.items():

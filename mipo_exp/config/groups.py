@@ -52,6 +52,7 @@ class ModelConfig:
     chat_template: str | None
     lora_targets: Any
     learning_rate: LearningRate
+    license: str | None
     trust_remote_code: bool
 
 
@@ -160,6 +161,7 @@ class EvaluationConfig:
     self_bleu_size: Annotated[int, Between(3, 2000)]  # its square is compared
     option_scoring: Literal["chat", "harness", "none"]
     unrelated_requests: Annotated[int, Between(0, 100)]
+    token_pmi: Annotated[int, Between(0, 1000)]
     sampling: SamplingConfig
 
 
@@ -195,3 +197,4 @@ class PathsConfig:
     cache: str
     data: str | None
     output: str
+    copy_adapter: bool

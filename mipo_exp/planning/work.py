@@ -22,7 +22,7 @@ from mipo_exp.pairing.negatives import sample_negatives
 from mipo_exp.pairing.similarity import in_order
 from mipo_exp.scoring.batches import pass_tokens, plan_batches
 from mipo_exp.scoring.log_probs import Scorable
-from mipo_exp.scoring.score import scored_conditions
+from mipo_exp.scoring.score import own_marginal, scored_conditions
 from mipo_exp.store.records import Condition, Example, Negative
 from mipo_exp.training.micro_batches import token_budget
 from mipo_exp.training.rounds import stage_name
@@ -119,6 +119,13 @@ def estimate_work(
         "after_option_scores": options,
         "chosen": sampling(prompts, config.sampling, train),
     }
+    both = [[of.condition, own_marginal(of)] for of in evaluation[: config.evaluation.token_pmi]]
+    shown = [
+        Scorable(tuple(encode_held_out(one)), (-1,) * config.evaluation.sampling.max_new_tokens)
+        for of in both
+        for one in of
+    ]
+    found |= {f"{name}_token_pmi": _scoring(config, shown, device) for name in ("before", "after", "pairs")}
     plain = [encode_held_out(Condition(None, example.prompt)) for example in evaluation[:COUNTED]]
     for phase in map(NO_CONTEXT.format, ("before", "after")):
         found[f"{phase}_responses"] = sampling(plain, config.evaluation.sampling, evaluation)

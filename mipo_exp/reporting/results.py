@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import resource
-import shutil
 import sys
 import time
 from collections import Counter
@@ -31,6 +30,7 @@ from mipo_exp.judging.kinds import Measures
 from mipo_exp.judging.stage import judge_facts, judge_measures, metric_phases
 from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
+from mipo_exp.reporting.adapter_folder import write_adapter
 from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.pairs import trained_pairs
 from mipo_exp.reporting.report import Sample, write_report
@@ -62,7 +62,7 @@ class Outcome:
 def write_results(
     assembled: Assembled, summary: dict[str, Any], history: Sequence[Mapping[str, float]], tracker: tracking.Tracker
 ) -> Outcome:
-    """Evaluate, ask the judge where there is one, and write `summary.json`, `report.html` and the link `adapter/`.
+    """Evaluate, ask the judge where there is one, and write `summary.json`, `report.html` and `adapter/`.
 
     Args:
         assembled: with all stages fetched.
@@ -86,11 +86,14 @@ def write_results(
     outcomes = {phase: _outcome(run, phase) for phase in ("before", "after")}
     for phase, found in compare_outcomes(outcomes["before"], outcomes["after"]).items():
         estimates[phase].update(found)
-    adapter = _link_adapter(run.path("adapter") / "adapter", output / "adapter") if "adapter" in run.finished else None
+    adapter = output / "adapter" if "adapter" in run.finished else None
     summary.update(_summary(assembled, compared, adapter), status="incomplete" if summary["missing"] else "ok")
     summary.update(without_secrets(summary, names=False))
     if SCORERS[asked.scorer].has_kinds:
         summary["transitions"] = _transitions(asked.scorer, examples, before, after)
+    if adapter is not None:
+        trained = run.path("adapter") / "adapter"
+        write_adapter(adapter, trained, assembled.runtime, summary, config, config.paths.copy_adapter)
     samples = _samples(asked.scorer, examples, before, after, measured)
     lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
     write_report(output / "report.html", summary, history, lengths, samples)
@@ -287,19 +290,6 @@ def _counts(run: Run) -> dict[str, int]:
             counts["training_steps"] += training["steps"]
             counts["trainable_parameters"] = training["trainable_parameters"]
     return dict(counts)
-
-
-def _link_adapter(source: Path, link: Path) -> Path:
-    """`adapter/` in the run's folder; a copy where links are not supported."""
-    if link.is_symlink():
-        link.unlink()
-    elif link.exists():
-        shutil.rmtree(link)
-    try:
-        link.symlink_to(source.resolve(), target_is_directory=True)
-    except OSError:
-        shutil.copytree(source, link)
-    return link
 
 
 def _resources(device: str) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """A finished run as an object, read from its folder."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 from mipo_exp.errors import DataError
 
 SUMMARY_SCHEMA = 2  # of `summary.json`
+log = logging.getLogger(__name__)
+
+WEIGHTS = "adapter_model.safetensors"  # of an adapter, as PEFT writes it
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,14 @@ def load(folder: Path) -> Results:
         ) from error
     if not isinstance(summary, dict) or not {"run_id", "status", "metrics"} <= summary.keys():
         raise DataError(f"{path} is not the summary of a run; give the folder of one, outputs/DATE/TIME")
-    adapter, report = folder / "adapter", folder / "report.html"
+    adapter: Path | None = folder / "adapter"
+    if not (folder / "adapter" / WEIGHTS).exists():
+        if any(path.is_symlink() for path in (folder / "adapter", folder / "adapter" / WEIGHTS)):
+            log.warning(
+                "the adapter of %s was a link to weights that are not there any more; the same command makes it again: "
+                "%s",
+                *(folder, summary.get("command")),
+            )
+        adapter = None
     facts = summary["run_id"], summary["status"], summary["metrics"]
-    return Results(folder, *facts, adapter if adapter.exists() else None, report, summary)
+    return Results(folder, *facts, adapter, folder / "report.html", summary)

@@ -119,6 +119,16 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenPmi:
+    """The pointwise mutual information (nats) of a response's tokens with its condition, against another one, in pieces
+    of text; one of several tokens, where they are one character, has their sum."""
+
+    id: str
+    pieces: list[str]
+    pmi: list[float]
+
+
+@dataclass(frozen=True, slots=True)
 class OptionScores:
     """Log-probabilities (nats, summed over tokens) of each option of one multiple-choice example as the response.
 
