@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mipo_exp import commands
 from mipo_exp.config.compose import CONFIG_DIR, PROJECT_ROOT, explain, groups, refuse_sweep, register_resolvers
+from mipo_exp.config.explained import explain_key, help_text
 from mipo_exp.config.overrides import from_agent, wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
 from mipo_exp.errors import UserError
@@ -77,10 +78,16 @@ def main() -> None:
         with contextlib.suppress(PackageNotFoundError):  # runs from a folder, without having been installed
             sys.stdout.write(f"mipo_exp {version('mipo-exp')}\n")
         return
+    if {"--help", "-h"} & set(sys.argv[1:2]):
+        sys.stdout.write(help_text(", ".join(commands.NAMES)))
+        return
     _translate_rerun()
-    if sys.argv[1:2] and sys.argv[1] in commands.NAMES:
+    if sys.argv[1:2] and sys.argv[1] in ("--explain", *commands.NAMES):
         try:
-            commands.run(sys.argv[1], sys.argv[2:])
+            if sys.argv[1] == "--explain":
+                sys.stdout.writelines(f"{explain_key(key)}\n" for key in sys.argv[2:])
+            else:
+                commands.run(sys.argv[1], sys.argv[2:])
         except UserError as error:
             _exit(str(error), EXIT_BAD_INPUT)
         except KeyboardInterrupt:

@@ -9,12 +9,16 @@ import time
 import venv
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from mipo_exp import cli, commands
+from mipo_exp.config.compose import compose_config
+from mipo_exp.config.explained import explain_key, help_text
 from mipo_exp.config.overrides import from_agent
 from mipo_exp.errors import ConfigError
 from tests.command_line import environment, every_value, run
@@ -66,8 +70,30 @@ def test_help_is_there_at_once(tmp_path: Path) -> None:
     done, seconds = started("--help", cwd=tmp_path)
     assert seconds < max(2.0, 6 * imports())
     assert done.returncode == 0
-    for group in ("model: ", "task: ", "negatives: ", "smollm2", "personas"):
+    for group in ("model: ", "task: ", "negatives: ", "smollm2", "personas", "+sweeps: beta_lr, "):
         assert group in done.stdout
+    lines = {line.split("=")[0].strip(): line for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert lines["method.beta"].endswith("the paper has 0.1")
+    assert lines["task.max_new_tokens"].split()[0] == "task.max_new_tokens=32", "the default of the default task"
+
+
+def test_help_has_a_line_for_every_key_of_the_default_experiment() -> None:
+    raw: Any = OmegaConf.to_container(compose_config([]), resolve=False)
+    own = {f"{name}.{key}" for name, of in raw.items() if isinstance(of, dict) for key in of}
+    said = {line.split("=")[0].strip() for line in help_text("").splitlines() if line.startswith("  ")}
+    missing = {key for key in own if not any(name == key or name.startswith(f"{key}.") for name in said)}
+    assert missing <= {f"reward_judge.{key}" for key in raw["reward_judge"]}, "explained with judge"
+
+
+def test_a_key_is_explained_with_its_defaults() -> None:
+    said = explain_key("task.eval_share")
+    assert "the part of its users" in said
+    assert "0.3 (task=prefeval)" in said
+    assert explain_key("seed").splitlines()[0].startswith("seed: of sampling, pairing and training")
+    assert "sweeps=negatives: Three seeds of each negative strategy" in explain_key("sweeps")
+    assert "lora.r: rank" in explain_key("lora")
+    with pytest.raises(ConfigError, match=r"there is no key betta; did you mean method\.beta"):
+        explain_key("betta")
 
 
 @pytest.mark.parametrize(

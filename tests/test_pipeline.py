@@ -61,7 +61,7 @@ MADE = {"openbookqa": openbookqa, **personal_data.MADE}
 
 def artefact(summary: dict[str, Any], stage: str) -> Artefact:
     """The artefact of a stage, as the summary names it."""
-    folder = stage.removeprefix("before_").removeprefix("after_").removeprefix("no_context_")
+    folder = re.sub("^(before_|after_|pairs_)?(no_context_)?", "", stage)
     folder = re.sub(r"_\d+$", "", folder)  # of a round
     folder = "scores" if folder.startswith("scores_") else folder
     path = Path(summary["paths"]["cache"]) / folder / summary["stages"][stage]["key"]

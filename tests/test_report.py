@@ -11,9 +11,12 @@ import pytest
 
 from mipo_exp.evaluation.error_kinds import answering_and_knowing, transitions
 from mipo_exp.evaluation.metrics import METRICS, describe
-from mipo_exp.reporting import plots
+from mipo_exp.reporting import page_parts, plots
 from mipo_exp.reporting.metrics import PERCENT, written
+from mipo_exp.reporting.page_parts import Shown
+from mipo_exp.reporting.pairs import ShownPair, TrainedPairs
 from mipo_exp.reporting.report import MAX_TEXT_CHARACTERS, Sample, write_report
+from mipo_exp.store.records import TokenPmi
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -131,7 +134,7 @@ def test_page_needs_nothing_from_outside_and_its_links_lead_somewhere(tmp_path: 
     assert all(reference.startswith("#") or reference in page.ids for reference in page.references)
     assert {reference.removeprefix("#") for reference in page.references} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1, "ours"
     assert not re.search(r"@import|url\((?!#)", html)
     assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(page.ids)
 
@@ -206,7 +209,7 @@ def test_html_in_texts_is_shown_and_not_run(tmp_path: Path) -> None:
     )
     of["metrics"]["after"][nasty] = interval(1.0)
     _, page = render(tmp_path, of, samples=[sample])
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1, "ours"
     assert page.tags.count("img") == page.tags.count("figure"), "those of our figures"
     assert page.text.count("alert('x')") >= 10
     assert "日本語 🌱" in page.text
@@ -355,3 +358,60 @@ def test_values_are_written_in_their_units() -> None:
     assert written(nats, 1.005, signed=True) in ("+1.00", "+1.01")
     assert written(describe("mi/base/nats_per_token"), 0.01234) == "0.0123"
     assert (written(other, 2.0), written(other, None), written(other, math.nan)) == ("2.000", "–", "–")
+
+
+def test_long_curves_are_smoothed_and_captioned_by_their_ends(tmp_path: Path) -> None:
+    values = plots.smoothed([0.0] * 10 + [math.nan] + [1.0] * 9)  # windows of 5, narrower at the ends
+    assert values[:8] == [0.0] * 8
+    assert values[9] == pytest.approx(1 / 4), "of steps 8 to 12 without the gap"
+    assert math.isnan(values[10])
+    assert values[-1] == 1.0
+    history = [{"step": float(step), "loss": 1.0 if step <= 15 else 0.25} for step in range(1, 31)]
+    _, page = render(tmp_path, summary(), history)
+    assert "Loss: 1 over steps 1 to 5, 0.25 over steps 26 to 30." in page.text
+
+
+def test_samples_and_pairs_say_what_the_filters_ask_for(tmp_path: Path) -> None:
+    samples = [
+        Sample("a", None, "2 + 2?", "5", "4", 0.1, 0.2, '{"answer": "4"}', False, True, "wrong_value", "right"),
+        Sample("b", None, "3 + 3?", "6", "6", 0.1, 0.2, '{"answer": "6"}', True, True, "right", "right"),
+    ]
+    pairs = [
+        ShownPair("e", "mira", "Likes tea.", "A drink?", strategy, "Tea.", "Milk.", margin, -1.25)
+        for strategy, margin in (("no_context", 2.5), ("random_prompt", None))
+    ]
+    words = {
+        "before": [TokenPmi("1", ["5"], [0.75])],
+        "pairs": [TokenPmi("e#0/chosen", ["Tea", "."], [3.0, 0.5]), TokenPmi("e#0/rejected", ["Milk."], [-1.5])],
+    }
+    shown = Shown(TrainedPairs(tmp_path, "key", 5, pairs), words, [("seed", "2", "command line")])
+    path = tmp_path / "report.html"
+    write_report(path, summary(counts={"dropped_identical": 4, "dropped_empty": 0}), [], {}, samples, shown)
+    html = path.read_text()
+    page = Page(html)
+    assert re.findall(r'data-change="(\w+)" data-before="(\w+)" data-after="(\w+)"', html) == [
+        ("wrong_to_right", "wrong_value", "right"),
+        ("right_to_right", "right", "right"),
+    ]
+    assert re.findall(r'data-strategy="(\w+)"( data-pmi="5.0")?', html) == [
+        ("no_context", ' data-pmi="5.0"'),  # 3.5 of the chosen response less −1.5 of the rejected one
+        ("random_prompt", ""),
+    ]
+    assert "wrong · wrong value · MI term +0.10 · PMI +0.75" in page.text
+    assert '{"answer": "4"}' in page.text
+    assert '<span class="p4" title="+3.50 nats">Tea.</span>' in html
+    assert "5 pairs, of which the first 2 are here; left out before: 4 identical." in page.text
+    assert "command line" in page.text
+    assert [href for href in page.references if href in ("#samples", "#pairs", "#config")] == [
+        "#samples",
+        "#pairs",
+        "#config",
+    ]
+    assert "pointwise" not in page.text.lower(), "PMI has one meaning"
+
+
+def test_a_page_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_parts, "PAGE_CHARACTERS", 100)
+    html, page = render(tmp_path, summary(), samples=[Sample("u", None, "p" * 40, "", "", 0.0, 0.0)] * 5)
+    assert html.count('class="sample"') == 2
+    assert "3 more are left out of this page" in page.text

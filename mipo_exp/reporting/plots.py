@@ -25,6 +25,7 @@ BEFORE, AFTER = "#77808f", "#1d5fbf"
 CHOSEN, REJECTED = "#0f7b5f", "#c2511a"
 GUIDE, INK = "#8a4b08", "#3c4654"
 WIDTH_INCHES, HEIGHT_INCHES = 4.4, 2.9
+SMOOTHED_FROM = 20  # points of a curve
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,16 @@ def before_after(
 
 
 def curves(lines: Sequence[Curve], ylabel: str, guide: tuple[str, float] | None = None) -> str:
-    """Training curves over optimizer steps; `guide` is a labelled horizontal line."""
+    """Training curves over optimizer steps, long ones smoothed and faint as they are; `guide` is a labelled horizontal
+    line."""
     figure, axes = _figure()
     for line in lines:
         marker = "o" if len(line.steps) < 30 else ""
-        axes.plot(line.steps, line.values, color=line.color, lw=1.6, marker=marker, ms=3, label=line.name)
+        if len(line.steps) < SMOOTHED_FROM:
+            axes.plot(line.steps, line.values, color=line.color, lw=1.6, marker=marker, ms=3, label=line.name)
+        else:
+            axes.plot(line.steps, line.values, color=line.color, lw=0.8, alpha=0.3)
+            axes.plot(line.steps, smoothed(line.values), color=line.color, lw=1.8, label=line.name)
     if guide is not None:
         name, value = guide
         axes.axhline(value, color=GUIDE, linestyle=(0, (4, 2)), lw=1.2, label=name)
@@ -104,6 +110,19 @@ def curves(lines: Sequence[Curve], ylabel: str, guide: tuple[str, float] | None 
     if len(handles) > 1:
         figure.legend(loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8.5)
     return _svg(figure)
+
+
+def window(values: Sequence[Any]) -> int:
+    """How many points of a curve a smoothed one takes together: a tenth of them, at least 5."""
+    return max(5, len(values) // 10)
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """The mean of each point's window, which is narrower at the ends; gaps stay gaps and are left out of means."""
+    known, half = np.asarray(values, dtype=float), window(values) // 2
+    parts = (known[max(0, i - half) : i + half + 1] for i in range(len(known)))
+    means = [part[np.isfinite(part)].mean() if np.isfinite(known[i]) else math.nan for i, part in enumerate(parts)]
+    return [float(mean) for mean in means]
 
 
 def lengths(before: Sequence[int], after: Sequence[int]) -> str:

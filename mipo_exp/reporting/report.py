@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mipo_exp.evaluation.error_kinds import KINDS
 from mipo_exp.evaluation.measure import PHASES
 from mipo_exp.evaluation.metrics import METRICS, Metric, describe, in_order
 from mipo_exp.evaluation.statistics import Estimate
@@ -27,6 +28,8 @@ from mipo_exp.reporting.metrics import (
     templates,
     written,
 )
+from mipo_exp.reporting.page_parts import Shown, first_that_fit, marked, short, with_contents
+from mipo_exp.reporting.pairs import ShownPair
 from mipo_exp.store.artefacts import write_atomically
 
 # Longer texts are cut in the page; the tables in the cache have them whole.
@@ -61,6 +64,7 @@ def write_report(
     history: Sequence[Mapping[str, float]],
     lengths: Mapping[str, Sequence[int]],
     samples: Sequence[Sample],
+    shown: Shown | None = None,
 ) -> None:
     """Write the report of one run to `path`, which is replaced only once the page is complete.
 
@@ -71,7 +75,10 @@ def write_report(
     Raises:
         OSError: the file cannot be written.
     """
-    groups = _groups(summary)
+    groups, shown = _groups(summary), shown or Shown()
+    fitting = first_that_fit(samples, ([of.context, of.prompt, of.before, of.after] for of in samples))
+    pairs: Sequence[ShownPair] = () if shown.pairs is None else shown.pairs.shown
+    fitting_pairs = first_that_fit(pairs, ([of.context, of.prompt, of.chosen, of.rejected] for of in pairs))
     page = templates(autoescape=True).get_template("report.html.jinja")
     text = page.render(
         summary=summary,
@@ -83,13 +90,22 @@ def write_report(
         training=_training_figures(history),
         length_figure=_length_figure(lengths),
         duration=_duration,
-        samples=samples,
-        pmi=lambda nats: written(describe("mi/base/nats"), nats, signed=True),
+        samples=fitting,
+        left_out=len(samples) - len(fitting),
+        kinds=[kind for kind in KINDS if any(kind in (of.kind_before, of.kind_after) for of in fitting)],
+        pairs_shown=fitting_pairs,
+        all_pairs=0 if shown.pairs is None else shown.pairs.count,
+        strategies=sorted({of.strategy for of in fitting_pairs}),
+        words={name: [(marked(row), sum(row.pmi)) for row in rows] for name, rows in shown.words.items()},
+        changed=shown.changed,
+        short=short,
+        script=Markup(Path(__file__).with_name("report.js").read_text(encoding="utf-8")),
+        nats=lambda value: written(describe("mi/base/nats"), value, signed=True),
         shown=_cut,
         log_k=_ceiling(summary),
     )
     # Lone surrogates (half an emoji cut by a token limit) cannot be written as UTF-8
-    write_atomically(path, text.encode(errors="replace"))
+    write_atomically(path, with_contents(text).encode(errors="replace"))
 
 
 def _duration(seconds: Any) -> str:
@@ -291,9 +307,20 @@ def _course(lines: Sequence[plots.Curve]) -> str:
     parts = []
     for line in lines:
         finite = [(step, value) for step, value in zip(line.steps, line.values, strict=True) if math.isfinite(value)]
-        (first, start), (last, end) = finite[0], finite[-1]
-        parts.append(f"{line.name}: {start:.4g} at step {first:g}, {end:.4g} at step {last:g}")
+        if len(finite) < plots.SMOOTHED_FROM:
+            (first, start), (last, end) = finite[0], finite[-1]
+            parts.append(f"{line.name}: {start:.4g} at step {first:g}, {end:.4g} at step {last:g}")
+        else:
+            parts.append(
+                f"{line.name}: {_window(finite[: plots.window(finite)])}, {_window(finite[-plots.window(finite) :])}"
+            )
     return ("; ".join(parts) + ".").replace("-", "−").capitalize()
+
+
+def _window(points: Sequence[tuple[float, float]]) -> str:
+    """The mean of a stretch of a curve."""
+    mean = sum(value for _, value in points) / len(points)
+    return f"{mean:.4g} over steps {points[0][0]:g} to {points[-1][0]:g}"
 
 
 def _length_figure(lengths: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:

@@ -32,19 +32,20 @@ from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.adapter_folder import write_adapter
 from mipo_exp.reporting.metrics import costs, headline, headlines
+from mipo_exp.reporting.page_parts import Shown, changed
 from mipo_exp.reporting.pairs import trained_pairs
 from mipo_exp.reporting.report import Sample, write_report
 from mipo_exp.reporting.saved import SUMMARY_SCHEMA
 from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store.artefacts import write_atomically
 from mipo_exp.store.environment import git_commit, hardware, package_versions
-from mipo_exp.store.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores
+from mipo_exp.store.records import Example, HarnessResult, HarnessSample, OptionScores, Response, Scores, TokenPmi
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SAMPLES_SHOWN = 24
+SAMPLES_SHOWN, SAMPLES_IN_PAGE = 24, 1000
 COUNTED = {"examples": "notes", "pairs": "counts", "scored_pairs": "counts"}  # the file of a stage's counts
 
 
@@ -96,11 +97,13 @@ def write_results(
         write_adapter(adapter, trained, assembled.runtime, summary, config, config.paths.copy_adapter)
     samples = _samples(asked.scorer, examples, before, after, measured)
     lengths = {phase: of["response/tokens"].values.astype(int).tolist() for phase, of in measured.items()}
-    write_report(output / "report.html", summary, history, lengths, samples)
+    pairs = trained_pairs(run)
+    shown = Shown(pairs, _token_pmi(run), changed(summary["command"]))
+    write_report(output / "report.html", summary, history, lengths, samples, shown)
     documents = {phase: {} if of is None else document_values(of) for phase, of in outcomes.items()}
     write_values(output / VALUES, examples, compared.values, documents)
     write_summary(output / "summary.json", summary)
-    tracker.finish(summary, samples, adapter, output / "report.html", trained_pairs(run))
+    tracker.finish(summary, samples[:SAMPLES_SHOWN], adapter, output / "report.html", pairs)
     _say_result(summary)
     reasons = {part: str(facts["why"]) for part, facts in summary["missing"].items()}
     return Outcome(_objective(config.objective, summary["metrics"]), reasons, summary)
@@ -179,6 +182,12 @@ def _conditions(run: Run, examples: Sequence[Example], k: int) -> dict[str, Any]
     if scored and (prompts := scored[0].prompt_log_probs) is not None:
         found.update(prompt_k=len(prompts), prompt_log_k=math.log(len(prompts)))
     return found
+
+
+def _token_pmi(run: Run) -> dict[str, Sequence[TokenPmi]]:
+    """What is known of the words of the first responses, before and after, and of the first pairs."""
+    found = {name.removesuffix("_token_pmi"): of for name, of in run.finished.items() if of.stage.name == "token_pmi"}
+    return {name: of.artefact.table("tokens", TokenPmi) for name, of in found.items()}
 
 
 def _transitions(scorer: str, examples: Sequence[Example], before: Evaluated, after: Evaluated) -> dict[str, Any]:
@@ -310,7 +319,7 @@ def _samples(
     measured: Mapping[str, Mapping[str, Measure]],
 ) -> list[Sample]:
     """The first responses of either model, side by side."""
-    shown, sides = range(min(len(examples), SAMPLES_SHOWN)), {"before": before, "after": after}
+    shown, sides = range(min(len(examples), SAMPLES_IN_PAGE)), {"before": before, "after": after}
     found: dict[str, list[Any]] = {}
     for phase, of in sides.items():
         found[f"pmi_{phase}"] = measured[phase]["mi/base/nats"].values[: len(shown)].tolist()
