@@ -200,7 +200,6 @@ class BeforeRuns(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra once, before the first job."""
-        settle_folder(config)
         jobs = Jobs.begin(self._begin(config, "hydra.sweep.dir", OTHER_SWEEP_FOLDER), config)
         if jobs.finished:
             said = f"{jobs.folder}: {jobs.finished} jobs have finished before; those that would be the same do not run"
@@ -212,6 +211,8 @@ class BeforeRuns(Callback):
         # Hydra would make warnings of exceptions that are raised here.
         try:
             search(config)
+            if key == "hydra.sweep.dir":
+                settle_folder(config)
             folder = Path(str(OmegaConf.select(config, key)))
             _folders.append(folder)
             occupy(folder, key, way_out)

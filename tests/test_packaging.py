@@ -45,7 +45,11 @@ def test_modules_templates_and_resources_are_in_the_wheel(wheel: zipfile.ZipFile
 
 
 def test_nothing_else_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
-    assert {name.split("/")[0] for name in wheel.namelist()} == {"mipo_exp", "mipo_exp-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in wheel.namelist()} == {
+        "mipo_exp",
+        "hydra_plugins",
+        "mipo_exp-0.1.0.dist-info",
+    }
     assert not [name for name in wheel.namelist() if name.endswith((".pyc", ".log"))]
 
 

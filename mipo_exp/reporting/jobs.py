@@ -49,7 +49,7 @@ class Jobs:
     @classmethod
     def begin(cls, folder: Path, config: DictConfig) -> "Jobs":
         """Note in its folder that a multirun with this config begins. Raises `OSError`: it cannot be written."""
-        finished = sum(json.loads(path.read_bytes())["status"] == "ok" for path in folder.rglob("summary.json"))
+        finished = sum(_read(path).get("status") == "ok" for path in folder.rglob("summary.json"))
         jobs = cls(str(folder), _asked(config), int(time.time()), *_points(config, finished))
         write_atomically(folder / RECORD, json.dumps(asdict(jobs)).encode())
         return jobs
@@ -89,7 +89,7 @@ def settle_folder(config: DictConfig) -> None:
         return
     asked, wanted = _asked(config), Path(config.hydra.sweep.dir)
     found = sorted(wanted.parents[1].glob(f"*/*/{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    same = next((path for path in found if json.loads(path.read_bytes())["asked"] == asked), None)
+    same = next((path for path in found if _read(path).get("asked") == asked), None)
     folder = new_folder(str(wanted)) if same is None else str(same.parent)
     with open_dict(config), read_write(config):
         config.hydra.sweep.dir = folder
@@ -108,6 +108,15 @@ def result_line(summary: Mapping[str, Any]) -> str:
             parts.append(f"{metric.label} {written(metric, before)} → {written(metric, after)}")
     worse = ", ".join(described(summary, name).label for name in summary["costs"])
     return ", ".join(parts) + (f"; worse: {worse}" if worse else "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """An object out of a file; an empty one where it is damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _asked(config: DictConfig) -> str:

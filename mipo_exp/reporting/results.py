@@ -112,7 +112,10 @@ def write_results(
 def finished_before(config: Config, output: Path, run_id: str, command: str) -> Outcome | None:
     """The outcome of the finished run in a folder, where it is that of this experiment in this version's words."""
     path = output / "summary.json"
-    summary: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    try:
+        summary: dict[str, Any] = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):  # none, or a damaged one: it runs
+        return None
     facts = [summary.get(key) for key in ("status", "run_id", "command", "schema")]
     if facts != ["ok", run_id, command, SUMMARY_SCHEMA]:
         return None
