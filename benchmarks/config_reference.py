@@ -21,7 +21,8 @@ HEAD = """# Config reference
 Every key with what it takes, its default and its meaning, made from the schema (`mipo_exp/config/schema.py`) and from
 the comments in `conf/`. `--cfg job` behind a command prints the keys with the values that they have in it.
 """
-SETS = ("arm", "debug", "experiment")  # groups that are added with +GROUP=NAME, and local, one machine's own
+# Groups of sets of keys, and how one is added.
+SETS = {"arm": "+arm=", "debug": "+debug=", "experiment": "+experiment=", "search": "-m +search="}
 KINDS = {"string": "text", "boolean": "true or false", "null": "null", "object": "a dict"}
 Schema = Mapping[str, Any]  # as JSON Schema
 
@@ -37,15 +38,15 @@ class Key(NamedTuple):
 def config_reference() -> str:
     """The page, in Markdown."""
     load_variants()
-    groups = [path for path in sorted(CONFIG_DIR.iterdir()) if path.is_dir() and path.name not in (*SETS, "local")]
+    groups = [path for path in sorted(CONFIG_DIR.iterdir()) if path.is_dir() and path.name not in {*SETS, "local"}]
     parts = [HEAD, "## Top level\n", _table(_keys(CONFIG_DIR / "config.yaml"), _schema(Config), "")]
     parts += [_group(folder) for folder in groups]
     parts.append("## Named sets\n\nSets of keys with one name.\n")
-    named = [(CONFIG_DIR / name, f"+{name}=") for name in SETS] + [(PROJECT_ROOT / "sweeps", "-m +sweeps=")]
+    named = [(CONFIG_DIR / name, added) for name, added in SETS.items()] + [(PROJECT_ROOT / "sweeps", "-m +sweeps=")]
     for folder, added in named:
         files = [path for path in sorted(folder.rglob("*.yaml")) if path.parent.name != "wandb"]
         rows = [(f"`{added}{path.relative_to(folder).with_suffix('')}`", _said(path)) for path in files]
-        parts.append(_rows(("added as", "what it is"), rows))
+        parts.append(_rows(("added as", "what it is"), rows) if rows else "")
     return "\n".join(parts)
 
 
@@ -173,7 +174,7 @@ def _comment(lines: Sequence[str], start: yaml.Mark, end: yaml.Mark) -> str:
     def goes_on(number: int, behind: bool) -> bool:
         if not 0 <= number < len(lines) or not lines[number].lstrip().startswith("#"):
             return False
-        return (lines[number].index("#") > start.column) == behind
+        return bool((lines[number].index("#") > start.column) == behind)
 
     _, mark, comment = lines[end.line][end.column :].partition("#")
     number, found = end.line + 1, [comment]

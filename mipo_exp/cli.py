@@ -29,7 +29,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mipo_exp import commands
 from mipo_exp.config.compose import CONFIG_DIR, PROJECT_ROOT, explain, groups, refuse_sweep, register_resolvers
-from mipo_exp.config.overrides import wrong_override
+from mipo_exp.config.explained import explain_key, help_text
+from mipo_exp.config.overrides import from_agent, wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
 from mipo_exp.errors import UserError
 from mipo_exp.execution.processes import log_warnings_only, team
@@ -77,15 +78,22 @@ def main() -> None:
         with contextlib.suppress(PackageNotFoundError):  # runs from a folder, without having been installed
             sys.stdout.write(f"mipo_exp {version('mipo-exp')}\n")
         return
+    if {"--help", "-h"} & set(sys.argv[1:2]):
+        sys.stdout.write(help_text(", ".join(commands.NAMES)))
+        return
     _translate_rerun()
-    if sys.argv[1:2] and sys.argv[1] in commands.NAMES:
+    if sys.argv[1:2] and sys.argv[1] in ("--explain", *commands.NAMES):
         try:
-            commands.run(sys.argv[1], sys.argv[2:])
+            if sys.argv[1] == "--explain":
+                sys.stdout.writelines(f"{explain_key(key)}\n" for key in sys.argv[2:])
+            else:
+                commands.run(sys.argv[1], sys.argv[2:])
         except UserError as error:
             _exit(str(error), EXIT_BAD_INPUT)
         except KeyboardInterrupt:
             _exit("interrupted", EXIT_INTERRUPTED)
         return
+    sys.argv[1:] = map(from_agent, sys.argv[1:])
     if not sys.stderr.isatty() or not team().main:
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries below, which fill a log file
     if team().main:
@@ -232,6 +240,7 @@ def _write_plans() -> bool:
 def _write_table(failures: Sequence[Ended]) -> None:
     """A table over the jobs of a multirun that have finished."""
     from mipo_exp.reporting.table import write_table
+    from mipo_exp.reporting.wandb_table import log_table
 
     for folder, started in _multiruns:
         try:
@@ -239,7 +248,8 @@ def _write_table(failures: Sequence[Ended]) -> None:
                 {"job": os.path.relpath(job.folder, folder), "command": job.overrides, "error": job.message}
                 for job in failures
             ]
-            write_table(folder, started, failed)
+            if write_table(folder, started, failed) is not None:
+                log_table(folder)
         except OSError as error:
             log.warning("no table over the runs: %s", error)
 

@@ -21,6 +21,8 @@ from mipo_exp.data.tasks import declare_examples, make_task
 from mipo_exp.errors import ConfigError, StorageError, UserError, gib
 from mipo_exp.evaluation.harness import locate_harness
 from mipo_exp.execution.processes import check_alike, check_shared, team
+from mipo_exp.execution.progress import Stages
+from mipo_exp.execution.progress import follow as follow_stages
 from mipo_exp.execution.run import Run
 from mipo_exp.execution.workers import make_executor
 from mipo_exp.generation.engine import check_engine
@@ -33,6 +35,7 @@ from mipo_exp.planning.checks import check_examples, check_harness, check_proces
 from mipo_exp.planning.fit import too_large
 from mipo_exp.planning.libraries import check_libraries
 from mipo_exp.planning.shape import disk_needed, find_shape
+from mipo_exp.planning.work import costs
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.results import Outcome, finished_before, summary_head, write_results, write_summary
 from mipo_exp.reporting.run_folder import leave, occupy
@@ -185,9 +188,9 @@ def run_experiment(
     """
     assembled: Assembled | None = None
     if not team().main:
-        assembled = assemble_together(config, output, overrides)
+        ours = assemble_together(config, output, overrides)
         if again or not team().share():
-            run_stages(assembled, lambda row: None)
+            run_stages(ours, lambda row: None)
         return Outcome(None, {})
     summary = summary_head(config, command)
     tracker: tracking.Tracker | None = None
@@ -292,8 +295,14 @@ def run_stages(
     if rewarding is not None and rewarding.judge.backend.runtime is not None:
         run.fetch_model(rewarding.judge.backend.runtime, f"{rewarding.group}_model")
     together.at_work = True
+    missing = {name for name, stage in assembled.stages.items() if assembled.store.status(stage) != "cached"}
+    examples = run.finished["examples"].artefact.table("train", Example), assembled.evaluated
+    work = costs(assembled.config, examples, runtime.device) if missing else {}
+    stages = Stages(list(assembled.stages), {name: cost for name, cost in work.items() if name in missing})
+    follow_stages(stages)
     for number, (name, stage) in enumerate(assembled.stages.items()):
         log_stage(number, len(assembled.stages))
+        stages.enter(name)
         if together.main or stage.shared:
             run.fetch(name, stage)
         if stage.name != "adapter":
@@ -308,6 +317,7 @@ def run_stages(
         steps, live = steps + trained.json("training")["steps"], 0
     log_stage(len(assembled.stages), len(assembled.stages))
     together.at_work = False
+    follow_stages(None)
     runtime.release()
     run.release()
     return history

@@ -40,6 +40,10 @@ def refused(pattern: str, *arguments: str, cwd: Path, **environment: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
+        (
+            ["compare", "nowhere"],
+            r"nowhere is not a folder; give those of runs, outputs/DATE/TIME or multirun/DATE/TIME",
+        ),
         (["method.bta=0.1"], r"unknown config key 'method\.bta'; did you mean 'method\.beta'"),
         (["trainer.share_prompt=false"], r"kernels has replaced it; .* kernels=\[prompt_sharing\] is that alone"),
         (["+scoring.share_prefix=false"], r"kernels has replaced it; kernels=auto has prefix_sharing in it"),

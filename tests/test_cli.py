@@ -9,12 +9,17 @@ import time
 import venv
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
-from mipo_exp import cli
+from mipo_exp import cli, commands
+from mipo_exp.config.compose import compose_config
+from mipo_exp.config.explained import explain_key, help_text
+from mipo_exp.config.overrides import from_agent
 from mipo_exp.errors import ConfigError
 from tests.command_line import environment, every_value, run
 
@@ -65,8 +70,30 @@ def test_help_is_there_at_once(tmp_path: Path) -> None:
     done, seconds = started("--help", cwd=tmp_path)
     assert seconds < max(2.0, 6 * imports())
     assert done.returncode == 0
-    for group in ("model: ", "task: ", "negatives: ", "smollm2", "personas"):
+    for group in ("model: ", "task: ", "negatives: ", "smollm2", "personas", "+sweeps: beta_lr, "):
         assert group in done.stdout
+    lines = {line.split("=")[0].strip(): line for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert lines["method.beta"].endswith("the paper has 0.1")
+    assert lines["task.max_new_tokens"].split()[0] == "task.max_new_tokens=32", "the default of the default task"
+
+
+def test_help_has_a_line_for_every_key_of_the_default_experiment() -> None:
+    raw: Any = OmegaConf.to_container(compose_config([]), resolve=False)
+    own = {f"{name}.{key}" for name, of in raw.items() if isinstance(of, dict) for key in of}
+    said = {line.split("=")[0].strip() for line in help_text("").splitlines() if line.startswith("  ")}
+    missing = {key for key in own if not any(name == key or name.startswith(f"{key}.") for name in said)}
+    assert missing <= {f"reward_judge.{key}" for key in raw["reward_judge"]}, "explained with judge"
+
+
+def test_a_key_is_explained_with_its_defaults() -> None:
+    said = explain_key("task.eval_share")
+    assert "the part of its users" in said
+    assert "0.3 (task=prefeval)" in said
+    assert explain_key("seed").splitlines()[0].startswith("seed: of sampling, pairing and training")
+    assert "sweeps=negatives: Three seeds of each negative strategy" in explain_key("sweeps")
+    assert "lora.r: rank" in explain_key("lora")
+    with pytest.raises(ConfigError, match=r"there is no key betta; did you mean method\.beta"):
+        explain_key("betta")
 
 
 @pytest.mark.parametrize(
@@ -169,12 +196,52 @@ def test_every_sweep_runs(sweep: str, tmp_path: Path) -> None:
     assert len(sampled) == len({s["seed"] for s in summaries}), "chosen responses are sampled once a seed"
 
 
-def test_the_space_of_a_wandb_sweep_is_the_space_of_its_hydra_twin() -> None:
-    for path in (cli.PROJECT_ROOT / "sweeps" / "wandb").glob("*.yaml"):
-        definition = yaml.safe_load(path.read_text())
-        twin = yaml.safe_load((path.parents[1] / path.name).read_text())["hydra"]["sweeper"]["params"]
-        ours = {key: [float(value) for value in values.split(",")] for key, values in twin.items()}
-        assert {key: value["values"] for key, value in definition["parameters"].items()} == ours
+@pytest.mark.parametrize("path", sorted((cli.PROJECT_ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_sweep_has_the_same_space_on_wandb(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.run("wandb_sweep", [path.stem, "paths.data=DIR", "--metric", "after/fluency/nats_per_token"])
+    definition = yaml.safe_load(capsys.readouterr().out)
+    twin = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
+    values = {
+        key: [str(value) for value in item["values"]]
+        for key, item in definition["parameters"].items()
+        if "values" in item
+    }
+    assert values == {key: [plain(value) for value in str(text).split(",")] for key, text in twin.items()}
+    fixed = {key: item["value"] for key, item in definition["parameters"].items() if "value" in item}
+    assert fixed == ({"method": "sft"} if path.stem == "decoding" else {})
+    assert definition["command"][-2:] == ["${args_no_hyphens}", "paths.data=DIR"]
+    assert definition["metric"] == {"name": "after/fluency/nats_per_token", "goal": "minimize"}
+
+
+def plain(text: str) -> str:
+    """A number as Python writes it."""
+    try:
+        return text if text.isdigit() else str(float(text))
+    except ValueError:
+        return text
+
+
+def agents(form: str) -> list[str]:
+    """What W&B's agent puts in the place of `${args}` or `${args_no_hyphens}`."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    chosen = {"method.beta": {"value": 0.25}, "negatives": {"value": "no_context"}, "seed": {"value": 3}}
+    words: list[str] = create_sweep_command_args({"args": chosen})[form]
+    return words
+
+
+def test_the_agent_of_a_wandb_sweep_runs_a_job_in_either_syntax(tmp_path: Path) -> None:
+    small = ["+debug=quick", "plan=true"]
+    plans = [run(*agents(form), *small, cwd=tmp_path) for form in ("args", "args_no_hyphens")]
+    assert [done.returncode for done in plans] == [0, 0], plans[0].stderr + plans[1].stderr
+    assert agents("args")[0] == "--method.beta=0.25"
+    assert agents("args_no_hyphens")[0] == "method.beta=0.25"
+    one, other = ([line for line in done.stdout.splitlines() if " free" not in line] for done in plans)
+    assert one == other
+    assert "no_context" in plans[0].stdout
+    assert [from_agent(word) for word in ("--config-dir=D", "--cfg=job", "--multirun", "-m", "seed=1")] == [
+        *("--config-dir=D", "--cfg=job", "--multirun", "-m", "seed=1"),
+    ]
 
 
 def test_a_sweeper_gets_the_metric_that_the_objective_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

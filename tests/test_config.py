@@ -10,7 +10,7 @@ from mipo_exp.evaluation.answers import has_keyword
 from tests.conftest import composed
 
 # What sets keys that others define, and says why where that is not plain.
-USERS = ("experiment", "arm", "debug", "local")
+USERS = ("experiment", "arm", "debug", "local", "search")
 FILES = [path for path in cli.CONFIG_DIR.rglob("*.yaml") if path.relative_to(cli.CONFIG_DIR).parts[0] not in USERS]
 
 

@@ -14,6 +14,7 @@ from mipo_exp.data.splitting import split_rows
 from mipo_exp.data.tasks import make_task
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.evaluation.accuracy import measure
+from mipo_exp.planning.checks import check_examples
 from mipo_exp.store.records import Example
 from tests.command_line import run
 from tests.conftest import SCRATCH, Experiment, composed
@@ -26,6 +27,7 @@ MCQ = (
     "task.columns.options=choices",
     "task.columns.reference=answer",
 )
+WIDE = (*MCQ[:2], "task.columns.options=[A,B]", MCQ[3])
 PERSONAL = ("task.family=personalization", "task.columns.prompt=question", "task.columns.context=profile")
 USERS = "task.columns.user=user_id"
 HEADER = "question,choices,answer\n"  # of MCQ
@@ -310,6 +312,31 @@ def test_options_in_csv_may_be_a_json_list(tmp_path: Path) -> None:
     assert load(write(tmp_path / "x.csv", rows), *MCQ) == load(write(tmp_path / "y.csv", questions(4)), *MCQ)
 
 
+def test_options_may_have_a_column_each_of_which_the_last_may_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("question,A,B,C,answer\nq0,no,yes,maybe,B\nq1,no,yes,,B\n", encoding="utf-8")
+    rows = [
+        {"question": "q0", "choices": ["no", "yes", "maybe"], "answer": "B"},
+        {"question": "q1", "choices": ["no", "yes"], "answer": "B"},
+    ]
+    wide = (*MCQ[:2], "task.columns.options=[A,B,C]", MCQ[3])
+    assert load(tmp_path / "x.csv", *wide) == load(write(tmp_path / "y.csv", rows), *MCQ)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_csv_with_semicolons_or_tabs_is_read(tmp_path: Path, separator: str) -> None:
+    """As spreadsheets write it where the comma is a decimal sign."""
+    text = "prompt;other\nRequest 0;a, b\nRequest 1;c\n".replace(";", separator)
+    (tmp_path / "x.csv").write_text(text, encoding="utf-8")
+    assert load(tmp_path / "x.csv") == load(write(tmp_path / "y.csv", prompts(2)))
+
+
+def test_a_table_that_is_small_for_k_names_the_share_that_helps(tmp_path: Path) -> None:
+    config = composed("task=custom", f"task.path={write(tmp_path / 'x.csv', prompts(20))}")
+    found = load(tmp_path / "x.csv")
+    with pytest.raises(ConfigError, match=r"set evaluation\.k=4 .* larger task\.eval_share than 0\.2 gives"):
+        check_examples(config, custom(tmp_path / "x.csv"), custom(tmp_path / "x.csv"), found.train, found.eval)
+
+
 def test_a_csv_with_an_index_column_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(",prompt\n0,Request 0\n1,Request 1\n", encoding="utf-8")
     assert load(tmp_path / "x.csv") == load(write(tmp_path / "y.csv", prompts(2)))
@@ -410,7 +437,9 @@ def test_users_without_context_are_counted(tmp_path: Path) -> None:
     [
         ("x.csv", "promt,other\na,b\n", [], r"has no column 'prompt' .*did you mean 'promt'\? It has promt, other"),
         ("x.jsonl", '{"zzz": 1}', [], r"x\.jsonl has no column 'prompt' \(task\.columns\.prompt\); It has zzz"),
-        ("x.csv", "prompt;answer\na;b\n", [], r"separated by something else than commas\. It has prompt;answer"),
+        ("x.csv", "prompt;other\na;b;c\n", [], r"line 2: 3 values .* \(a semicolon in a text needs quotes"),
+        ("x.csv", "question,A,B,answer\nq,,b,B\n", WIDE, r"line 2: 'A' is empty"),
+        ("x.csv", "question,A,answer\nq,a,A\n", WIDE, r"no column 'B' \(task\.columns\.options\)"),
         ("x.csv", "prompt,prompt\na,b\n", [], r"line 1: two columns have the name 'prompt'"),
         ("x.csv", "prompt,answer\na,1\nb,1,2\n", MATH, r"line 3: 3 values for the 2 columns prompt, answer \(a comma"),
         ("x.csv", 'prompt,answer\na,"1\nb,2\n', MATH, r"line 2: not valid CSV"),

@@ -2,11 +2,12 @@
 
 import io
 import logging
+import re
 
 import pytest
 from rich.console import Console
 
-from mipo_exp.execution.progress import Progress
+from mipo_exp.execution.progress import TO_FILE, Progress, Stages, follow
 
 
 class Clock:
@@ -71,3 +72,40 @@ def test_what_an_earlier_run_had_finished_does_not_count_into_the_pace(caplog: p
         clock.now += 39
         progress.advance(20, 100)
     assert caplog.messages[1:] == ["scoring: 80 of 100, 1.67 tokens/s, 60 s left"]
+
+
+def test_the_time_left_of_all_stages_is_known_from_the_first_batch_on(caplog: pytest.LogCaptureFixture) -> None:
+    """A quarter of the first stage, of 100 units, took 30 s: 90 s remain of it, and 240 s of the 200 units after it.
+    What is cached takes nothing."""
+    clock = Clock()
+    stages = Stages(["chosen", "pairs", "adapter"], {"chosen": 100.0, "adapter": 200.0}, clock)
+    follow(stages)
+    with caplog.at_level(logging.INFO):
+        progress = Progress("sampling", 40, "tokens", clock, Console(file=io.StringIO()))
+        assert progress.seconds_left_of_all() is None
+        clock.now += 30
+        progress.advance(10, 300)
+    assert caplog.messages == ["1/3 sampling: 10 of 40, 10 tokens/s, 90 s left, about 6 min for all stages"]
+    assert progress.seconds_left_of_all() == pytest.approx(90 + 240)
+    stages.enter("adapter")
+    assert stages.seconds_left(0.5, 60.0) == 60
+    assert Progress("training", 1, "steps", clock).title == "3/3 training"
+    follow(None)
+
+
+def test_a_bar_fits_into_80_columns_and_the_log_file_gets_a_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    follow(Stages(["chosen", "adapter"], {"chosen": 1.0, "adapter": 100.0}, clock))
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    progress = Progress("scoring responses under K conditions", 1200, "response tokens", clock, console)
+    follow(None)
+    with caplog.at_level(logging.INFO):
+        clock.now += 61
+        progress.advance(600, 6000)
+    assert [(record.message[:4], getattr(record, TO_FILE)) for record in caplog.records] == [("1/2 ", True)]
+    assert progress._bar is not None
+    console.print(progress._bar.get_renderable())
+    assert isinstance(console.file, io.StringIO)
+    assert "1/2 scoring responses under K conditions  600/1200 0:01:01, all 3.4 h" in re.sub(
+        r"\x1b\[[\d;?]*\w", "", console.file.getvalue()
+    )

@@ -1,5 +1,6 @@
 """What lands in metrics.jsonl and in the offline file of a W&B run, read back from disk."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -19,9 +20,11 @@ from wandb.util import get_core_path
 from mipo_exp.config.groups import TrackerConfig
 from mipo_exp.config.redaction import without_secrets
 from mipo_exp.execution.progress import Progress
-from mipo_exp.reporting import tracking, wandb_access, wandb_run
+from mipo_exp.reporting import tracking, wandb_access, wandb_run, wandb_table
 from mipo_exp.reporting.pairs import ShownPair, TrainedPairs
 from mipo_exp.reporting.report import Sample
+from mipo_exp.reporting.table import write_table
+from tests.test_table import job, summary
 from tests.wandb_server import KEY, WandbServer
 
 HEAD: dict[str, Any] = {
@@ -200,17 +203,17 @@ def test_offline_run_holds_what_the_jsonl_holds(tmp_path: Path, monkeypatch: pyt
     assert [item["summary"] for item in metrics if item.get("name") == "train/loss"] == [{"min": True}]
     assert any((item.get("glob_name"), item.get("step_metric")) == ("train/*", "train/step") for item in metrics)
 
-    summary: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for item in of(records, "summary"):
-        summary.update(item["update"])
+        found.update(item["update"])
     for row in jsonl(output):
         if "phase" in row:
             numbers = {name: value for name, value in row.items() if name not in ("phase", "time")}
-            assert {name: summary[f"{row['phase']}/{name}"] for name in numbers} == numbers
-    assert (summary["accuracy"], summary["mi/base/nats"], summary["mi/k"]) == (0.75, 1.5, 8)
-    assert (summary["diversity/set_size"], summary["transitions/right_to_wrong"]) == (40, 3)
-    assert "transitions/kinds" not in summary
-    assert (summary["counts/pairs"], summary["seconds/pairs"], summary["status"]) == (12, 1.25, "ok")
+            assert {name: found[f"{row['phase']}/{name}"] for name in numbers} == numbers
+    assert (found["accuracy"], found["mi/base/nats"], found["mi/k"]) == (0.75, 1.5, 8)
+    assert (found["diversity/set_size"], found["transitions/right_to_wrong"]) == (40, 3)
+    assert "transitions/kinds" not in found
+    assert (found["counts/pairs"], found["seconds/pairs"], found["status"]) == (12, 1.25, "ok")
 
 
 def test_offline_run_holds_samples_report_and_adapter(tmp_path: Path) -> None:
@@ -495,3 +498,28 @@ def test_progress_is_there_from_the_start_with_the_rate_of_each_stage(tmp_path: 
     name = "progress/sampling_chosen_responses"
     rates = [(row[f"{name}/done"], row[f"{name}/tokens_per_second"]) for row in found[1:]]
     assert rates == [(0.25, 20.0), (1.0, 40.0)]
+
+
+def test_the_table_of_a_multirun_is_a_run_in_its_group(tmp_path: Path) -> None:
+    for number, (method, seed, lift) in enumerate([("mipo", 1, 0.3), ("mipo", 2, 0.5), ("sft", 1, -0.1)]):
+        job(tmp_path, number, summary(f"method={method} seed={seed}", f"r{number}", 0.5, seed), lift)
+        (tmp_path / str(number) / ".hydra").mkdir()
+        tracker = {**dataclasses.asdict(config()), "group": None}
+        (tmp_path / str(number) / ".hydra" / "config.yaml").write_text(json.dumps({"tracker": tracker}))
+    path = write_table(tmp_path)
+    assert path is not None
+    wandb_table.log_table(tmp_path)
+    records = stored(tmp_path)
+    run = of(records, "run")[0]
+    assert (run["job_type"], run["run_group"]) == ("table", tmp_path.as_posix())
+    files = next(tmp_path.glob("wandb/offline-run-*")) / "files"
+    written = {key: value for row in rows(records) for key, value in row.items()}
+    content = json.loads((files / written["table.path"]).read_text())
+    cells = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    assert [(cell["arm"], cell["runs"], cell["metric"]) for cell in cells] == [
+        ("method=mipo", 2, "accuracy"),
+        ("method=sft", 1, "accuracy"),
+    ]
+    assert cells[0]["change"] == pytest.approx(0.3)  # 0.5 in either run, 0.2 before
+    texts = [item["update"]["table_text"] for item in of(records, "summary") if "table_text" in item["update"]]
+    assert texts[-1] == path.read_text()

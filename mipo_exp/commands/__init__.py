@@ -8,7 +8,7 @@ from importlib import import_module
 
 __all__ = ["NAMES", "run"]
 
-NAMES: tuple[str, ...] = ("chat", "compare", "dashboard", "export", "rerun")
+NAMES: tuple[str, ...] = ("chat", "compare", "dashboard", "export", "rerun", "wandb_sweep")
 
 
 def run(name: str, arguments: Sequence[str]) -> None:

@@ -11,6 +11,11 @@ NO_TEXTS = r"(?i:true|false|null|nan|inf)\Z"  # that begin with a letter
 FORM = "an override is KEY=VALUE or GROUP=OPTION, such as method.beta=0.05 or task=gsm8k"
 
 
+def from_agent(argument: str) -> str:
+    """An override that W&B's agent writes as an option, `--KEY=VALUE`, as one; an option of Hydra's as it is."""
+    return argument[2:] if re.match(r"--(?!(package|info|cfg)=)[+~\w./@]+=", argument) else argument
+
+
 def wrong_override(arguments: Sequence[str], groups: Collection[str]) -> str | None:
     """What is wrong with the first argument that cannot be an override, None if nothing is."""
     for argument in arguments:

@@ -30,7 +30,7 @@ VARIANTS: dict[str, Registry[Any]] = {
     **{"judge": JUDGES, "reward_judge": JUDGES, "workers": WORKERS},
 }
 # Groups whose files set keys of the whole config.
-FILE_GROUPS = ("experiment", "debug", "sweeps")
+FILE_GROUPS = ("experiment", "debug", "search", "sweeps")
 # Keys that were once there, and the part of `kernels` that has replaced each.
 REPLACED = {"trainer.share_prompt": "prompt_sharing", "scoring.share_prefix": "prefix_sharing"}
 # pydantic's kinds of errors: those about types with what is wanted, and those about bounds with how they are said.

@@ -72,7 +72,12 @@ class ColumnsConfig:
     context: str | None
     user: str | None
     reference: str | None
-    options: str | None
+    options: str | list[str] | None  # a list: a column for each option
+
+    def named(self) -> list[tuple[str, str]]:
+        """Each key with a column that it names."""
+        found = [(key, value) for key, value in dataclasses.asdict(self).items() if value is not None]
+        return [(key, name) for key, value in found for name in (value if isinstance(value, list) else [value])]
 
 
 @schema
@@ -124,12 +129,10 @@ class Custom(Task):
         """The rows of a file. Raises `DataError`: it cannot be read, or lacks a column."""
         records = read_rows([path])
         found = list(dict.fromkeys(str(name) for record in records for name in record.values))
-        for key, name in dataclasses.asdict(self.config.columns).items():
-            if name is not None and name not in found:
+        for key, name in self.config.columns.named():
+            if name not in found:
                 near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]!r}? " if near else ""
-                if len(found) == 1 and re.search(r"[;\t]", found[0]):
-                    hint = "the file seems to be separated by something else than commas. "
                 raise DataError(f"{path} has no column {name!r} (task.columns.{key}); {hint}It has {', '.join(found)}")
         return records
 

@@ -128,11 +128,16 @@ def match_references(rows: Sequence[Cells], column: str) -> list[str]:
     return found
 
 
-def option_lists(rows: Sequence[Cells], column: str) -> list[list[str]]:
-    """The options of `mcq`. Raises `DataError`: a row has fewer than two, more than there are letters, or one twice."""
+def option_lists(rows: Sequence[Cells], column: str | list[str]) -> list[list[str]]:
+    """The options of `mcq`, in one column or one column each, of which the last may be empty. Raises `DataError`: a row
+    has fewer than two, more than there are letters, or one twice."""
     found = []
     for row in rows:
-        options = row.texts(column) or []
+        if isinstance(column, str):
+            options = row.texts(column) or []
+        else:
+            used = max((at for at, name in enumerate(column, start=1) if row.text(name) is not None), default=0)
+            options = [row.required(name).strip() for name in column[:used]]
         if not 2 <= len(options) <= MAX_OPTIONS or len(set(options)) < len(options):
             raise DataError(
                 f"{row.where}: {column!r} should hold 2 to {MAX_OPTIONS} different options and holds {options} "

@@ -215,8 +215,13 @@ def read_json_rows(path: Path, value: Any = None) -> list[Record]:
     return [Record(f"{path}, row {index}", row) for index, row in enumerate(rows)]
 
 
+# Of a CSV file, the likeliest first.
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+
 def read_csv(path: Path, header: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> list[Record]:
-    """The rows of a CSV file with commas, every value a string.
+    """The rows of a CSV file, every value a string. Commas separate them; semicolons or tabs where the first line has
+    some and no comma.
 
     The file is read line by line, so that one of a gigabyte needs the memory of the chosen columns only.
 
@@ -234,7 +239,10 @@ def read_csv(path: Path, header: Sequence[str] | None = None, columns: Sequence[
     line = 1
     try:
         with _open_text(path) as handle:
-            rows = csv.reader(handle, strict=True)
+            first = handle.readline()
+            handle.seek(0)
+            separator = next((mark for mark in SEPARATORS if mark in first), ",")
+            rows = csv.reader(handle, delimiter=separator, strict=True)
             for row in rows:
                 where, line = f"{path}, line {line}", rows.line_num + 1
                 if not row:
@@ -245,8 +253,8 @@ def read_csv(path: Path, header: Sequence[str] | None = None, columns: Sequence[
                     continue
                 if len(row) != len(names):
                     raise DataError(
-                        f"{where}: {len(row)} values for the {len(names)} columns {', '.join(names)} (a comma in a "
-                        f"text needs quotes around it); {WAY_OUT}"
+                        f"{where}: {len(row)} values for the {len(names)} columns {', '.join(names)} "
+                        f"(a {SEPARATORS[separator]} in a text needs quotes around it); {WAY_OUT}"
                     )
                 values = dict(zip(names, row, strict=True))
                 records.append(Record(where, values if columns is None else {name: values[name] for name in columns}))

@@ -294,6 +294,7 @@ def _cluster_variance(parts: Values, groups: Grouping) -> Variance:
 
 def _satterthwaite(total: Values, parts: Sequence[Variance]) -> Values:
     """total² / Σ part² / df; the fewest degrees of freedom of any part where nothing varies."""
-    squares = np.sum([np.asarray(part.value) ** 2 / part.df for part in parts], axis=0)
+    squares = np.asarray(sum(np.asarray(part.value) ** 2 / part.df for part in parts))
+    fewest = min(float(np.min(part.df)) for part in parts)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(squares > 0, total**2 / squares, np.min([np.min(part.df) for part in parts]))
+        return np.where(squares > 0, total**2 / squares, fewest)

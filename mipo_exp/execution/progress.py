@@ -1,8 +1,9 @@
-"""Progress of a long stage: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+"""Progress of a long stage and of the experiment: a bar on a terminal, and lines, which the log file always has."""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -12,11 +13,61 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from mipo_exp.errors import duration
 from mipo_exp.execution.processes import team
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 20.0
+SECONDS_BESIDE_A_BAR = 60.0  # the same, in the log file
+TO_FILE = "to_file"  # the attribute of a log record that is not for the terminal
+NARROW = 110  # characters of a terminal, on which a bar and the rate have no room
+
+
+@dataclass
+class Stages:
+    """The stages of an experiment, for where it is and the time that all of them take.
+
+    Attributes:
+        names: of all, in order.
+        work: what those take that are not cached, in one unit.
+    """
+
+    names: Sequence[str]
+    work: Mapping[str, float]
+    clock: Callable[[], float] = time.monotonic
+    current: int = 0
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def enter(self, name: str) -> None:
+        """Say which stage is worked on now."""
+        self.current = list(self.names).index(name)
+
+    @property
+    def place(self) -> str:
+        """Of the current stage, in front of a label."""
+        return f"{self.current + 1}/{len(self.names)} "
+
+    def seconds_left(self, share: float, own: float) -> float:
+        """Seconds until all stages are done, at the mean pace so far, if `share` of the current one is done and takes
+        `own` seconds more."""
+        done, (here, *later) = self.names[: self.current], self.names[self.current :]
+        worked = sum(self.work.get(name, 0.0) for name in done) + share * self.work.get(here, 0.0)
+        rest = sum(self.work.get(name, 0.0) for name in later)
+        return own + rest * (self.clock() - self.started) / worked if worked else own
+
+
+_stages: list[Stages] = []  # of the experiment that runs, if one does
+
+
+def follow(stages: Stages | None) -> None:
+    """Have the progress of what runs from now on say where in these stages it is; None ends that."""
+    _stages[:] = [] if stages is None else [stages]
+
+
 # Who else hears of it, as often as there is a line.
 listeners: list[Callable[["Progress"], None]] = []
 
@@ -38,7 +89,9 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         console: Console | None = None,
     ) -> None:
+        self.stages = _stages[0] if _stages else None
         self.label, self.total, self.unit = label, total, unit
+        self.title = (self.stages.place if self.stages else "") + label
         self.done = self.worked_items = 0
         self.units = 0.0
         self._clock = clock
@@ -46,14 +99,10 @@ class Progress:
         console = console or Console(stderr=True)
         self._bar: Bar | None = None
         if console.is_terminal and team().main:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-            )
-            self._bar = Bar(*columns, _TimeLeft(self), console=console, transient=True)
-            self._task = self._bar.add_task(label, total=total, rate="")
+            wide = (BarColumn(), TextColumn("{task.fields[rate]}")) if console.width >= NARROW else ()
+            columns = (TextColumn("{task.description}"), *wide, MofNCompleteColumn(), _TimeLeft(self))
+            self._bar = Bar(*columns, console=console, transient=True)
+            self._task = self._bar.add_task(self.title, total=total, rate="")
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -67,16 +116,27 @@ class Progress:
         self.worked_items += items if units else 0
         now = self._advanced = self._clock()
         rate = f"{self.rate:.3g} {self.unit}/s" if self.units else "finished before"
+        between = SECONDS_BETWEEN_LINES
         if now - self._told >= SECONDS_BETWEEN_LINES:
             self._told = now
             self._tell()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rate=rate)
-        elif now - self._spoken >= SECONDS_BETWEEN_LINES and self.done < self.total:
+            between = SECONDS_BESIDE_A_BAR
+        if now - self._spoken >= between and self.done < self.total:
             self._spoken = now
-            left = self.seconds_left()
+            left, of_all = self.seconds_left(), self.seconds_left_of_all()
             rest = "" if left is None else f", {left:.0f} s left"
-            log.info("%s: %d of %d, %s%s", self.label, self.done, self.total, rate, rest)
+            rest += "" if of_all is None else f", about {duration(of_all)} for all stages"
+            said = f"{self.title}: {self.done} of {self.total}, {rate}{rest}"
+            log.info("%s", said, extra={TO_FILE: self._bar is not None})
+
+    def seconds_left_of_all(self) -> float | None:
+        """Seconds until all stages of the experiment are done; None where that is not known."""
+        own = self.seconds_left()
+        if self.stages is None or own is None:
+            return None
+        return self.stages.seconds_left(self.done / self.total if self.total else 1.0, own)
 
     @property
     def rate(self) -> float:
@@ -108,7 +168,7 @@ class Progress:
             self._tell()
             seconds = self._clock() - self._started
             rate = f", {self.units / max(seconds, 1e-9):.3g} {self.unit}/s" if self.units else ""
-            log.info("%s: %d in %.1f s%s", self.label, self.done, seconds, rate)
+            log.info("%s: %d in %.1f s%s", self.title, self.done, seconds, rate)
 
 
 class _TimeLeft(ProgressColumn):
@@ -119,6 +179,7 @@ class _TimeLeft(ProgressColumn):
         self.progress = progress
 
     def render(self, task: Task) -> Text:
-        """Hours, minutes and seconds."""
-        left = self.progress.seconds_left()
-        return Text("-:--:--" if left is None else str(timedelta(seconds=round(left))), style="progress.remaining")
+        """Hours, minutes and seconds; of all stages in words."""
+        left, of_all = self.progress.seconds_left(), self.progress.seconds_left_of_all()
+        text = "-:--:--" if left is None else str(timedelta(seconds=round(left)))
+        return Text(text + ("" if of_all is None else f", all {duration(of_all)}"), style="progress.remaining")

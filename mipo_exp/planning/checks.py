@@ -47,7 +47,12 @@ def check_examples(
     for part in parts(train, config.method.training_rounds, config.seed) if drawn else ():
         for negatives in drawn:
             sample_negatives(part, negatives, config.seed, in_order)
-    contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
+    try:
+        contrast_conditions(evaluation, config.evaluation.k, config.evaluation.seed)
+    except ConfigError as error:
+        share = getattr(config.task, "eval_share", None)
+        hint = "" if share is None else f"; of one file, a larger task.eval_share than {share} gives evaluation more"
+        raise ConfigError(f"{error}{hint}") from error
     if config.evaluation.without_context and contrasted_in(evaluation) == "prompt":
         raise ConfigError(
             f"evaluation.without_context=true answers without the user contexts, and task={config.task.name} has none; "

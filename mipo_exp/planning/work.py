@@ -72,6 +72,12 @@ def pieces(condition: Condition) -> list[int]:
     return found
 
 
+def costs(config: Config, examples: tuple[Sequence[Example], Sequence[Example]], device: str) -> dict[str, float]:
+    """What each stage costs in scored tokens, roughly: a sampled one takes some four, a trained one three."""
+    works = estimate_work(config, *examples, device)
+    return {name: 4.0 * work.sampled + work.scored + 3.0 * work.trained for name, work in works.items()}
+
+
 def estimate_work(
     config: Config,
     train: Sequence[Example],

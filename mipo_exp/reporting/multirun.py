@@ -180,7 +180,7 @@ def read_run(folder: Path, job: str, summary: Mapping[str, Any]) -> Run | str:
 def group(runs: Sequence[Run]) -> list[list[Arm]]:
     """The arms of each panel, in the order of the runs. Jobs that came to the same run count once, under the first.
     What all runs share is in no label, nor what all of a panel share where it has several arms."""
-    common = {None: set.intersection(*(set(run.overrides) for run in runs))}
+    common: dict[str | None, set[str]] = {None: set.intersection(*(set(run.overrides) for run in runs))}
     for run in runs:
         common[run.panel] = common.get(run.panel, set(run.overrides)) & set(run.overrides)
     several = {run.panel for run in runs if set(run.overrides) != common[run.panel]}

@@ -111,32 +111,32 @@ def _samples(panel: Panel, metric: Metric | None, budget: int) -> dict[str, Any]
     """Responses to the same examples: those before training and of each arm's first run. None where the cache that
     these were written to is not here. With more than the budget (bytes), the last examples are left out."""
     first = panel.runs[0]
-    examples, before = _rows(first, ("held_out", "examples"), "examples", "eval", Example), _texts(first, "before")
-    after = {index: texts for index, arm in enumerate(panel.arms) if (texts := _texts(arm.runs[0], "after"))}
+    examples = _rows(first, ("held_out", "examples"), "examples", "eval", Example)
+    after = {str(index): found for index, arm in enumerate(panel.arms) if (found := _texts(arm.runs[0], "after"))}
     if examples is None or not after:
         return None
+    texts: dict[str, dict[str, str]] = {"before": _texts(first, "before"), **after}
+    names = list(dict.fromkeys([*([metric.name] if metric else []), INFORMATION]))
+    values: list[dict[str, dict[str, float | None]]] = []
+    for name in names:
+        of_arms = {side: _by_example(panel.arms[int(side)].runs[0], "after", name) for side in after}
+        values.append({"before": _by_example(first, "before", name), **of_arms})
     rows: list[dict[str, Any]] = []
     for example in examples:
         shown = {"context": example.context, "prompt": example.prompt, "reference": example.reference}
-        sides = {"before": before, **after}
-        row = {
-            **{name: _cut(text) for name, text in shown.items()},
-            "texts": {index: _cut(texts.get(example.id)) for index, texts in sides.items()},
-        }
-        budget -= len(json.dumps(row, ensure_ascii=False).encode(errors="replace"))
+        rows.append(
+            {
+                **{name: _cut(text) for name, text in shown.items()},
+                "texts": {side: _cut(by_id.get(example.id)) for side, by_id in texts.items()},
+                "values": [{side: by_id.get(example.id) for side, by_id in of.items()} for of in values],
+            }
+        )
+        budget -= len(json.dumps(rows[-1], ensure_ascii=False).encode(errors="replace"))
         if budget < 0:
+            rows.pop()
             break
-        rows.append({"id": example.id, **row})
-    wanted = [name for name in (metric.name if metric else None, INFORMATION) if name]
-    for name in dict.fromkeys(wanted):
-        by_side = {"before": _by_example(first, "before", name)}
-        by_side |= {index: _by_example(panel.arms[index].runs[0], "after", name) for index in after}
-        for row in rows:
-            row.setdefault("values", []).append(
-                {side: of[row["id"]] for side, of in by_side.items() if row["id"] in of}
-            )
-    names = [{"name": name, "label": described(panel.summary, name).label} for name in dict.fromkeys(wanted)]
-    return {"all": len(examples), "metrics": names, "rows": rows}
+    labels = [{"name": name, "label": described(panel.summary, name).label} for name in names]
+    return {"all": len(examples), "metrics": labels, "rows": rows}
 
 
 def _by_example(run: Run, phase: str, name: str) -> dict[str, float | None]:

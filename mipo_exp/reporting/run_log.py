@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from mipo_exp.config.redaction import redact
+from mipo_exp.execution.progress import TO_FILE
 
 LOG_FILE = "mipo_exp.log"
 NOISY_LOGGERS = ("httpx", "httpx2", "openai", "matplotlib", "datasets", "filelock", "urllib3", "absl", "lm_eval")
@@ -36,6 +37,7 @@ def set_up_logging(output: Path) -> None:
     root.setLevel(logging.INFO)
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(_Redacting("%(message)s"))
+    console.addFilter(lambda record: not getattr(record, TO_FILE, False))
     root.addHandler(console)
     with contextlib.suppress(OSError):  # an output folder that cannot be written gets its own message later
         output.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def write_table(folder: Path, since: float = 0.0, failed: Sequence[Mapping[str, 
             log.warning("no table: job %s (%s): %s", item["job"], item["command"], item["error"])
         return None
     write_tables(folder, runs, missing)
-    log.info("table over %d runs: %s", len(runs), folder / "table.md")
+    log.info("comparison of %d runs: %s; table.md, .csv, .tex and .json beside it", len(runs), folder / "table.html")
     return folder / "table.md"
 
 
@@ -95,9 +95,6 @@ def write_tables(folder: Path, runs: Sequence[Run], missing: Sequence[Missing]) 
     }.items():
         write_atomically(folder / name, text.encode(errors="replace"))
     Console().print(_short(panels, facts, missing))
-    Console().print(
-        Text(f"{folder / 'table.html'} is the page; table.md, .csv, .tex and .json lie beside it"), soft_wrap=True
-    )
 
 
 def _markdown(panels: Sequence[Mapping[str, Any]], missing: Sequence[Missing]) -> str:

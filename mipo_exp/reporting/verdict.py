@@ -48,7 +48,9 @@ def _against_others(panel: Panel, best: int, metric: Metric) -> str:
         name = f"the other arm, `{others[0].label}`" if len(others) == 1 else f"each of the {len(others)} others"
         return f"{text} is better than {name}"
     nearest = _nearest(tests, behind)
-    text += f" has the best mean of {len(panel.arms)} arms"
+    best_mean = arm.values(metric.name).mean()
+    level = sum(other.values(metric.name).mean() == best_mean for other in others)
+    text += f" has the best mean of {len(panel.arms)} arms" + (f", as {level} more" if level else "")
     if any(behind):
         text += f" and is better than {sum(behind)} of them"
     if nearest is None:

@@ -8,6 +8,7 @@ folder, with paths relative to it, so that a copy of the folder is uploaded as c
 import contextlib
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,10 +115,21 @@ class WandbTracker:
         guarded("writing the summary", lambda: self._run.summary.update({"status": "failed", "error": error}))
         self.end(1)
 
+    def table(self, name: str, rows: Sequence[Any], summary: Mapping[str, Any]) -> None:
+        """Show one table, and end the run."""
+        guarded("logging the table", lambda: self._artifact(f"{name}-{self._run_id}", name, {}, tables={name: rows}))
+        guarded("writing the summary", lambda: self._run.summary.update(dict(summary)))
+        self.end(0)
+
     def end(self, exit_code: int) -> None:
         """End the run."""
         guarded("finishing the run", lambda: self._run.finish(exit_code=exit_code))
-        say_how_to_see(self._run, self._folder)
+        if self._run.offline:
+            local = Path(self._run.dir).parent
+            log.info("look at the W&B run with: wandb leet %s", shlex.quote(str(local)))
+            # From the run's folder: its artifacts' paths are relative to it.
+            sync = shlex.quote(os.path.relpath(local, self._folder))
+            log.info("upload it with: cd %s && wandb sync %s", shlex.quote(str(self._folder)), sync)
 
     def _show_page(self, page: Path) -> None:
         import wandb
@@ -166,8 +178,10 @@ class WandbTracker:
         # immutable: uploaded from where it lies. An offline run is uploaded later, when the cache may be gone: a copy.
         policy: Literal["immutable", "mutable"] = "mutable" if self._run.offline else "immutable"
         with self._staged():
-            for file in sorted(item for item in folder.rglob("*") if item.is_file()) if folder else ():
-                artifact.add_file(str(file), file.relative_to(folder).as_posix(), policy=policy, skip_cache=True)
+            for file in sorted(folder.rglob("*")) if folder is not None else ():
+                if file.is_file():
+                    inside = os.path.relpath(file, folder)
+                    artifact.add_file(str(file), inside, policy=policy, skip_cache=True)
             for key, table in shown.items():
                 artifact.add(table, key)
             for entry in artifact.manifest.entries.values() if self._run.offline else ():
@@ -191,16 +205,6 @@ class WandbTracker:
                 os.environ["WANDB_DATA_DIR"] = kept
             elif self._run.offline:
                 del os.environ["WANDB_DATA_DIR"]
-
-
-def say_how_to_see(run: "wandb.Run", folder: Path) -> None:
-    """Where the run is: on the server, or how to look at it and to upload it."""
-    if not run.offline:
-        return
-    local = Path(run.dir).parent
-    log.info("W&B run, in the terminal: wandb leet %s", local)
-    # The artifacts' paths are relative to the run's folder.
-    log.info("upload it with: cd %s && wandb sync %s", folder, os.path.relpath(local, folder))
 
 
 @dataclass(frozen=True)
@@ -289,8 +293,7 @@ def start(
     if run is None:
         run = _init(config, identity, mode="offline", **facts)
     if run.offline:
-        log.info("W&B offline (%s)", reason)
-        say_how_to_see(run, folder)
+        log.info("W&B offline (%s): %s", reason, Path(run.dir).parent)
     else:
         log.info("W&B online (%s): %s", reason, run.url)
     return WandbTracker(run, folder, config, run_id)
