@@ -44,7 +44,7 @@ def config_reference() -> str:
     parts.append("## Named sets\n\nSets of keys with one name.\n")
     named = [(CONFIG_DIR / name, added) for name, added in SETS.items()] + [(PROJECT_ROOT / "sweeps", "-m +sweeps=")]
     for folder, added in named:
-        files = [path for path in sorted(folder.rglob("*.yaml")) if path.parent.name != "wandb"]
+        files = sorted(folder.rglob("*.yaml"))
         rows = [(f"`{added}{path.relative_to(folder).with_suffix('')}`", _said(path)) for path in files]
         parts.append(_rows(("added as", "what it is"), rows) if rows else "")
     return "\n".join(parts)

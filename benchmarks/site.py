@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "build/site_source"  # as zensical.toml has it
 # Pages that lie outside docs/; of code that a page links to, a page is made.
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+CODE = {".py": "python", ".yaml": "yaml"}
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 MATH = re.compile(r"^```math\n(.*?)^```|\$`(.+?)`\$", re.MULTILINE | re.DOTALL)
@@ -47,10 +48,12 @@ def main(options: argparse.Namespace) -> None:
 def _staged(path: Path, folder: Path) -> Path:
     """Where a file is in the folder that the site is built from. Raises `SystemExit`: it is not there."""
     name = path.relative_to(ROOT).as_posix()
-    if path.suffix == ".py" and path.is_file():
+    if path.suffix in CODE and path.is_file():
         page = folder / "code" / f"{path.stem}.md"
         page.parent.mkdir(exist_ok=True)
-        page.write_text(f"# {name}\n\n```python\n{path.read_text(encoding='utf-8')}```\n", encoding="utf-8")
+        page.write_text(
+            f"# {name}\n\n```{CODE[path.suffix]}\n{path.read_text(encoding='utf-8')}```\n", encoding="utf-8"
+        )
         return page
     if name in PAGES:
         return folder / PAGES[name]
