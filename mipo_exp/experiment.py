@@ -236,21 +236,21 @@ def run(overrides: Sequence[str], output: str | Path | None) -> Results:
         raise ConfigError("plan=true runs nothing, and mipo_exp.run runs; plan with: python -m mipo_exp plan=true …")
     folder = Path(output or new_folder(time.strftime("outputs/%Y-%m-%d/%H-%M-%S"))).expanduser()
     raw.paths.output = str(folder)
-    try:
-        return run_composed(raw, folder, f"mipo_exp.run({list(overrides)})", overrides)
-    finally:
-        leave(folder)
+    return run_composed(raw, folder, f"mipo_exp.run({list(overrides)})", overrides)
 
 
 def run_composed(raw: DictConfig, folder: Path, command: str, overrides: Sequence[str]) -> Results:
-    """Run the experiment of a composed config, whose `paths.output` is this folder, which is kept for it."""
+    """Run the experiment of a composed config, whose `paths.output` is this folder, which is kept for it meanwhile."""
     config = parse(raw)
     make_writable(folder, "output", "give another one")
     occupy(folder, "output", "give another one")
-    (folder / ".hydra").mkdir(exist_ok=True)
-    OmegaConf.save(raw, folder / ".hydra" / "config.yaml")
-    run_experiment(config, resolve(raw), folder, command, overrides)
-    return load(folder)
+    try:
+        (folder / ".hydra").mkdir(exist_ok=True)
+        OmegaConf.save(raw, folder / ".hydra" / "config.yaml")
+        run_experiment(config, resolve(raw), folder, command, overrides)
+        return load(folder)
+    finally:
+        leave(folder)
 
 
 def _check_call(overrides: Any, output: Any) -> None:

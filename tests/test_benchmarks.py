@@ -50,6 +50,7 @@ def test_the_plan_is_laid_beside_what_the_stages_take(tmp_path: Path) -> None:
     assert 0.3 < most < 3
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_on_prompts_of_the_size_asked_for(tmp_path: Path) -> None:
     sizes = ["--prompt-tokens", "60", "--new-tokens", "8", "--pairs", "4", "--batch", "2", "--steps", "2"]
     command = [sys.executable, "-m", "benchmarks", "gpu", "--device", "cpu", "--part", "step", *sizes]

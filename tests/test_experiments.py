@@ -72,10 +72,9 @@ def test_a_tables_last_point_composes(name: str) -> None:
     assert composed(f"+experiment={name}", *last)
 
 
-# One table is run by each `make test`: all of them take minutes.
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "paper/mcq")) for name in NAMES]
-)
+# test_cli runs one sweep, and the rest of the suite each method, task and strategy: these tables take minutes.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Path, tiny: Runtime) -> None:
     definition = yaml.safe_load((cli.CONFIG_DIR / "experiment" / f"{name}.yaml").read_text())
     fewer = FEWER.get(name, {})
@@ -108,10 +107,8 @@ def test_every_table_of_the_experiments_runs(name: str, tmp_path: Path, data: Pa
 FINDINGS = sorted(path.stem for path in (cli.PROJECT_ROOT / "sweeps").glob("findings_*.yaml"))
 
 
-# One table has every arm, and test_pipeline runs the other tasks with one; all arms of these take long.
-@pytest.mark.parametrize(
-    "sweep", [pytest.param(name, marks=[pytest.mark.slow] * (name != "findings_smollm2")) for name in FINDINGS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", FINDINGS)
 def test_the_tables_of_the_results_page_run(sweep: str, tmp_path: Path, data: Path) -> None:
     definition = yaml.safe_load((cli.PROJECT_ROOT / "sweeps" / f"{sweep}.yaml").read_text())
     params = definition["hydra"]["sweeper"]["params"]
@@ -125,6 +122,11 @@ def test_the_tables_of_the_results_page_run(sweep: str, tmp_path: Path, data: Pa
     assert {(summary["task"], summary["status"]) for summary in summaries(tmp_path, arms)} == {(task, "ok")}
     assert len(arms) == len(named), "an arm for every one that is named"
     assert arms[0]["label"] == "+arm=default"
+
+
+@pytest.mark.parametrize("arm", sorted(path.stem for path in (cli.CONFIG_DIR / "arm").glob("*.yaml")))
+def test_every_arm_composes(arm: str) -> None:
+    assert composed(f"+arm={arm}", *(["task=gsm8k"] if arm == "rlvr" else []))
 
 
 def test_every_arm_is_in_a_table() -> None:
