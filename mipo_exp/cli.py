@@ -81,10 +81,14 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:2]):
         sys.stdout.write(help_text(", ".join(commands.NAMES)))
         return
+    if sys.argv[1:2] and sys.argv[1].startswith("--explain="):
+        sys.argv[1:2] = sys.argv[1].split("=", 1)
     _translate_rerun()
     if sys.argv[1:2] and sys.argv[1] in ("--explain", *commands.NAMES):
         try:
-            if sys.argv[1] == "--explain":
+            if sys.argv[1] == "--explain" and not sys.argv[2:]:
+                _exit("--explain wants a key: --explain KEY; --help lists all of them", EXIT_BAD_INPUT)
+            elif sys.argv[1] == "--explain":
                 sys.stdout.writelines(f"{explain_key(key)}\n" for key in sys.argv[2:])
             else:
                 commands.run(sys.argv[1], sys.argv[2:])

@@ -37,7 +37,7 @@ from mipo_exp.planning.libraries import check_libraries
 from mipo_exp.planning.shape import disk_needed, find_shape
 from mipo_exp.planning.work import costs
 from mipo_exp.reporting import tracking
-from mipo_exp.reporting.results import Outcome, finished_before, summary_head, write_results, write_summary
+from mipo_exp.reporting.results import Outcome, finished, finished_before, summary_head, write_results, write_summary
 from mipo_exp.reporting.run_folder import leave, occupy
 from mipo_exp.reporting.saved import Results, load
 from mipo_exp.store.artefacts import Stage, Store, digest
@@ -214,7 +214,9 @@ def run_experiment(
         message = redact(str(failure) if isinstance(failure, UserError) else f"{type(error).__name__}: {error}")
         summary.update(status="failed", error=message)
         with contextlib.suppress(OSError):  # what ended the run is worth more than why this could not be written
-            if output.is_dir() and os.access(output, os.W_OK):
+            # Results of an earlier run in this folder stay where this one has not begun.
+            kept = tracker is None and finished(output) is not None
+            if not kept and output.is_dir() and os.access(output, os.W_OK):
                 write_summary(output / "summary.json", summary)
         if tracker is not None:
             tracker.fail(message)
@@ -247,6 +249,7 @@ def run_composed(raw: DictConfig, folder: Path, command: str, overrides: Sequenc
     try:
         (folder / ".hydra").mkdir(exist_ok=True)
         OmegaConf.save(raw, folder / ".hydra" / "config.yaml")
+        OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra" / "overrides.yaml")
         run_experiment(config, resolve(raw), folder, command, overrides)
         return load(folder)
     finally:

@@ -14,6 +14,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="of a run, a multirun, or of several")
     parser.add_argument("--output", type=Path, default=Path("comparison"), metavar="DIR", help="default: comparison/")
     options = parser.parse_args(arguments)
+    options.output = options.output.expanduser()
 
     from mipo_exp.reporting.found import find_runs
     from mipo_exp.reporting.table import write_tables

@@ -22,6 +22,8 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository on the hub, a private one")
     parser.add_argument("--public", action="store_true", help="make the repository of --push a public one")
     given = parser.parse_args(arguments)
+    if given.public and given.push is None:
+        parser.error("--public needs --push OWNER/NAME")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
@@ -31,7 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     if given.push is not None:
         export.check_repository(given.push)
     opened = open_run(given.run, given.base, given.dtype)
-    folder = given.to or given.run / ("merged" if given.merged else "exported")
+    folder = (given.to or given.run / ("merged" if given.merged else "exported")).expanduser().absolute()
     found = export.export(opened, folder, given.merged)
     made = "the merged model" if given.merged else "the adapter"
     sys.stdout.write(

@@ -27,7 +27,6 @@ from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.experiment import run_composed
 from mipo_exp.reporting.reruns import differences, settings
 from mipo_exp.reporting.results import summary_head
-from mipo_exp.reporting.run_folder import leave
 from mipo_exp.reporting.run_log import set_up_logging
 from mipo_exp.reporting.saved import load
 from mipo_exp.store.disk import new_folder
@@ -45,6 +44,8 @@ def run(arguments: Sequence[str]) -> None:
     _change(raw, given.overrides, words)
     before = load(folder).summary if (folder / "summary.json").exists() else {}
     output = Path(given.output or new_folder(time.strftime("outputs/%Y-%m-%d/%H-%M-%S"))).expanduser()
+    if (output / "summary.json").exists():
+        raise ConfigError(f"--output={output} has the results of a run; give a new folder")
     raw.paths.output = str(output)
     try:
         config = parse(raw)
@@ -57,10 +58,7 @@ def run(arguments: Sequence[str]) -> None:
     command = shlex.join(["python", "-m", "mipo_exp", *words, *given.overrides])
     _say(settings(before, summary_head(config, command)))
     set_up_logging(output)
-    try:
-        found = run_composed(raw, output, command, [*words, *given.overrides])
-    finally:
-        leave(output)
+    found = run_composed(raw, output, command, [*words, *given.overrides])
     _say([*differences(before, found.summary), f"results: {found.folder}"])
 
 

@@ -102,9 +102,7 @@ def _read(path: Path, prefix: str) -> Iterator[Key]:
     above: list[str] = []
     option = path.stem if path.stem == "config" or path.stem.startswith("_") else f"{path.parent.name}={path.stem}"
     for line in path.read_text(encoding="utf-8").splitlines():
-        found = re.match(
-            r"( *)([\w.]+):(?: +|$)((?:\"[^\"]*\"|'[^']*'|[^#\s]|\s(?!\s*#)|(?<!\s)#)*)(?:\s*#\s*(.*))?$", line
-        )
+        found = LINE.match(line)
         if found is None:
             above = [*above, line.lstrip("# ")] if line.lstrip().startswith("#") else []
             continue

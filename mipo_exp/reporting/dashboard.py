@@ -104,6 +104,6 @@ def _make_chart(api: "wandb.Api", entity: str) -> str:
             spec=json.dumps(spec),
         )
     except Exception as error:
-        if "exist" not in str(error):
+        if "already exist" not in str(error):
             raise
         return f"{entity}/{CHART}"

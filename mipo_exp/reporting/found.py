@@ -40,7 +40,7 @@ def find_runs(
             if found[place].stat().st_mtime < since:
                 continue
             summary = _summary(found[place])
-            run = summary if isinstance(summary, str) else read_run(place, job, summary)
+            run = summary if isinstance(summary, str) else _read(place, job, summary)
             facts: Mapping[str, Any] = {} if isinstance(summary, str) else summary
             if isinstance(run, Run):
                 other = same.setdefault((run.panel, run.summary["run_id"], run.summary["seed"], *run.overrides), job)
@@ -54,6 +54,17 @@ def find_runs(
                 missing.append({"job": job, "command": str(facts.get("command", "")), "error": run, **own})
     named = {item["job"] for item in missing}
     return runs, missing + [job for name, job in known.items() if name not in named]
+
+
+def _read(place: Path, job: str, summary: Mapping[str, Any]) -> Run | str:
+    """The run, with all that a table asks of it; else why it has nothing to compare."""
+    try:
+        run = read_run(place, job, summary)
+        if isinstance(run, Run):
+            _ = run.panel, run.overrides, summary["missing"], summary["run_id"], summary["seed"]
+    except (KeyError, TypeError, ValueError) as error:
+        return f"its summary.json is damaged (it lacks {error}); type its command again"
+    return run
 
 
 def _name(place: Path, folder: Path, folders: Sequence[Path]) -> str:

@@ -88,6 +88,8 @@ def settle_folder(config: DictConfig) -> None:
     if "${now:" not in plain["dir"]:
         return
     asked, wanted = _asked(config), Path(config.hydra.sweep.dir)
+    if len(wanted.parents) < 3:  # not DIR/DATE/TIME
+        return
     found = sorted(wanted.parents[1].glob(f"*/*/{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
     same = next((path for path in found if _read(path).get("asked") == asked), None)
     folder = new_folder(str(wanted)) if same is None else str(same.parent)

@@ -7,6 +7,7 @@ Holm's method over all cells of one comparison. Arms on other examples, models, 
 *panel* of their own.
 """
 
+import ast
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,7 @@ class Run:
     @cached_property
     def overrides(self) -> list[str]:
         """What its command line changes, without the seed and what changes no result."""
-        words = shlex.split(self.summary["command"])
+        words = words_of(self.summary["command"])
         return [word for word in words if "=" in word and not word.lstrip("+").startswith(NO_CHANGE)]
 
     @cached_property
@@ -156,6 +157,16 @@ class Difference:
         return self.adjusted is not None and self.adjusted < ALPHA
 
 
+def words_of(command: str) -> list[str]:
+    """The words of a command line, or the overrides of a call of `mipo_exp.run`."""
+    try:
+        if command.startswith("mipo_exp.run("):
+            return list(ast.literal_eval(command.removeprefix("mipo_exp.run(").removesuffix(")")))
+        return shlex.split(command)
+    except (SyntaxError, ValueError):
+        return []
+
+
 Cells = dict[tuple[int, str], Difference]  # by arm and metric
 
 
@@ -163,7 +174,7 @@ def read_run(folder: Path, job: str, summary: Mapping[str, Any]) -> Run | str:
     """The finished run in a folder with this summary; else why it has nothing to compare."""
     # One that failed after it was measured may lie beside the values of an earlier run in its folder.
     if summary["status"] in ("failed", "running"):
-        return str(summary["error"] or "it has not ended")
+        return str(summary.get("error") or "it has not ended")
     if summary.get("schema") != SUMMARY_SCHEMA:
         return f"its summary.json has schema {summary.get('schema')}, and this version reads {SUMMARY_SCHEMA}"
     if not (folder / VALUES).exists() or "evaluated" not in summary:

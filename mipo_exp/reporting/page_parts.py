@@ -1,7 +1,6 @@
 """Parts of the report that are lists: words marked by their information, pairs, what the user changed, the contents."""
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from markupsafe import Markup, escape
 
 from mipo_exp.config.compose import CONFIG_DIR, PROJECT_ROOT
 from mipo_exp.config.parsing import FILE_GROUPS
+from mipo_exp.reporting.multirun import words_of
 from mipo_exp.reporting.pairs import TrainedPairs
 from mipo_exp.store.records import TokenPmi
 
@@ -74,13 +74,7 @@ def first_that_fit(items: Sequence[Item], texts: Iterable[Sequence[str | None]])
 def changed(command: str) -> list[tuple[str, str, str]]:
     """The keys that a command line sets, and those of the files that it adds (+experiment=…, +debug=…): key, value and
     where it was set. A key that is set twice has its last value."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return []
-    if command.startswith("mipo_exp.run("):
-        words = re.findall(r"'([^']+=[^']*)'", command)
-    given = [word.partition("=") for word in words if re.match(r"[+~]*[a-z_][\w./@]*=", word)]
+    given = [word.partition("=") for word in words_of(command) if re.match(r"[+~]*[a-z_][\w./@]*=", word)]
     found: dict[str, tuple[str, str]] = {}
     for key, _, value in given:
         if (group := key.lstrip("+")) in FILE_GROUPS:

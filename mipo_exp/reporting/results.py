@@ -1,5 +1,6 @@
 """What the user gets of an experiment whose stages are finished: metrics with intervals, `summary.json`, the report."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -35,7 +36,7 @@ from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.page_parts import Shown, changed
 from mipo_exp.reporting.pairs import trained_pairs
 from mipo_exp.reporting.report import Sample, write_report
-from mipo_exp.reporting.saved import SUMMARY_SCHEMA
+from mipo_exp.reporting.saved import SUMMARY_SCHEMA, WEIGHTS
 from mipo_exp.reporting.values import VALUES, write_values
 from mipo_exp.store.artefacts import write_atomically
 from mipo_exp.store.environment import git_commit, hardware, package_versions
@@ -109,15 +110,30 @@ def write_results(
     return Outcome(_objective(config.objective, summary["metrics"]), reasons, summary)
 
 
-def finished_before(config: Config, output: Path, run_id: str, command: str) -> Outcome | None:
-    """The outcome of the finished run in a folder, where it is that of this experiment in this version's words."""
-    path = output / "summary.json"
+def finished(output: Path) -> dict[str, Any] | None:
+    """The summary of the finished run in a folder, if it has one."""
     try:
-        summary: dict[str, Any] = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):  # none, or a damaged one: it runs
+        summary: dict[str, Any] = dict(json.loads((output / "summary.json").read_bytes()))
+    except (OSError, ValueError, TypeError):  # none, or a damaged one
         return None
-    facts = [summary.get(key) for key in ("status", "run_id", "command", "schema")]
-    if facts != ["ok", run_id, command, SUMMARY_SCHEMA]:
+    return summary if summary.get("status") == "ok" else None
+
+
+def finished_before(config: Config, output: Path, run_id: str, command: str) -> Outcome | None:
+    """The outcome of the finished run in a folder, where it is that of this experiment in this version's words.
+
+    The results of another experiment (other data, settings or versions) are set aside for this one's."""
+    summary = finished(output)
+    if summary is None:
+        return None
+    if (before := summary.get("run_id")) != run_id:
+        for name in ("summary.json", VALUES, "report.html"):
+            with contextlib.suppress(FileNotFoundError):
+                (output / name).replace(output / f"{name}.{before}")
+        log.warning("%s had results of another experiment; they are kept there as NAME.%s", output, before)
+        return None
+    whole = "adapter" not in summary["stages"] or (output / "adapter" / WEIGHTS).exists()
+    if not whole or [summary.get("command"), summary.get("schema")] != [command, SUMMARY_SCHEMA]:
         return None
     return Outcome(_objective(config.objective, summary["metrics"]), {}, summary, before=True)
 

@@ -235,7 +235,7 @@ function choose() {
   const keys = [...swept().keys()];
   options($("heat-rows"), keys.map((key) => [key, key]), keys[0]);
   options($("heat-columns"), keys.map((key) => [key, key]), keys[1]);
-  const known = samples ? every.map((arm, index) => [index, `${index + 1}. ${arm.label}`]).filter(([index]) => index in samples.rows[0]?.texts) : [];
+  const known = samples ? every.map((arm, index) => [index, `${index + 1}. ${arm.label}`]).filter(([index]) => index in (samples.rows[0]?.texts ?? {})) : [];
   document.querySelectorAll(".side-arm").forEach((select, place) => options(select, [["", "–"], ...known], known[place]?.[0] ?? ""));
   state.samples = SAMPLES_AT_ONCE;
   render();
