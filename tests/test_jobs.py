@@ -4,6 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import initialize_config_dir
@@ -13,7 +14,10 @@ from omegaconf import DictConfig
 
 from mipo_exp.config.compose import CONFIG_DIR, register_resolvers
 from mipo_exp.reporting.jobs import JOB_RECORD, RECORD, Jobs, settle_folder
+from mipo_exp.reporting.results import finished_before
+from mipo_exp.reporting.saved import SUMMARY_SCHEMA
 from tests.command_line import run
+from tests.conftest import composed as composed_config
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -89,3 +93,31 @@ def test_a_repeated_multirun_runs_what_is_missing_and_has_a_table_over_all(tmp_p
     assert (folder / "0" / "report.html").stat().st_mtime_ns == report
     panels = json.loads((folder / "table.json").read_text())["panels"]
     assert sum(len(arm["runs"]) for panel in panels for arm in panel["arms"]) == 2
+
+
+def test_the_results_of_another_experiment_in_the_folder_are_kept(tmp_path: Path) -> None:
+    config = composed_config("method=base")
+    summary: dict[str, Any] = {"status": "ok", "run_id": "old", "command": "c", "schema": SUMMARY_SCHEMA, "stages": {}}
+    summary["metrics"] = {phase: {"mi/base/nats": {"mean": 1.0}} for phase in ("before", "after", "delta")}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "report.html").write_text("its page")
+    same = finished_before(config, tmp_path, "old", "c")
+    assert same is not None
+    assert same.before
+    assert finished_before(config, tmp_path, "new", "c") is None
+    assert not (tmp_path / "summary.json").exists()
+    assert json.loads((tmp_path / "summary.json.old").read_text()) == summary
+    assert (tmp_path / "report.html.old").read_text() == "its page"
+
+
+def test_a_job_that_fails_before_it_starts_leaves_the_results_that_are_there(tmp_path: Path) -> None:
+    data = tmp_path / "mine.csv"
+    rows = "".join(f"u{number},Question {number}?,answer {number}\n" for number in range(40))
+    data.write_text(f"user,prompt,reference\n{rows}")
+    words = ["-m", "model=tiny", "+debug=quick", "tracker=none", "task=custom", f"task.path={data}"]
+    words += ["trainer.max_steps=1", "hydra.sweep.dir=swept", "seed=1"]
+    assert (done := run(*words, cwd=tmp_path)).returncode == 0, done.stderr
+    before = (tmp_path / "swept" / "0" / "summary.json").read_bytes()
+    data.write_text("user,prompt,reference\n")
+    assert run(*words, cwd=tmp_path).returncode == 2
+    assert (tmp_path / "swept" / "0" / "summary.json").read_bytes() == before

@@ -59,6 +59,11 @@ def test_bad_input_of_a_repetition_is_named(earlier: Path, tmp_path: Path, overr
         commands.run("rerun", [str(earlier), override, f"--output={tmp_path}"])
 
 
+def test_results_that_are_there_are_not_written_over(earlier: Path) -> None:
+    with pytest.raises(ConfigError, match="has the results of a run; give a new folder"):
+        commands.run("rerun", [str(earlier), f"--output={earlier}"])
+
+
 def test_a_folder_without_a_run_is_refused(earlier: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no \.hydra/config\.yaml; give that of a run"):
         commands.run("rerun", [str(tmp_path)])
