@@ -7,9 +7,7 @@ Holm's method over all cells of one comparison. Arms on other examples, models, 
 *panel* of their own.
 """
 
-import ast
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -39,7 +37,7 @@ from mipo_exp.evaluation.statistics import (
     t_interval,
     two_way,
 )
-from mipo_exp.reporting.saved import SUMMARY_SCHEMA
+from mipo_exp.reporting.saved import SUMMARY_SCHEMA, words_of
 from mipo_exp.reporting.values import VALUES, MetricValues, read_values
 
 ALPHA = 0.05
@@ -155,16 +153,6 @@ class Difference:
     def clear(self) -> bool:
         """Whether it is significant after the adjustment."""
         return self.adjusted is not None and self.adjusted < ALPHA
-
-
-def words_of(command: str) -> list[str]:
-    """The words of a command line, or the overrides of a call of `mipo_exp.run`."""
-    try:
-        if command.startswith("mipo_exp.run("):
-            return list(ast.literal_eval(command.removeprefix("mipo_exp.run(").removesuffix(")")))
-        return shlex.split(command)
-    except (SyntaxError, ValueError):
-        return []
 
 
 Cells = dict[tuple[int, str], Difference]  # by arm and metric

@@ -11,8 +11,8 @@ from markupsafe import Markup, escape
 
 from mipo_exp.config.compose import CONFIG_DIR, PROJECT_ROOT
 from mipo_exp.config.parsing import FILE_GROUPS
-from mipo_exp.reporting.multirun import words_of
 from mipo_exp.reporting.pairs import TrainedPairs
+from mipo_exp.reporting.saved import words_of
 from mipo_exp.store.records import TokenPmi
 
 # Of the texts of all samples, and of all pairs: more would make a page that browsers are slow with.

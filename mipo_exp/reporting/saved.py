@@ -1,7 +1,9 @@
 """A finished run as an object, read from its folder."""
 
+import ast
 import json
 import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,3 +64,13 @@ def load(folder: Path) -> Results:
         adapter = None
     facts = summary["run_id"], summary["status"], summary["metrics"]
     return Results(folder, *facts, adapter, folder / "report.html", summary)
+
+
+def words_of(command: str) -> list[str]:
+    """The words of a command line, or the overrides of a call of `mipo_exp.run`."""
+    try:
+        if command.startswith("mipo_exp.run("):
+            return list(ast.literal_eval(command.removeprefix("mipo_exp.run(").removesuffix(")")))
+        return shlex.split(command)
+    except (SyntaxError, ValueError):
+        return []
