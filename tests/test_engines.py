@@ -441,6 +441,17 @@ def test_a_vllm_process_that_fails_is_reported_with_what_it_said_first(
     assert "a notice that a library prints" in caplog.text, "the whole log is in the run's"
 
 
+def test_the_cause_is_found_where_vllm_logs_it_first() -> None:
+    trace = ["Traceback (most recent call last):", '  File "core.py", line 7, in run', "    run()", "    ^^^^^"]
+    worker = "(EngineCore pid=7) ERROR 11-26 12:00:00 [core.py:7] "
+    said = ["(Main pid=1) WARNING 11-26 12:00:00 [base.py:3] Traceback (most recent call last):", "loading"]
+    logged = [worker + line for line in ["EngineCore failed to start.", *trace, "ValueError: no room for the cache"]]
+    last = [*trace, "RuntimeError: Engine core initialization failed. See root cause above."]
+    found = vllm_engine.cause("\n".join([*said, *logged, *(f"[rank0]: {line}" for line in last)]))
+    assert found.splitlines() == ["EngineCore failed to start.", "ValueError: no room for the cache", last[-1]]
+    assert vllm_engine.cause("\n".join(said)) == "\n".join(said)
+
+
 def test_a_vllm_process_that_is_killed_is_started_again(model: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
     engine = a_vllm().open(model, None, None, tmp_path)
     with pytest.raises(ModelError, match="was ended by SIGKILL: memory may have run out"):

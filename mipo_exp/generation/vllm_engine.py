@@ -37,7 +37,7 @@ WORKER = Path(__file__).with_name("vllm_worker.py")
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 COLDEST, HOTTEST = 0.01, 2.0  # vLLM raises lower temperatures to the first and refuses those above the second
 SHORTEST = 1024  # positions that the process has at least
-CPU_CACHE_BYTES = 4 << 30  # of keys and values on a CPU
+CPU_CACHE_BYTES = 1 << 30  # of keys and values on a CPU; engine.extra.kv_cache_memory_bytes takes more
 # Arguments that follow from other keys; `engine.extra` may not name them.
 OWN = (
     *("model", "dtype", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "trust_remote_code"),
@@ -288,8 +288,8 @@ def _wait(process: "subprocess.Popen[str]") -> int:
         return process.wait()
 
 
-# What vLLM puts before a line of an error, and Python's lines about places in the code.
-_PREFIX = re.compile(r"^(\(.*?pid=\d+\) )?ERROR \S+ \S+ \[.*?\] ?")
+# What vLLM and torch put before a line of an error, and Python's lines about places in the code.
+_PREFIX = re.compile(r"^\[rank\d+\]: ?|^(\(.*?pid=\d+\) )?ERROR \S+ \S+ \[.*?\] ?")
 _PLACE = re.compile(r"Traceback |  File |    ")
 
 
