@@ -8,6 +8,7 @@ import argparse
 import json
 import random
 import string
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from benchmarks.ours import SAME_TRAINING, Sizes, prepared, train
 from benchmarks.plain import report
 from mipo_exp.generation.engine import Request
 from mipo_exp.generation.responses import opened_engine
+from mipo_exp.generation.vllm_engine import VllmConfig, environment
 from mipo_exp.pipeline import Assembled
 from mipo_exp.planning.shape import find_shape
 from mipo_exp.store.records import Condition
@@ -27,6 +29,21 @@ from mipo_exp.store.records import Condition
 # reference by a second forward pass in each step.
 STOCK = (*("kernels=plain", "trainer.reference=live"),)
 SHAPES = {"cuda": "+experiment=qwen1.5b_shape", "cpu": "model=tiny"}
+# Run where vLLM is: `report`'s arguments go to a file.
+RAW = """
+import json, sys, time
+from vllm import LLM, SamplingParams
+
+asked = json.load(sys.stdin)
+model, sampling = LLM(**asked["model"]), SamplingParams(**asked["sampling"])
+prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
+model.generate(prompts[:1], sampling, use_tqdm=False)
+started = time.perf_counter()
+found = model.generate(prompts, sampling, use_tqdm=False)
+seconds = time.perf_counter() - started
+with open(sys.argv[1], "w") as file:
+    json.dump({"seconds": seconds, "tokens": sum(len(of.outputs[0].token_ids) for of in found)}, file)
+"""
 CHAT_TOKENS = 64  # at most what the chat template adds to a prompt
 SIZES = {"prompt-tokens": 1472, "new-tokens": 256, "pairs": 32, "batch": 4, "steps": 8, "vllm-prompts": 2048}
 
@@ -176,30 +193,36 @@ def _vllm(args: argparse.Namespace) -> None:
             for row in engine.sample(Request([prompts[i] for i in shard], sampling, number, shard))
         ]
     report("vllm", time.perf_counter() - started, sum(len(row.token_ids) for row in found))
+    ready.runtime.release()
 
 
 def _raw_vllm(args: argparse.Namespace) -> None:
     """The same prompts through vLLM's own `generate`, all at once, with its defaults."""
     ready = _prepared(args, "engine=vllm")
-    prompts = [{"prompt_token_ids": ids} for ids in _token_ids(ready, args)]
-    from vllm import LLM, SamplingParams
-
-    sampling = ready.config.sampling
-    settings = SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_new_tokens,
-        stop_token_ids=list(ready.runtime.renderer.stop_ids),
-        detokenize=False,
-    )
-    longest = args.prompt_tokens + CHAT_TOKENS + args.new_tokens
-    model = LLM(
-        str(ready.runtime.model_folder), dtype=ready.runtime.dtype, max_model_len=longest, generation_config="vllm"
-    )
-    model.generate(prompts[:1], settings, use_tqdm=False)
-    started = time.perf_counter()
-    found = model.generate(prompts, settings, use_tqdm=False)
-    report("raw-vllm", time.perf_counter() - started, sum(len(of.outputs[0].token_ids) for of in found))
+    engine, sampling = ready.config.engine, ready.config.sampling
+    if not isinstance(engine, VllmConfig):
+        raise SystemExit("error: --set may not name another engine")
+    asked = {
+        "prompts": _token_ids(ready, args),
+        "sampling": {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "stop_token_ids": list(ready.runtime.renderer.stop_ids),
+            "detokenize": False,
+        },
+        "model": {
+            "model": str(ready.runtime.model_folder),
+            "dtype": ready.runtime.dtype,
+            "max_model_len": args.prompt_tokens + CHAT_TOKENS + args.new_tokens,
+            "generation_config": "vllm",
+            **engine.extra,
+        },
+    }
+    found = args.cache / "raw-vllm.json"
+    command, variables = [engine.interpreter, "-c", RAW, str(found)], environment(engine.interpreter)
+    subprocess.run(command, input=json.dumps(asked), text=True, env=variables, check=True)
+    report("raw-vllm", **json.loads(found.read_text()))
 
 
 def _token_ids(ready: Assembled, args: argparse.Namespace) -> Sequence[list[int]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,10 +17,10 @@ from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.errors import ModelError
 from mipo_exp.generation.engine import Request, check_engine
 from mipo_exp.generation.transformers_engine import TransformersEngine
-from mipo_exp.generation.vllm_engine import VllmConfig, VllmEngine, installed
+from mipo_exp.generation.vllm_engine import VllmConfig, VllmEngine, environment, installed
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
-from tests.conftest import composed, make_runtime
+from tests.conftest import Experiment, composed, make_runtime
 from tests.test_engines import PROMPTS, TRANSFORMERS, an_adapter, sample, sampling
 
 pytestmark = pytest.mark.slow
@@ -44,14 +45,24 @@ print(json.dumps(found), file=sys.stderr)
 """
 
 
+# A tiny model with heads as wide as vLLM's kernels want them.
+MODEL = ("model.random.hidden_size=64", "+model.random.head_dim=32")
+
+
 @pytest.fixture(scope="module")
-def config() -> VllmConfig:
-    """`engine=vllm` in the environment that VLLM_PYTHON names or `make vllm` makes, which takes minutes."""
+def python() -> str:
+    """Of the environment that VLLM_PYTHON names or `make vllm` makes, which takes minutes."""
     python = os.environ.get("VLLM_PYTHON", str(ROOT / ".venv-vllm" / "bin" / "python"))
     if not Path(python).exists():
         made = subprocess.run(["make", "-C", str(ROOT), "vllm", f"VLLM={PACKAGE}", f"PYTHON={sys.executable}"])
         if made.returncode:
             pytest.skip(f"{PACKAGE} cannot be installed here")
+    return python
+
+
+@pytest.fixture(scope="module")
+def config(python: str) -> VllmConfig:
+    """`engine=vllm` on a CPU."""
     if not installed(python).endswith("+cpu"):
         pytest.skip(f"{python} has vLLM for GPUs")
     return VllmConfig("vllm", 64, 4096, 0.5, 4, python, {})
@@ -59,9 +70,8 @@ def config() -> VllmConfig:
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    """A tiny model with heads as wide as vLLM's kernels want them, and its server."""
-    options = ("+debug=quick", "model.random.hidden_size=64", "+model.random.head_dim=32")
-    made = make_runtime(composed(*options), tmp_path_factory.mktemp("vllm"))
+    """The tiny model and its server."""
+    made = make_runtime(composed("+debug=quick", *MODEL), tmp_path_factory.mktemp("vllm"))
     yield made
     made.release()
 
@@ -120,8 +130,8 @@ def test_log_probabilities_with_and_without_an_adapter_are_those_of_transformers
     arguments = opened(config, runtime).server.arguments(200)
     runtime.release()
     asked = json.dumps({"arguments": arguments, "adapter": str(adapter), "prompts": PROMPTS})
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
-    done = subprocess.run([config.interpreter, "-c", SCORE, asked], env=environment, capture_output=True, text=True)
+    variables = {**environment(config.interpreter), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    done = subprocess.run([config.interpreter, "-c", SCORE, asked], env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(next(line for line in reversed(done.stderr.splitlines()) if line.startswith("[[")))
     for of, rows in ((adapter, found[: len(PROMPTS)]), (None, found[len(PROMPTS) :])):
@@ -129,6 +139,20 @@ def test_log_probabilities_with_and_without_an_adapter_are_those_of_transformers
         expected = token_log_probs(runtime.model(of), items, False)
         for (_, theirs), ours in zip(rows, expected, strict=True):
             assert theirs == pytest.approx(ours.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_one_process_serves_a_whole_experiment(
+    device: str, python: str, experiment: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if (device == "cpu") != installed(python).endswith("+cpu"):
+        pytest.skip(f"{python} has another build of vLLM")
+    with caplog.at_level(logging.INFO):
+        summary, _ = experiment(*MODEL, "engine=vllm", f"engine.python={python}", f"device={device}")
+    assert summary["status"] == "ok"
+    assert caplog.text.count("starting vLLM") == 1
 
 
 def test_what_vllm_refuses_is_said(config: VllmConfig, runtime: Runtime) -> None:

@@ -228,7 +228,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=_environment(self.config.python is not None),
+            env=environment(self.config.interpreter),
         )
         self._ask(arguments)
         log.info("vLLM serves %s after %.0f s", self.runtime.source.description, time.monotonic() - started)
@@ -263,9 +263,8 @@ def installed(interpreter: str) -> str:
     """The version of vLLM there, with `+cpu` where it is built for CPUs; empty where there is none. Raises
     `ConfigError`: it is no interpreter."""
     command = [interpreter, str(WORKER), "--version"]
-    environment = _environment(interpreter != sys.executable)
     try:
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, env=environment(interpreter), capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         raise ConfigError(
@@ -274,9 +273,9 @@ def installed(interpreter: str) -> str:
         ) from error
 
 
-def _environment(other: bool) -> dict[str, str]:
-    """The process's variables: an `other` interpreter has packages of its own."""
-    own = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH") if other else ()
+def environment(interpreter: str) -> dict[str, str]:
+    """The variables of a process: another interpreter than this one has packages of its own."""
+    own = () if interpreter == sys.executable else ("PYTHONPATH", "PYTHONHOME")
     return {name: value for name, value in os.environ.items() if name not in own}
 
 
