@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import math
+import signal
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -266,6 +267,9 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         (("engine=vllm", "sampling.temperature=2.5"), "cuda", "sampling.temperature=2.5"),
         (("engine=vllm", "evaluation.sampling.temperature=0.001"), "cuda", "evaluation.sampling.temperature=0.001"),
         (("engine=vllm", "+engine.extra.model=other"), "cuda", "engine.extra.model"),
+        (("engine=vllm", "lora.r=600"), "cuda", "lora.r=600"),
+        (("engine=vllm", "engine.lora_rank=2"), "cuda", "engine.lora_rank=2"),
+        (("engine=vllm", "engine.python=without"), "cuda", "engine.python=without has no vllm"),
         (("engine=openvino", "method=cad"), "cpu", "method=cad"),
         (("engine=vllm", "method=cad"), "cuda", "method=cad"),
         (("engine=openvino", "sampling.top_p=0.9", "sampling.top_k=5"), "cpu", "another order"),
@@ -275,7 +279,8 @@ def test_what_an_engine_cannot_do_is_said_early(
     options: tuple[str, ...], device: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OpenvinoConfig, "version", lambda self: "1.0")
-    monkeypatch.setattr(vllm_engine, "installed", lambda python: "1.0+cpu" if python == "for_cpu" else "1.0")
+    builds = {"for_cpu": "1.0+cpu", "without": ""}
+    monkeypatch.setattr(vllm_engine, "installed", lambda python: builds.get(python, "1.0"))
     with pytest.raises(ConfigError, match=said):
         check_engine(composed(*options), device)
 
@@ -295,7 +300,7 @@ def test_models_that_openvino_does_not_read_are_named() -> None:
 
 
 FAKE_VLLM = """
-    import json, os, sys
+    import json, os, sys, time
 
     print("a notice that a library prints")
 
@@ -335,6 +340,8 @@ FAKE_VLLM = """
         def generate(self, prompts, params, *, lora_request, use_tqdm):
             if params[0].seed == 666:
                 os.kill(os.getpid(), 9)
+            if params[0].seed == 777:
+                time.sleep(99)
             end = [] if lora_request is None else [lora_request.id]
             return [
                 Result((p["prompt_token_ids"] + [q.seed] + end + [q.stop[0]])[: q.max_tokens])
@@ -459,6 +466,19 @@ def test_a_vllm_process_that_is_killed_is_started_again(model: Runtime, fake_vll
     assert sample(engine, [[50]], sampling(2), [9]) == [[50, 9]]
 
 
+def test_an_interruption_does_not_wait_for_vllm(model: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
+    engine = a_vllm().open(model, None, None, tmp_path)
+    sample(engine, [[50]], sampling(2), [9])
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sample(engine, [[50]], sampling(2), [777])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert sample(engine, [[50]], sampling(2), [10]) == [[50, 10]]
+
+
 def test_a_vllm_process_ends_with_the_one_that_asks(model: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
     engine = a_vllm().open(model, None, None, tmp_path)
     sample(engine, [[50]], sampling(8), [9])
@@ -478,7 +498,9 @@ def test_vllms_version_and_extra_arguments_are_in_the_key(tiny: Runtime, fake_vl
     check_engine(config, "cpu")  # the CPU build
 
 
-@pytest.mark.parametrize(("python", "said"), [("/nowhere/python", "No such file"), ("/bin/sh", "does not run")])
+@pytest.mark.parametrize(
+    ("python", "said"), [("/nowhere/python", "No such file"), ("/bin/sh", "no Python"), ("/bin/ls", "coreutils|ls")]
+)
 def test_an_interpreter_that_does_not_run_is_named(python: str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)engine.python={python}.*{said}"):
         check_engine(composed("engine=vllm", f"engine.python={python}"), "cuda")

@@ -53,9 +53,11 @@ SECONDS_TO_END = 60.0
 class VllmConfig(EngineConfig):
     needs = "vllm"
     takes_gpu = True
-    install_note = ", or into an environment of its own (make vllm) that engine.python names (docs/engines.md)"
+    install_note = (
+        " in a virtual environment of its own, or make vllm and engine.python=.venv-vllm/bin/python (docs/engines.md)"
+    )
     memory_fraction: Annotated[float, Between(0.01, 1)]
-    lora_rank: int
+    lora_rank: Annotated[int, Between(1, 4096)]
     python: str | None
     extra: dict[str, Any]
 
@@ -71,7 +73,10 @@ class VllmConfig(EngineConfig):
 
     def version(self) -> str | None:
         """See `EngineConfig.version`."""
-        return installed(self.interpreter).partition("+")[0] or None
+        found = installed(self.interpreter)
+        if self.python is not None and not found:
+            raise ConfigError(f"engine.python={self.python} has no vllm; make vllm makes an environment that has it")
+        return found.partition("+")[0] or None
 
     def check(self, config: Config, on_gpu: bool) -> None:
         """See `EngineConfig.check`."""
@@ -86,10 +91,11 @@ class VllmConfig(EngineConfig):
                 "engine=vllm needs a GPU, and device is cpu; use engine=transformers or engine=openvino, or vLLM's "
                 "build for CPUs (docs/engines.md)"
             )
-        if config.lora.use_dora or config.lora.r > LORA_RANKS[-1]:
+        if config.lora.use_dora or not config.lora.r <= self.lora_rank <= LORA_RANKS[-1]:
             raise ConfigError(
-                f"engine=vllm serves adapters without DoRA and of rank {LORA_RANKS[-1]} at most (lora.use_dora="
-                f"{config.lora.use_dora}, lora.r={config.lora.r}); use engine=transformers"
+                f"engine=vllm serves adapters without DoRA, of rank engine.lora_rank, {LORA_RANKS[-1]} at most "
+                f"(lora.use_dora={config.lora.use_dora}, lora.r={config.lora.r}, engine.lora_rank={self.lora_rank}); "
+                "use engine=transformers"
             )
         for key, sampling in (("sampling", config.sampling), ("evaluation.sampling", config.evaluation.sampling)):
             if sampling.temperature and not COLDEST <= sampling.temperature <= HOTTEST:
@@ -244,6 +250,10 @@ class Server:
             line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        except BaseException:  # interrupted: what it answers would be taken for the next reply
+            process.kill()
+            self.close()
+            raise
         if line:
             return json.loads(line)
         code = _wait(process)
@@ -262,15 +272,19 @@ class Server:
 def installed(interpreter: str) -> str:
     """The version of vLLM there, with `+cpu` where it is built for CPUs; empty where there is none. Raises
     `ConfigError`: it is no interpreter."""
-    command = [interpreter, str(WORKER), "--version"]
+    command, variables = [interpreter, str(WORKER), "--version"], environment(interpreter)
     try:
-        return subprocess.run(command, env=environment(interpreter), capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, timeout=60)
+        found = done.stdout
+        if re.fullmatch(r"[\w.+]*", found):
+            return found
+        said = found
+    except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        raise ConfigError(
-            f"engine.python={interpreter} does not run ({said.strip().splitlines()[-1]}); name the Python of an "
-            "environment with vLLM, /path/to/venv/bin/python (make vllm makes one)"
-        ) from error
+    raise ConfigError(
+        f"engine.python={interpreter} is no Python that runs ({said.strip().splitlines()[-1]}); name that of an "
+        "environment with vLLM, .venv-vllm/bin/python (make vllm makes it)"
+    )
 
 
 def environment(interpreter: str) -> dict[str, str]:
