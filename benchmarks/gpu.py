@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cuda", help="cpu tries the command, with a small model")
     parser.add_argument("--no-vllm", action="store_true", help="leave sampling out")
+    parser.add_argument("--vllm-python", default="null", help="engine.python: .venv-vllm/bin/python")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     parser.add_argument(
@@ -72,7 +73,13 @@ def main(args: argparse.Namespace) -> None:
         for part in parts:
             sizes = [text for name in SIZES for text in (f"--{name}", str(getattr(args, name.replace("-", "_"))))]
             command = [sys.executable, "-m", "benchmarks", "gpu", "--part", part, "--cache", cache, *sizes]
-            command += ["--device", args.device, *(["--set", *args.override] if args.override else [])]
+            command += [
+                "--vllm-python",
+                args.vllm_python,
+                "--device",
+                args.device,
+                *(["--set", *args.override] if args.override else []),
+            ]
             found.update(run_part(command, {}))
     sys.stdout.write("\n".join([*table(found), ""]))
 
@@ -180,7 +187,7 @@ def _stock_step(args: argparse.Namespace) -> None:
 
 def _vllm(args: argparse.Namespace) -> None:
     """Sampling as the stages do it, with the worker started before the clock."""
-    ready = _prepared(args, "engine=vllm")
+    ready = _prepared(args, "engine=vllm", f"engine.python={args.vllm_python}")
     prompts = _token_ids(ready, args)
     sampling = ready.config.sampling
     with opened_engine(ready.runtime, None, ready.config.engine, None, args.cache) as engine:
@@ -198,7 +205,7 @@ def _vllm(args: argparse.Namespace) -> None:
 
 def _raw_vllm(args: argparse.Namespace) -> None:
     """The same prompts through vLLM's own `generate`, all at once, with its defaults."""
-    ready = _prepared(args, "engine=vllm")
+    ready = _prepared(args, "engine=vllm", f"engine.python={args.vllm_python}")
     engine, sampling = ready.config.engine, ready.config.sampling
     if not isinstance(engine, VllmConfig):
         raise SystemExit("error: --set may not name another engine")
