@@ -97,11 +97,12 @@ class VllmConfig(EngineConfig):
                 f"(lora.use_dora={config.lora.use_dora}, lora.r={config.lora.r}, engine.lora_rank={self.lora_rank}); "
                 "use engine=transformers"
             )
-        for key, sampling in (("sampling", config.sampling), ("evaluation.sampling", config.evaluation.sampling)):
-            if sampling.temperature and not COLDEST <= sampling.temperature <= HOTTEST:
+        asked = {"sampling": config.sampling, "evaluation.sampling": config.evaluation.sampling}
+        for key, group in (asked | {"method": config.method.decoding}).items():
+            if group.temperature and not COLDEST <= group.temperature <= HOTTEST:
                 raise ConfigError(
-                    f"{key}.temperature={sampling.temperature:g}: engine=vllm samples at temperatures of {COLDEST:g} "
-                    f"to {HOTTEST:g} and at 0; choose one of them, or use engine=transformers"
+                    f"{key}.temperature={group.temperature:g}: engine=vllm samples at temperatures of {COLDEST:g} to "
+                    f"{HOTTEST:g} and at 0; choose one of them, or use engine=transformers"
                 )
         for name in sorted(set(self.extra).intersection(OWN)):
             raise ConfigError(f"engine.extra.{name} follows from other keys of the config; remove it from engine.extra")
