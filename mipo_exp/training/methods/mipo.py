@@ -278,9 +278,9 @@ def check_first_loss(dpo: "DPOTrainer", method: Mipo, reference: str) -> None:
     count = min(checked_pairs(dpo.model, reference == "scored"), len(dpo.train_dataset))
     # Spread over all of them, which may be sorted.
     rows = [dpo.train_dataset[i * len(dpo.train_dataset) // count] for i in range(count)]
-    losses, balance, gaps = _evaluated(dpo, method, rows)
+    losses, balance, gaps = evaluated(dpo, method, rows)
     tokens = [len(row[f"{side}_ids"]) for row in rows for side in ("chosen", "rejected")]
-    check_gaps(gaps, tokens, dpo.model, lambda: _evaluated(dpo, method, rows)[2])
+    check_gaps(gaps, tokens, dpo.model, lambda: evaluated(dpo, method, rows)[2])
     loss, expected = sum(losses) / count, first_loss(method)
     router = dpo.router_aux_loss_coef * sum(balance) / count if balance else 0.0
     # The router's part may be in 16 bits; TRL computes the rest in float32.
@@ -296,8 +296,9 @@ def check_first_loss(dpo: "DPOTrainer", method: Mipo, reference: str) -> None:
     log.info("reference: %s; first loss %.4f, within %.1g nats on %d pairs", described, loss, gap, count)
 
 
-def _evaluated(dpo: "DPOTrainer", method: Mipo, rows: Sequence[Any]) -> tuple[list[float], list[float], list[float]]:
-    """Of pairs one by one: the losses, the router's part where there is one, and log π_θ − log π_ref of both sides."""
+def evaluated(dpo: "DPOTrainer", method: Mipo, rows: Sequence[Any]) -> tuple[list[float], list[float], list[float]]:
+    """Of pairs one by one, before the first step: the losses, the router's part where there is one, and log π_θ −
+    log π_ref of both sides."""
     import torch
 
     dpo.model.eval()
