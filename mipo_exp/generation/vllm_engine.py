@@ -110,8 +110,8 @@ class VllmEngine(Engine):
             "model": str(self.runtime.model_folder),
             "dtype": self.runtime.dtype,
             "max_model_len": longest,
-            "max_num_seqs": self.config.batch_rows,
-            "max_num_batched_tokens": max(self.config.batch_tokens, longest),
+            "max_num_seqs": self.config.batch_rows.on(self.runtime.device),
+            "max_num_batched_tokens": max(self.config.batch_tokens.on(self.runtime.device), longest),
             "gpu_memory_utilization": self.config.memory_fraction,
             "trust_remote_code": self.runtime.config.trust_remote_code,
         }
