@@ -272,6 +272,13 @@ def test_continuous_batching_needs_another_attention_than_eager() -> None:
         check_engine(composed("engine=continuous", "model.attention=eager"), "cpu")
 
 
+def test_experiments_run_with_continuous_batching(experiment: Experiment) -> None:
+    summary, _ = experiment("engine=continuous", "engine.batch_rows.cpu=3")
+    by_transformers, _ = experiment()
+    assert by_transformers["stages"]["chosen"]["key"] != summary["stages"]["chosen"]["key"]
+    assert summary["metrics"].keys() == by_transformers["metrics"].keys()
+
+
 def test_an_engines_limits_are_those_of_its_device() -> None:
     engine = composed("engine.batch_rows.cuda=99", "engine.batch_tokens=77").engine
     assert (engine.batch_rows.on("cpu"), engine.batch_rows.on("cuda:1")) == (64, 99)
