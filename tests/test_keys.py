@@ -47,7 +47,9 @@ def test_without_a_part_of_the_kernels_only_what_uses_it_is_made_anew(tiny: Runt
 
 
 def test_a_method_that_samples_while_it_trains_depends_on_the_parts_that_sample_and_score(tiny: Runtime) -> None:
-    assert stages(tiny, "method=rlvr", "task=word_problems")["adapter"].config["runtime"]["kernels"] == sorted(KERNELS)
+    on_policy = stages(tiny, "method=rlvr", "task=word_problems")["adapter"].config
+    assert on_policy["runtime"]["kernels"] == sorted(KERNELS)
+    assert on_policy["rollout"]["engine"] == {"name": "transformers", "batch_rows": 64, "batch_tokens": 32768}
     assert stages(tiny)["pairs"].config["runtime"]["kernels"] == []
 
 

@@ -64,6 +64,11 @@ class Rollout:
     engine: EngineConfig
     scoring: ScoringConfig
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a training's result depends on."""
+        return {**dataclasses.asdict(self), "engine": self.engine.identity}
+
 
 @dataclass(frozen=True)
 class Job:
