@@ -26,10 +26,10 @@ from mipo_exp.store.records import ScoredPair
 from mipo_exp.store.tables import Table
 from mipo_exp.training.job import Job, finish
 from mipo_exp.training.methods.mipo import Mipo, evaluated, longest_pair, make_trainer
-from mipo_exp.training.references import CHECKED_PAIRS_16_BITS, exceeds
+from mipo_exp.training.references import CHECKED_PAIRS_16_BITS, exceeds, per_token
 
 BATCH_TOKENS = 4096
-STEPS = 10  # of training, after which another adapter is about as far away as this many learning rates
+LEARNING_RATES = 100  # that another adapter's weights are away; random ones do less than trained ones
 RIGHT = ("right", "right, no prefix shared")
 
 
@@ -42,11 +42,11 @@ class Pool:
     own: list[float]
     gaps: Mapping[str, list[float]]
 
-    def drawn(self, pairs: Sequence[int], kind: str) -> tuple[list[float], list[float], list[int]]:
-        """The arguments of `exceeds` for some of the pairs."""
+    def refuses(self, pairs: Sequence[int], kind: str) -> bool:
+        """What the check of these pairs says."""
         rows = [2 * pair + side for pair in pairs for side in (0, 1)]
-        gaps = self.gaps[kind]
-        return [gaps[row] for row in rows], [self.own[row] for row in rows], [self.tokens[row] for row in rows]
+        gaps, own, tokens = ([of[row] for row in rows] for of in (self.gaps[kind], self.own, self.tokens))
+        return exceeds(gaps, tokens, per_token(own, tokens)) is not None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +79,7 @@ def tries(pool: Pool, kind: str, count: int, pairs: int) -> list[bool]:
     """Whether each of some seeded draws is refused."""
     among = range(len(pool.tokens) // 2)
     draws = (random.Random(seed).sample(among, min(pairs, len(among))) for seed in range(count))
-    return [exceeds(*pool.drawn(draw, kind)) is not None for draw in draws]
+    return [pool.refuses(draw, kind) for draw in draws]
 
 
 def scored_pairs(ready: Assembled) -> Table[ScoredPair]:
@@ -112,7 +112,7 @@ def measure(ready: Assembled, pairs: Table[ScoredPair], count: int, folder: Path
         "another template": _sums(_scored(model, [(other[tuple(prompt)], ids) for prompt, ids in sides])),
     }
     torch.manual_seed(0)
-    size = STEPS * ready.config.trainer.learning_rate
+    size = LEARNING_RATES * ready.config.trainer.learning_rate
     adapted = ready.runtime.model(_an_adapter(ready, size, folder / "adapter"))
     references["another adapter"] = _sums(_scored(adapted, sides))
     gaps = {kind: [one - other for one, other in zip(policy, sums, strict=True)] for kind, sums in references.items()}

@@ -12,7 +12,7 @@ from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store.artefacts import Store
 from mipo_exp.store.records import ScoredPair
-from mipo_exp.training.references import exceeds
+from mipo_exp.training.references import exceeds, per_token
 from tests.conftest import composed, make_runtime
 from tests.test_training import train
 
@@ -49,14 +49,16 @@ def test_a_dropped_token_is_found_in_16_bits(sharp: Runtime, method: str, tmp_pa
 
 
 def test_how_far_references_may_be_off_is_what_rounding_does() -> None:
-    """Two responses of 4 tokens that rounding moves by 0.2 each, 0.1 for the square root of a token: their mean may be
-    off by 0.2, and the root of their mean square by 3 × 0.1 for the square root of a token."""
-    own, tokens = [0.2, -0.2], [4, 4]
-    assert exceeds([0.19, 0.19], own, tokens) is None
-    assert "0.21 nats on average" in str(exceeds([0.21, 0.21], own, tokens))
-    assert exceeds([0.59, -0.59], own, tokens) is None
-    assert "0.305 nats for the square root of a token" in str(exceeds([0.61, -0.61], own, tokens))
-    assert exceeds([float("nan"), 0.0], own, tokens) is not None
+    """Sixteen responses of 4 tokens that rounding moves by 0.2 each, 0.1 for the square root of a token: their mean may
+    be off by six times 0.2 / √16 = 0.3, and the root of their mean square by 2.5 × 0.1 for the square root of a token."""
+    tokens = [4] * 16
+    own = per_token([0.2, -0.2] * 8, tokens)
+    assert own == pytest.approx(0.1)
+    assert exceeds([0.29] * 16, tokens, own) is None
+    assert "0.31 nats on average" in str(exceeds([0.31] * 16, tokens, own))
+    assert exceeds([0.49, -0.49] * 8, tokens, own) is None
+    assert "0.255 nats for the square root of a token" in str(exceeds([0.51, -0.51] * 8, tokens, own))
+    assert exceeds([float("nan"), 0.0] * 8, tokens, own) is not None
 
 
 def test_scores_in_16_bits_have_a_head_of_float32(sharp: Runtime) -> None:

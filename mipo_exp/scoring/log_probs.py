@@ -147,7 +147,7 @@ def _float32(linear: "torch.nn.Linear") -> "Callable[[torch.Tensor], torch.Tenso
 
         def forward(states: "torch.Tensor") -> "torch.Tensor":
             rows = torch.mm(states.flatten(0, -2), weight.t(), out_dtype=torch.float32)
-            return (rows if bias is None else rows + bias).unflatten(0, states.shape[:-1])
+            return (rows if bias is None else rows + bias).view(*states.shape[:-1], -1)
 
         return forward
     wide, shift = weight.float(), None if bias is None else bias.float()

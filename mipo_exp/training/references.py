@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 CHECKED_PAIRS = 4
 CHECKED_PAIRS_16_BITS = 64
-# By how many times its own rounding a model may be off: in the size of the differences and, a fault that each response
-# has being one in their mean, in the mean of all of them.
-SPREAD, MEAN = 3.0, 1.0
+MEASURED = 64  # responses at least that a model's own rounding is taken from; of fewer, several times
+# By how many times its own rounding a model may be off in the size of the differences, and by how many standard errors
+# of its own rounding in their mean, where a fault shows that each response has.
+SPREAD, MEAN = 2.5, 6.0
 
 
 def checked_pairs(model: "nn.Module", stored: bool) -> int:
@@ -49,9 +50,10 @@ def check_gaps(
     elif largest:
         import torch
 
+        times = math.ceil(MEASURED / len(gaps))
         with rounded_otherwise(model, torch.finfo(dtype).eps / 2):
-            own = [noisy - gap for noisy, gap in zip(again(), gaps, strict=True)]
-        told = exceeds(gaps, own, tokens)
+            own = [noisy - gap for _ in range(times) for noisy, gap in zip(again(), gaps, strict=True)]
+        told = exceeds(gaps, tokens, per_token(own, list(tokens) * times))
     if told is not None:
         raise ConfigError(
             f"before the first step {told} instead of 0: what was scored is not what this model computes; use "
@@ -59,19 +61,18 @@ def check_gaps(
         )
 
 
-def exceeds(gaps: Sequence[float], own: Sequence[float], tokens: Sequence[int]) -> str | None:
+def exceeds(gaps: Sequence[float], tokens: Sequence[int], rounded: float) -> str | None:
     """What tells that responses' log-probabilities are off by more than rounding, None where nothing does.
 
     Args:
         gaps: how far each of them is off, in nats.
-        own: how far rounding alone moved it.
-        tokens: of each response. The rounding of a response grows with the square root of its length.
+        tokens: of each response.
+        rounded: what rounding alone does (`per_token`).
     """
-    rounded = _per_token(own, tokens)
-    mean, most = abs(sum(gaps)) / len(gaps), MEAN * rounded * math.sqrt(sum(tokens) / len(tokens))
+    mean, most = abs(sum(gaps)) / len(gaps), MEAN * rounded * math.sqrt(sum(tokens)) / len(tokens)
     of, told = "on average", mean
     if mean <= most:
-        of, told, most = "for the square root of a token", _per_token(gaps, tokens), SPREAD * rounded
+        of, told, most = "for the square root of a token", per_token(gaps, tokens), SPREAD * rounded
         if told <= most:
             return None
     return (
@@ -80,8 +81,9 @@ def exceeds(gaps: Sequence[float], own: Sequence[float], tokens: Sequence[int]) 
     )
 
 
-def _per_token(gaps: Sequence[float], tokens: Sequence[int]) -> float:
-    """The root of the mean square, for responses of one token."""
+def per_token(gaps: Sequence[float], tokens: Sequence[int]) -> float:
+    """The root of the mean square of how far responses are off, for one token: it grows with the square root of their
+    length."""
     return math.sqrt(sum(gap**2 / count for gap, count in zip(gaps, tokens, strict=True)) / len(gaps))
 
 
