@@ -50,7 +50,7 @@ def test_a_dropped_token_is_found_in_16_bits(sharp: Runtime, method: str, tmp_pa
 
 def test_how_far_references_may_be_off_is_what_rounding_does() -> None:
     """Sixteen responses of 4 tokens that rounding moves by 0.2 each, 0.1 for the square root of a token: their mean may
-    be off by six times 0.2 / √16 = 0.3, and the root of their mean square by 2.5 × 0.1 for the square root of a token."""
+    be off by six times 0.2 / √16 = 0.3, and their root mean square by 2.5 × 0.1 for the square root of a token."""
     tokens = [4] * 16
     own = per_token([0.2, -0.2] * 8, tokens)
     assert own == pytest.approx(0.1)
