@@ -98,6 +98,12 @@ def table(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     if "peak_gpu_mib" in ours:
         peaks = f"{ours['peak_gpu_mib']:.0f}, {stock['peak_gpu_mib']:.0f}"
         lines.append(f"| peak GPU memory of training, MiB: this package, TRL | {peaks} |")
+    if "continuous" in found:
+        speed, batched = (found[name]["tokens_per_second"] for name in ("continuous", "transformers"))
+        lines.append(
+            f"| sampled tokens/s: continuous, transformers' generate | {speed:.0f}, {batched:.0f} "
+            f"({speed / batched:.2f}×) |"
+        )
     if "vllm" in found:
         speed, raw = (found[name]["tokens_per_second"] for name in ("vllm", "raw-vllm"))
         lines.append(f"| sampled tokens/s: this package, vLLM itself | {speed:.0f}, {raw:.0f} ({speed / raw:.0%}) |")
@@ -186,11 +192,24 @@ def _stock_step(args: argparse.Namespace) -> None:
 
 
 def _vllm(args: argparse.Namespace) -> None:
-    """Sampling as the stages do it, with the worker started before the clock."""
-    ready = _prepared(args, "engine=vllm", f"engine.python={args.vllm_python}")
+    _sample(args, "engine=vllm", f"engine.python={args.vllm_python}")
+
+
+def _transformers(args: argparse.Namespace) -> None:
+    _sample(args, "engine=transformers")
+
+
+def _continuous(args: argparse.Namespace) -> None:
+    _sample(args, "engine=continuous")
+
+
+def _sample(args: argparse.Namespace, *overrides: str) -> None:
+    """Sampling as the stages do it, with the model loaded or the worker started before the clock."""
+    ready = _prepared(args, *overrides)
     prompts = _token_ids(ready, args)
     sampling = ready.config.sampling
-    with opened_engine(ready.runtime, None, ready.config.engine, None, args.cache) as engine:
+    config = ready.config.engine.settled(args.device)
+    with opened_engine(ready.runtime, None, config, None, args.cache) as engine:
         engine.sample(Request(prompts[:1], sampling, 0, [0]))
         started = time.perf_counter()
         shards = engine.plan([len(prompt) for prompt in prompts], sampling.max_new_tokens)
@@ -199,7 +218,7 @@ def _vllm(args: argparse.Namespace) -> None:
             for number, shard in enumerate(shards)
             for row in engine.sample(Request([prompts[i] for i in shard], sampling, number, shard))
         ]
-    report("vllm", time.perf_counter() - started, sum(len(row.token_ids) for row in found))
+    report(config.name, time.perf_counter() - started, sum(len(row.token_ids) for row in found))
     ready.runtime.release()
 
 
@@ -241,6 +260,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "rates": _rates,
     "step": _step,
     "stock-step": _stock_step,
+    "transformers": _transformers,
+    "continuous": _continuous,
     "vllm": _vllm,
     "raw-vllm": _raw_vllm,
 }

@@ -119,7 +119,8 @@ def _open_engine(ready: Assembled) -> None:
     """Let an engine with a form of the model of its own load it."""
     folder = ready.run.path("engine_model") / "model"
     one_token = dataclasses.replace(ready.config.sampling, max_new_tokens=1)
-    with opened_engine(ready.runtime, None, ready.config.engine.settled(), folder, folder) as engine:
+    settled = ready.config.engine.settled(ready.runtime.device)
+    with opened_engine(ready.runtime, None, settled, folder, folder) as engine:
         engine.sample(Request([[1]], one_token, 0, [0]))
 
 

@@ -210,8 +210,8 @@ def declare(
             )
         )
 
-    sampling, engine, scoring, seed = config.sampling, config.engine.settled(), config.scoring, config.seed
-    held_out = config.evaluation
+    engine, held_out = config.engine.settled(runtime.device), config.evaluation
+    sampling, scoring, seed = config.sampling, config.scoring, config.seed
 
     # The base model in the form that the engine reads, where that is one of its own.
     converted: dict[str, Stage] = {}

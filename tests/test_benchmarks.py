@@ -26,6 +26,8 @@ def test_the_table_of_the_gpu_benchmark() -> None:
         "train": {"seconds": 4.0, "steps": 8, "batch": 4, "peak_gpu_mib": 100},
         "reference": {"seconds": 8.0, "pairs": 32},
         "stock-train": {"seconds": 12.0, "steps": 8, "peak_gpu_mib": 400},
+        "transformers": {"tokens_per_second": 100.0},
+        "continuous": {"tokens_per_second": 300.0},
         "vllm": {"tokens_per_second": 900.0},
         "raw-vllm": {"tokens_per_second": 1000.0},
     }
@@ -35,6 +37,7 @@ def test_the_table_of_the_gpu_benchmark() -> None:
         "| the same with its share of scoring the reference | 1.5000, 1.5000 (1.00×) |",
         "| the step's share of the matrix rate | 50% |",
         "| peak GPU memory of training, MiB: this package, TRL | 100, 400 |",
+        "| sampled tokens/s: continuous, transformers' generate | 300, 100 (3.00×) |",
         "| sampled tokens/s: this package, vLLM itself | 900, 1000 (90%) |",
     ]
 

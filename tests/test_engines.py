@@ -21,10 +21,11 @@ from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.data.tasks import declare_examples
 from mipo_exp.errors import ConfigError, ModelError
 from mipo_exp.generation import responses, vllm_engine
+from mipo_exp.generation.continuous_engine import ContinuousConfig, ContinuousEngine
 from mipo_exp.generation.engine import Request, check_engine, request_seed
 from mipo_exp.generation.openvino_engine import OpenvinoConfig, OpenvinoEngine
 from mipo_exp.generation.openvino_model import check_type, write_model
-from mipo_exp.generation.transformers_engine import TransformersConfig, TransformersEngine, in_process
+from mipo_exp.generation.transformers_engine import TransformersConfig, TransformersEngine, in_process, plan_batches
 from mipo_exp.generation.vllm_engine import VllmConfig
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import declare
@@ -33,6 +34,7 @@ from mipo_exp.store.records import Condition
 from tests.conftest import Experiment, composed, make_runtime
 
 OPENVINO = OpenvinoConfig("openvino", 4, 4096, "float32", "openvino")
+CONTINUOUS = ContinuousConfig("continuous", 4, 512)
 TRANSFORMERS = TransformersConfig("transformers", 8, 4096)
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11] * 70, [30, 31, 32], [7, 7, 7, 9, 11, 40, 41]]
 
@@ -125,7 +127,12 @@ def test_openvino_samples_the_distribution(how: SamplingConfig, tiny: Runtime, c
     draws, prompt = 3000, [5, 6, 7, 8]
     engine = OpenvinoEngine(dataclasses.replace(OPENVINO, batch_rows=64), tiny, None, converted)
     seeds = [request_seed(1, "chosen", str(i)) for i in range(draws)]
-    counts = Counter(ids[0] for ids in sample(engine, [prompt] * draws, how, seeds))
+    assert_distribution(tiny, Counter(ids[0] for ids in sample(engine, [prompt] * draws, how, seeds)), prompt, how)
+
+
+def assert_distribution(tiny: Runtime, counts: Counter[int], prompt: list[int], how: SamplingConfig) -> None:
+    """First tokens of responses to a prompt, by a chi-square test."""
+    draws = sum(counts.values())
     with torch.inference_mode():
         logits = tiny.model()(torch.tensor([prompt])).logits[0, -1].double() / how.temperature
     if how.top_k:
@@ -227,13 +234,69 @@ def test_engine_policy_goes_on_from_the_adapter_that_openvinos_base_model_led_to
     assert resumed["after_responses"].config["engine"]["name"] == "transformers"
 
 
+def test_continuous_batching_answers_greedily_what_transformers_answers(tiny: Runtime, tmp_path: Path) -> None:
+    """With an adapter too, in more responses than run at once; and attention is what it was before."""
+    adapter, greedy = an_adapter(tiny, tmp_path / "adapter"), sampling(12, temperature=0)
+    for folder in (None, adapter):
+        engine = ContinuousEngine(CONTINUOUS, tiny, folder)
+        found = sample(engine, [*PROMPTS, *PROMPTS], greedy)
+        engine.close()
+        theirs = sample(TransformersEngine(TRANSFORMERS, tiny, folder), PROMPTS, greedy)
+        assert found == [*theirs, *theirs]
+    assert tiny.model().config._attn_implementation == "sdpa"
+
+
+def test_continuous_batching_draws_the_same_from_a_shards_seed(tiny: Runtime) -> None:
+    """In a shard after others, and where it is the first: what an interrupted stage goes on to."""
+    first = ContinuousEngine(CONTINUOUS, tiny, None)
+    state = torch.get_rng_state()
+    shards = [Request(PROMPTS, sampling(8), seed, range(5)) for seed in (1, 2)]
+    one, two = (first.sample(shard) for shard in shards)
+    first.close()
+    again = ContinuousEngine(CONTINUOUS, tiny, None)
+    assert again.sample(shards[1]) == two
+    again.close()
+    assert one != two
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("how", [sampling(1, 0.7, 0.8, 40)])
+def test_continuous_batching_samples_the_distribution(how: SamplingConfig, tiny: Runtime) -> None:
+    prompt = [5, 6, 7, 8]
+    engine = ContinuousEngine(ContinuousConfig("continuous", 256, 8192), tiny, None)
+    counts = Counter(ids[0] for ids in sample(engine, [prompt] * 3000, how))
+    engine.close()
+    assert_distribution(tiny, counts, prompt, how)
+
+
+def test_continuous_batching_needs_another_attention_than_eager() -> None:
+    with pytest.raises(ConfigError, match=r"model\.attention=eager is not supported; use sdpa"):
+        check_engine(composed("engine=continuous", "model.attention=eager"), "cpu")
+
+
+def test_experiments_run_with_continuous_batching(experiment: Experiment) -> None:
+    summary, _ = experiment("engine=continuous", "engine.batch_rows.cpu=3")
+    by_transformers, _ = experiment()
+    assert by_transformers["stages"]["chosen"]["key"] != summary["stages"]["chosen"]["key"]
+    assert summary["metrics"].keys() == by_transformers["metrics"].keys()
+
+
+def test_an_engines_limits_are_those_of_its_device() -> None:
+    engine = composed("engine.batch_rows.cuda=99", "engine.batch_tokens=77").engine
+    assert (engine.batch_rows.on("cpu"), engine.batch_rows.on("cuda:1")) == (64, 99)
+    assert (engine.batch_tokens.on("cpu"), engine.batch_tokens.on("cuda")) == (77, 77)
+    assert engine.settled("cuda").identity == {"name": "transformers", "batch_rows": 99, "batch_tokens": 77}
+    assert len(plan_batches([1] * 99, engine, 0, "cuda")) == 2, "77 tokens"
+    assert len(plan_batches([1] * 65, composed("engine.batch_rows.cuda=99").engine, 0, "cuda")) == 1
+
+
 def test_keys_of_the_transformers_engine_have_not_changed(tiny: Runtime) -> None:
     engine = composed("engine.batch_rows=7").engine
     assert engine.identity == {"name": "transformers", "batch_rows": 7, "batch_tokens": 32768}
     config = composed("+debug=quick")
     examples = declare_examples(config, tiny.task, "data", None)
     stages = declare(config, tiny, examples)
-    assert stages["chosen"].config["engine"] == dataclasses.asdict(config.engine)
+    assert stages["chosen"].config["engine"] == {"name": "transformers", "batch_rows": 64, "batch_tokens": 32768}
     assert set(stages["chosen"].inputs) == {"examples"}
     assert "engine_model" not in stages
 
@@ -243,7 +306,7 @@ def test_the_precision_is_in_what_openvino_samples_from_and_the_limits_are_not()
     assert OPENVINO.identity == OpenvinoConfig("openvino", 99, 9, "float32", "transformers").identity
     assert OPENVINO.identity != dataclasses.replace(OPENVINO, precision="bfloat16").identity
     assert {"name", "precision", "network"} == set(OPENVINO.identity)
-    auto = dataclasses.replace(OPENVINO, precision="auto").settled()
+    auto = dataclasses.replace(OPENVINO, precision="auto").settled("cpu")
     assert auto.identity["precision"] in ("float32", "bfloat16"), (
         "the key has what was computed, not what was asked for"
     )

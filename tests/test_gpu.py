@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from mipo_exp.config.groups import SamplingConfig
+from mipo_exp.generation.engine import Request
 from mipo_exp.kernels import flex
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.log_probs import can_share, token_log_probs
@@ -81,3 +83,23 @@ def test_shared_prompts_and_micro_batches_train_as_trl_does(
     assert apart[0] != pytest.approx(apart[-1], abs=allowed), "the training moves the loss"
     for fast in (["trainer.batch_tokens.cuda=null"], ["trainer.batch_tokens.cuda=200"]):
         assert losses(experiment, same, *fast) == pytest.approx(apart, abs=allowed)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_continuous_batching_draws_the_same_from_a_shards_seed(attention: str, tmp_path: Path) -> None:
+    """Where CUDA graphs are captured and where they are replayed."""
+    if attention == "flash_attention_2":
+        pytest.importorskip("flash_attn")
+    config = composed("+debug=quick", f"model.attention={attention}", "engine=continuous", "engine.batch_rows=16")
+    of = make_runtime(config, tmp_path)
+    runtime = Runtime(of.config, of.source, of.task, "cuda", config.kernels)
+    runtime.folder = of.folder
+    prompts = [[5 + i, 6, 7, 8] * (1 + i % 5) for i in range(40)]
+    shards = [Request(prompts, SamplingConfig(1.0, 1.0, 0, 24), seed, range(40)) for seed in (1, 2)]
+    found = []
+    for order in (shards, shards[::-1]):
+        engine = config.engine.settled("cuda").open(runtime, None, None, tmp_path)
+        found.append([engine.sample(shard) for shard in order])
+        engine.close()
+    assert found[0] == found[1][::-1]
+    assert found[0][0] != found[0][1]

@@ -56,9 +56,9 @@ def test_the_kernel_of_gpus_is_in_no_key_of_a_cpu(tiny: Runtime) -> None:
 
 
 def test_a_method_that_samples_while_it_trains_depends_on_the_parts_that_sample_and_score(tiny: Runtime) -> None:
-    assert stages(tiny, "method=rlvr", "task=word_problems")["adapter"].config["runtime"]["kernels"] == sorted(
-        set(KERNELS) - {"flex_attention"}
-    )
+    on_policy = stages(tiny, "method=rlvr", "task=word_problems")["adapter"].config
+    assert on_policy["runtime"]["kernels"] == sorted(set(KERNELS) - {"flex_attention"})
+    assert on_policy["rollout"]["engine"] == {"name": "transformers", "batch_rows": 64, "batch_tokens": 32768}
     assert stages(tiny)["pairs"].config["runtime"]["kernels"] == []
 
 

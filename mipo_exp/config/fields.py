@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 from annotated_types import Ge, GroupedMetadata, Le
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
@@ -92,6 +92,33 @@ def shown(value: Any) -> str:
 Seed = Annotated[int, Between(0, MAX_SEED)]
 BatchRows = Annotated[int, Between(1, MAX_BATCH_ROWS)]
 BatchTokens = Annotated[int, Between(1, MAX_BATCH_TOKENS)]
+
+
+@schema
+class RowsByDevice:
+    cpu: BatchRows
+    cuda: BatchRows
+
+    def on(self, device: str) -> int:
+        """The limit on `cpu` or `cuda[:N]`."""
+        return self.cuda if device.startswith("cuda") else self.cpu
+
+
+@schema
+class TokensByDevice:
+    cpu: BatchTokens
+    cuda: BatchTokens
+
+    def on(self, device: str) -> int:
+        """The limit on `cpu` or `cuda[:N]`."""
+        return self.cuda if device.startswith("cuda") else self.cpu
+
+
+BY_DEVICE = (RowsByDevice, TokensByDevice)  # a number in their place is that of every device
+DeviceRows = Annotated[RowsByDevice, BeforeValidator(lambda of: RowsByDevice(of, of) if isinstance(of, int) else of)]
+DeviceTokens = Annotated[
+    TokensByDevice, BeforeValidator(lambda of: TokensByDevice(of, of) if isinstance(of, int) else of)
+]
 ResponseTokens = Annotated[int, Between(1, MAX_RESPONSE_TOKENS)]
 Count = Annotated[int, Between(1, MAX_EXAMPLES)]
 Steps = Annotated[int, Between(1, MAX_STEPS)]

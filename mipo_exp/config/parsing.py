@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from mipo_exp.config.fields import MAX_EXAMPLES, not_an_option, shown
+from mipo_exp.config.fields import BY_DEVICE, MAX_EXAMPLES, not_an_option, shown
 from mipo_exp.config.mixture_weights import settled
 from mipo_exp.config.registry import Registry, load_variants
 from mipo_exp.config.schema import CONTROLS, ENGINES, JUDGES, METHODS, TASKS, WORKERS, Config
@@ -143,6 +143,8 @@ def _written(kind: Any, value: Any, key: str) -> Any:
     one, digits that are a text (a commit), and a number out of a variable of the environment, which is text."""
     inner = get_args(kind)
     if dataclasses.is_dataclass(kind):
+        if kind in BY_DEVICE and not isinstance(value, Mapping | cast(type, kind)):
+            value = {"cpu": value, "cuda": value}
         return value if isinstance(value, cast(type, kind)) else _build(cast(type, kind), value, key)
     if get_origin(kind) is Annotated or NoneType in inner:
         return value if value is None else _written(inner[0], value, key)

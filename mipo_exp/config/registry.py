@@ -17,7 +17,7 @@ GROUP = "mipo_exp"  # of entry points
 BUILT_IN = (
     *("mipo_exp.data.tasks", "mipo_exp.pairing.negatives", "mipo_exp.pairing.controls"),
     "mipo_exp.execution.workers",
-    *(f"mipo_exp.generation.{name}_engine" for name in ("transformers", "openvino", "vllm")),
+    *(f"mipo_exp.generation.{name}_engine" for name in ("transformers", "continuous", "openvino", "vllm")),
     *("mipo_exp.judging.endpoint", "mipo_exp.judging.local", "mipo_exp.training.methods"),
     "mipo_exp.evaluation.accuracy",
 )

@@ -16,10 +16,10 @@ from mipo_exp.config.decoding import Decoding
 from mipo_exp.config.extraction import Extraction
 from mipo_exp.config.fields import (
     KERNELS,
-    BatchRows,
-    BatchTokens,
     Between,
     Count,
+    DeviceRows,
+    DeviceTokens,
     ResponseTokens,
     Seed,
     not_an_option,
@@ -205,18 +205,17 @@ class EngineConfig:
     install_note: ClassVar[str] = ""
     contrasts: ClassVar[bool] = False  # whether it decodes against a second prompt
     takes_gpu: ClassVar[bool] = False  # whether it has a GPU for itself
-    # Whether its base model stays loaded from one sampling stage to the next.
-    stays_open: ClassVar[bool] = False
-    # The stage that writes the base model in a form of its own.
-    convert: ClassVar[Callable[..., None] | None] = None
+    stays_open: ClassVar[bool] = False  # whether its base model stays loaded from one sampling stage to the next
+    convert: ClassVar[Callable[..., None] | None] = None  # the stage that writes the base model in a form of its own
     name: str
-    batch_rows: BatchRows
-    batch_tokens: BatchTokens
+    batch_rows: DeviceRows
+    batch_tokens: DeviceTokens
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a sampling stage's result depends on, of an engine that is settled."""
-        return dataclasses.asdict(self) if self.needs is None else {"name": self.name}
+        limits = {"batch_rows": self.batch_rows.cpu, "batch_tokens": self.batch_tokens.cpu}
+        return {**dataclasses.asdict(self), **limits} if self.needs is None else {"name": self.name}
 
     def version(self) -> str | None:
         """Of the library that it needs, which is in its keys; None where there is none."""
@@ -225,9 +224,10 @@ class EngineConfig:
     def check(self, config: "Config", on_gpu: bool) -> None:
         """Raise `ConfigError` for what it cannot do on this device or in this experiment. Imports nothing heavy."""
 
-    def settled(self) -> "EngineConfig":
-        """The engine with what this machine decides about it."""
-        return self
+    def settled(self, device: str) -> "EngineConfig":
+        """The engine with what this machine and the device decide about it."""
+        limits = {name: getattr(self, name).on(device) for name in ("batch_rows", "batch_tokens")}
+        return dataclasses.replace(self, **limits)
 
     def for_policy(self) -> "EngineConfig":
         """What samples the trained model."""

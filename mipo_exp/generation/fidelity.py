@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mipo_exp.kernels import rounded_otherwise
+
 if TYPE_CHECKING:
     import torch
 
@@ -69,24 +71,9 @@ def reference(model: Any, rows: Sequence[Sequence[int]]) -> Reference:
 
 def own_rounding(model: Any, rows: Sequence[Sequence[int]], expected: Reference) -> Gap:
     """How far the model gets from itself where the output of every layer is rounded otherwise: by up to one `UNIT` of
-    its value more or less, at random, which is the least that another order of its sums can do (Monte Carlo arithmetic,
-    Parker 1997)."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-
-    def round_otherwise(module: Any, inputs: Any, output: Any) -> Any:
-        if not isinstance(output, torch.Tensor):
-            return output
-        return output * (1 + UNIT * (2 * torch.rand(output.shape, generator=generator) - 1))
-
-    leaves = [module for module in model.modules() if next(module.children(), None) is None]
-    hooks = [module.register_forward_hook(round_otherwise) for module in leaves]
-    try:
+    its value more or less, at random, which is the least that another order of its sums can do."""
+    with rounded_otherwise(model, UNIT):
         gaps = [gap(_log_probs(model, rows), expected) for _ in range(RUNS)]
-    finally:
-        for hook in hooks:
-            hook.remove()
     return Gap(
         max(item.variation for item in gaps),
         max(item.largest_variation for item in gaps),

@@ -50,7 +50,7 @@ class OpenvinoConfig(EngineConfig):
                     "in another order than the others; set one of them, or use engine=transformers"
                 )
 
-    def settled(self) -> "OpenvinoConfig":
+    def settled(self, device: str) -> "OpenvinoConfig":
         """See `EngineConfig.settled`: `engine.precision=auto`."""
         return dataclasses.replace(self, precision=openvino_model.resolve_precision(self.precision))
 
@@ -97,7 +97,7 @@ class OpenvinoEngine(Engine):
             # Nothing is begun that could run out of cache: openvino would throw a response away and begin it again.
             while (
                 (index := len(handles)) < len(prompts)
-                and len(running) < self.config.batch_rows
+                and len(running) < self.config.batch_rows.cpu
                 and sum(needed[i] for i in running) + needed[index] <= self._cache_blocks
             ):
                 ids = openvino.Tensor(np.array([prompts[index]], dtype=np.int64))
@@ -125,7 +125,7 @@ class OpenvinoEngine(Engine):
 
     def _open(self, longest: int) -> Any:
         """A pipeline whose cache has room for `longest` tokens of one sequence; the first shard has the longest."""
-        blocks = _blocks(max(self.config.batch_tokens, longest))
+        blocks = _blocks(max(self.config.batch_tokens.cpu, longest))
         if self._pipeline is not None and blocks <= self._cache_blocks:
             return self._pipeline
         import openvino_genai
@@ -133,7 +133,7 @@ class OpenvinoEngine(Engine):
         self._pipeline = None
         scheduler = openvino_genai.SchedulerConfig()
         self._cache_blocks = blocks
-        scheduler.max_num_batched_tokens = max(STEP_TOKENS, self.config.batch_rows)
+        scheduler.max_num_batched_tokens = max(STEP_TOKENS, self.config.batch_rows.cpu)
         scheduler.num_kv_blocks = self._cache_blocks + 1
         scheduler.enable_prefix_caching = False
         if self.adapter is not None and not (self.folder / FILE).exists():

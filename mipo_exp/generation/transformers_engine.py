@@ -50,7 +50,7 @@ class TransformersEngine(Engine):
 
     def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[list[int]]:
         """See `Engine.plan`: a shard is a batch."""
-        return plan_batches(lengths, self.config, max_new_tokens)
+        return plan_batches(lengths, self.config, max_new_tokens, self.runtime.device)
 
     def sample(self, request: Request) -> list[Sampled]:
         """See `Engine.sample`: the rows of a batch share a generator."""
@@ -62,15 +62,16 @@ class TransformersEngine(Engine):
             return sample_batch(model, request.prompts, *how)
 
 
-def plan_batches(lengths: Sequence[int], engine: EngineConfig, max_new_tokens: int) -> list[list[int]]:
-    """Indices of prompts of these lengths in tokens, in batches within the limits, longest first (an out-of-memory
-    error shows at once)."""
+def plan_batches(lengths: Sequence[int], engine: EngineConfig, max_new_tokens: int, device: str) -> list[list[int]]:
+    """Indices of prompts of these lengths in tokens, in batches within the limits on a device, longest first (an
+    out-of-memory error shows at once)."""
+    most_rows, most_tokens = engine.batch_rows.on(device), engine.batch_tokens.on(device)
     batches: list[list[int]] = []
     for index in longest_first(lengths):
         if batches:
             width = lengths[batches[-1][0]] + max_new_tokens
             rows = len(batches[-1]) + 1
-            if rows <= engine.batch_rows and rows * width <= engine.batch_tokens:
+            if rows <= most_rows and rows * width <= most_tokens:
                 batches[-1].append(index)
                 continue
         batches.append([index])
@@ -120,7 +121,7 @@ def sample_batch(
         output = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            generation_config=_generation_config(sampling, stop_ids, pad_id),
+            generation_config=generation_config(sampling, stop_ids, pad_id),
             **against,
         )
     stops = set(stop_ids)
@@ -137,7 +138,8 @@ def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> "tuple[torch.Ten
     return ids, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
 
 
-def _generation_config(sampling: SamplingConfig, stop_ids: Sequence[int], pad_id: int) -> "GenerationConfig":
+def generation_config(sampling: SamplingConfig, stop_ids: Sequence[int], pad_id: int) -> "GenerationConfig":
+    """Our settings as transformers takes them."""
     from transformers import GenerationConfig
 
     greedy = sampling.temperature == 0

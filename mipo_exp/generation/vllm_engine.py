@@ -208,8 +208,8 @@ class Server:
             "model": str(runtime.model_folder),
             "dtype": runtime.dtype,
             "max_model_len": positions,
-            "max_num_seqs": config.batch_rows,
-            "max_num_batched_tokens": max(config.batch_tokens, positions),
+            "max_num_seqs": config.batch_rows.on(runtime.device),
+            "max_num_batched_tokens": max(config.batch_tokens.on(runtime.device), positions),
             "trust_remote_code": runtime.config.trust_remote_code,
             "generation_config": "vllm",  # not the sampling settings that the model was published with
             "skip_tokenizer_init": True,

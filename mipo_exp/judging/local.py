@@ -71,7 +71,8 @@ class Local(Backend):
             else:
                 fitting.append(index)
         sampling = SamplingConfig(config.temperature, top_p=1.0, top_k=0, max_new_tokens=config.max_tokens)
-        for batch in plan_batches([len(prompts[i]) for i in fitting], self.engine, config.max_tokens):
+        lengths = [len(prompts[i]) for i in fitting]
+        for batch in plan_batches(lengths, self.engine, config.max_tokens, self._model.device):
             rows = [fitting[i] for i in batch]
             seed = batch_seed(0, "judge", int(digest([list(requests[i]) for i in rows])[:8], 16))
             how = sampling, renderer.stop_ids, renderer.pad_id, seed

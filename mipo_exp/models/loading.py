@@ -292,7 +292,8 @@ def load_folder(folder: Path, config: ModelConfig, dtype: "torch.dtype", device:
             attn_implementation=config.attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # what does not fit is named below
-            device_map="meta" if device == "meta" else None,
+            # Each tensor from its file to where it belongs, instead of by way of a whole model in the host's memory.
+            device_map=None if device == "cpu" else {"": device},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         if "attn_implementation" in str(error) and config.attention != "eager":
@@ -302,4 +303,5 @@ def load_folder(folder: Path, config: ModelConfig, dtype: "torch.dtype", device:
             ) from error
         raise ModelError(f"the model in {folder} cannot be loaded ({type(error).__name__}: {error})") from error
     check_loaded(folder, text_config, info)
+    model.__dict__.pop("hf_device_map", None)  # on one device, it would only tell trainers that it may not be moved
     return cast("PreTrainedModel", model.to(device).eval().requires_grad_(False))

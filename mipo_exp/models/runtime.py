@@ -148,6 +148,7 @@ class Runtime:
             "conversion": None if self.source.kind == "folder" else conversion.VERSION,
             "dtype": self.dtype,
             "attention": self.config.attention,
+            **({} if self.dtype in ("float32", "float64") else {"head": "float32"}),
         }
 
     def identity_with(self, parts: Iterable[str]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def estimate_work(
     held_out = [encode_held_out(example.condition) for example in evaluation[:COUNTED]]
 
     def sampling(of: Sequence[Sequence[int]], limits: SamplingConfig, every: Sequence[Example]) -> Work:
-        return _scaled(_sampling(of, config.engine, limits), max(1, len(every) / COUNTED))
+        return _scaled(_sampling(of, config.engine, limits, device), max(1, len(every) / COUNTED))
 
     def scoring(items: Sequence[Scorable], every: Sequence[Example]) -> Work:
         return _scaled(_scoring(config, items, device), max(1, len(every) / COUNTED))
@@ -106,7 +106,7 @@ def estimate_work(
         for of in (contexts, [None] * len(contexts))
         for one, context in zip(requests, of, strict=False)
     ]
-    unrelated = _sampling(asked, config.engine, config.evaluation.sampling)
+    unrelated = _sampling(asked, config.engine, config.evaluation.sampling, device)
     by_base, by_policy = (
         scoring(_contrasts(config, evaluation, encode_held_out, whole), evaluation)
         for whole in (config.evaluation.prompt_scoring, False)
@@ -168,11 +168,11 @@ def _scaled(work: Work, scale: float) -> Work:
     return replace(work, **counts)
 
 
-def _sampling(prompts: Sequence[Sequence[int]], engine: EngineConfig, sampling: SamplingConfig) -> Work:
+def _sampling(prompts: Sequence[Sequence[int]], engine: EngineConfig, sampling: SamplingConfig, device: str) -> Work:
     if not prompts:
         return Work()
     new = sampling.max_new_tokens
-    batches = plan_sampling([len(prompt) for prompt in prompts], engine, new)
+    batches = plan_sampling([len(prompt) for prompt in prompts], engine, new, device)
     caches = [len(batch) * (max(len(prompts[i]) for i in batch) + new) for batch in batches]
     longest = max(map(len, prompts)) + new
     return Work(sampled=len(prompts) * new, widest=max(caches), longest=longest, widest_heads=max(map(len, batches)))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mipo_exp.kernels import prefix_sharing
+from mipo_exp.kernels import SIXTEEN_BITS, prefix_sharing
 
 if TYPE_CHECKING:
     import torch
@@ -112,12 +112,14 @@ def _score(
 @contextmanager
 def _head(model: "PreTrainedModel", output: "type[ModelOutput]") -> "Iterator[Callable[[torch.Tensor], torch.Tensor]]":
     """The model's way from last hidden states (n, width) to logits (n, V), with whatever it does to them beside the
-    projection (scaling, caps): its own forward method, whose layers return an `output` with these states."""
+    projection (scaling, caps): its own forward method, whose layers return an `output` with these states. In 16 bits
+    the projection gives float32: rounded logits would add half as much again to what the layers' rounding does."""
     import torch
 
-    layers = model.base_model
-    replaced = layers.__dict__.get("forward")  # of a library that wraps it, if any
+    layers, projection = model.base_model, model.get_output_embeddings()
+    replaced = {module: module.__dict__.get("forward") for module in (layers, projection) if module}  # of libraries
     placeholder = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    weight = getattr(projection, "weight", None)
 
     def head(states: "torch.Tensor") -> "torch.Tensor":
         given = output(last_hidden_state=states[None])
@@ -126,8 +128,27 @@ def _head(model: "PreTrainedModel", output: "type[ModelOutput]") -> "Iterator[Ca
         return logits
 
     try:
+        if str(getattr(weight, "dtype", None)) in SIXTEEN_BITS and not hasattr(projection, "base_layer"):  # no adapter
+            projection.forward = _float32(projection)
         yield head
     finally:
-        layers.__dict__.pop("forward", None)
-        if replaced is not None:
-            layers.forward = replaced
+        for module, forward in replaced.items():
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.forward = forward
+
+
+def _float32(linear: "torch.nn.Linear") -> "Callable[[torch.Tensor], torch.Tensor]":
+    """A linear layer of 16 bits whose products are exact, as they are in float32, and summed there."""
+    import torch
+
+    weight, bias = linear.weight, linear.bias
+    if weight.device.type == "cuda":  # at the speed of 16 bits: only its output is wider
+
+        def forward(states: "torch.Tensor") -> "torch.Tensor":
+            rows = torch.mm(states.flatten(0, -2), weight.t(), out_dtype=torch.float32)
+            return (rows if bias is None else rows + bias).view(*states.shape[:-1], -1)
+
+        return forward
+    wide, shift = weight.float(), None if bias is None else bias.float()
+    return lambda states: torch.nn.functional.linear(states.float(), wide, shift)

@@ -21,12 +21,12 @@ from mipo_exp.training.job import (
     Job,
     Prompted,
     adapting,
-    check_gap,
     check_rotation,
     finish,
     lora_config,
     training_arguments,
 )
+from mipo_exp.training.references import check_gaps, checked_pairs
 from mipo_exp.training.scored_groups import Count, Group, Scored, joined, score_groups, split_groups
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def build_trainer(
     loop.seen, loop.scored = defaultdict(list), []
     finish(job, loop, lambda: _longest(groups, arguments.per_device_train_batch_size if across_batch else 1))
     if groups[0].ref_log_probs is not None and reference:
-        check_stored_references(model, groups[: arguments.per_device_train_batch_size])
+        check_stored_references(model, groups[: checked_pairs(model, stored=True)])
     return loop
 
 
@@ -215,13 +215,17 @@ def check_stored_references(model: Any, groups: Sequence[Group]) -> None:
     `ConfigError`: they differ by more than rounding."""
     import torch
 
+    def log_ratios() -> list[float]:  # one by one: a batch at once may not fit
+        scored = [score_groups(model, [group], reference=True).log_ratios for group in groups]
+        return [float(one) for ratios in scored for one in ratios[0]]
+
+    tokens = [len(ids) for group in groups for ids in group.responses]
     model.eval()
-    with torch.no_grad():  # one by one: a batch at once may not fit
-        scored = [score_groups(model, [group], reference=True) for group in groups]
+    with torch.no_grad():
+        gaps = log_ratios()
+        check_gaps(gaps, tokens, model, log_ratios)
     model.train()
-    gap = max(float(one.log_ratios.abs().max()) for one in scored)
-    longest = max(int(one.tokens.max()) for one in scored)
-    check_gap(gap, model, longest)
+    gap = max(map(abs, gaps))
     log.info("reference: the base model's stored log-probabilities; within %.1g nats on %d groups", gap, len(groups))
 
 

@@ -20,7 +20,6 @@ from mipo_exp.config.schema import Config, EngineConfig, MethodConfig
 from mipo_exp.errors import ConfigError
 from mipo_exp.execution.processes import team
 from mipo_exp.judging.stage import Judging
-from mipo_exp.kernels import rounding
 from mipo_exp.kernels.micro_batches import MicroBatches
 from mipo_exp.kernels.prompt_sharing import share_prompts
 from mipo_exp.models.loading import read_config
@@ -34,7 +33,6 @@ from mipo_exp.training.scored_groups import as_batch
 
 if TYPE_CHECKING:
     import peft
-    from torch import nn
     from transformers import TrainingArguments
 
 # What would go around this framework, or break resuming from a checkpoint; `trainer.extra` may not name it.
@@ -65,6 +63,11 @@ class Rollout:
     sampling: SamplingConfig
     engine: EngineConfig
     scoring: ScoringConfig
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a training's result depends on."""
+        return {**dataclasses.asdict(self), "engine": self.engine.identity}
 
 
 @dataclass(frozen=True)
@@ -248,17 +251,6 @@ def check_rotation(job: Job, pairs: Table[ScoredPair]) -> None:
         raise ConfigError(
             f"{beyond} of {len(pairs)} pairs are longer than {limit} tokens and others are not: this model's rotary "
             "embedding then depends on what is in a batch, and stored references do not; use trainer.reference=live"
-        )
-
-
-def check_gap(gap: float, model: "nn.Module", longest: int) -> None:
-    """Raise `ConfigError` where before the first step log-probabilities under the policy and its reference lie `gap`
-    nats apart, and that is more than rounding of a response of `longest` tokens."""
-    if not gap <= rounding(next(model.parameters()).dtype, longest):
-        raise ConfigError(
-            f"before the first step a response's log-probability under the policy differs by {gap:.3g} nats from its "
-            "reference instead of 0: what was scored is not what this model computes; use trainer.reference=live, and "
-            "report it"
         )
 
 

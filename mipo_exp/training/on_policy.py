@@ -266,7 +266,7 @@ def sample_policy(loop: Any, job: Job, rollout: Rollout, prompt_ids: Sequence[Se
     purpose = f"on-policy, step {loop.state.global_step}"
     with _evaluating(policy), memory_for("to sample for the training", "lower engine.batch_tokens"):
         lengths, new = [len(ids) for ids in prompt_ids], rollout.sampling.max_new_tokens
-        for number, batch in enumerate(plan_batches(lengths, rollout.engine, new)):
+        for number, batch in enumerate(plan_batches(lengths, rollout.engine, new, job.runtime.device)):
             how = rollout.sampling, job.runtime.renderer.stop_ids, job.runtime.renderer.pad_id
             seed = batch_seed(job.seed, purpose, number)
             sampled = sample_batch(policy, [prompt_ids[i] for i in batch], *how, seed)

@@ -25,21 +25,19 @@ from mipo_exp.training.job import (
     Job,
     Prompted,
     adapting,
-    check_gap,
     check_rotation,
     fields_of,
     finish,
     lora_config,
     training_arguments,
 )
+from mipo_exp.training.references import check_gaps, checked_pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import DPOTrainer
 
 log = logging.getLogger(__name__)
-
-CHECKED_PAIRS = 4
 
 LOSS_TYPES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
@@ -269,7 +267,7 @@ def largest_change(method: Mipo, margin: float) -> float:
 
 
 def check_first_loss(dpo: "DPOTrainer", method: Mipo, reference: str) -> None:
-    """Check the rewards and the loss of a few pairs, one by one, before the first step.
+    """Check the rewards and the loss of some pairs, one by one, before the first step.
 
     With stored reference log-probabilities this compares them with a fresh forward pass: a difference in truncation,
     precision, template or padding shows here and not as a slightly wrong result.
@@ -277,37 +275,43 @@ def check_first_loss(dpo: "DPOTrainer", method: Mipo, reference: str) -> None:
     Raises:
         ConfigError: a reward is not 0, or the loss is not what it must be.
     """
-    import torch
-
-    count = min(CHECKED_PAIRS, len(dpo.train_dataset))
-    model = dpo.model
-    model.eval()
-    devices = [] if dpo.args.device.type == "cpu" else [dpo.args.device]
-    losses, gaps, balance = [], [], list[float]()
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        for i in range(count):
-            batch = dpo._prepare_inputs(dpo.data_collator([dpo.train_dataset[i]]))
-            losses.append(float(dpo.compute_loss(model, batch)))
-            seen = dpo._metrics["eval"]
-            balance += seen["aux_loss"][-1:]
-            gaps += [abs(float(seen[f"rewards/{side}"][-1])) / method.beta for side in ("chosen", "rejected")]
-    dpo._metrics["eval"].clear()
-    dpo._total_train_tokens = 0
-    model.train()
-    rows = [dpo.train_dataset[i] for i in range(count)]
-    longest = max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids"))
-    gap, loss, expected = max(gaps), sum(losses) / count, first_loss(method)
-    check_gap(gap, model, longest)
+    count = min(checked_pairs(dpo.model, reference == "scored"), len(dpo.train_dataset))
+    # Spread over all of them, which may be sorted.
+    rows = [dpo.train_dataset[i * len(dpo.train_dataset) // count] for i in range(count)]
+    losses, balance, gaps = evaluated(dpo, method, rows)
+    tokens = [len(row[f"{side}_ids"]) for row in rows for side in ("chosen", "rejected")]
+    check_gaps(gaps, tokens, dpo.model, lambda: evaluated(dpo, method, rows)[2])
+    loss, expected = sum(losses) / count, first_loss(method)
     router = dpo.router_aux_loss_coef * sum(balance) / count if balance else 0.0
     # The router's part may be in 16 bits; TRL computes the rest in float32.
-    change = largest_change(method, 2 * gap) + 1e-2 * router
+    apart = [abs(chosen) + abs(rejected) for chosen, rejected in zip(gaps[::2], gaps[1::2], strict=True)]
+    change = sum(largest_change(method, margin) for margin in apart) / count + 1e-2 * router
     if expected is not None and not abs(loss - router - expected) <= change + 1e-3 * expected:
         raise ConfigError(
             f"before the first step the loss is {loss - router:.6g} instead of {expected:.6g} (loss_type="
             f"{', '.join(method.loss_type)}, beta={method.beta})"
         )
     described = "stored log-probabilities" if reference == "scored" else "the model with its adapter off"
+    gap = max(map(abs, gaps))
     log.info("reference: %s; first loss %.4f, within %.1g nats on %d pairs", described, loss, gap, count)
+
+
+def evaluated(dpo: "DPOTrainer", method: Mipo, rows: Sequence[Any]) -> tuple[list[float], list[float], list[float]]:
+    """Of pairs one by one, before the first step: the losses, the router's part where there is one, and log π_θ −
+    log π_ref of both sides."""
+    import torch
+
+    dpo.model.eval()
+    devices = [] if dpo.args.device.type == "cpu" else [dpo.args.device]
+    seen = dpo._metrics["eval"]
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        losses = [float(dpo.compute_loss(dpo.model, dpo._prepare_inputs(dpo.data_collator([row])))) for row in rows]
+    sides = zip(seen["rewards/chosen"], seen["rewards/rejected"], strict=True)
+    found = losses, list(seen["aux_loss"]), [float(reward) / method.beta for pair in sides for reward in pair]
+    seen.clear()
+    dpo._total_train_tokens = 0
+    dpo.model.train()
+    return found
 
 
 def _check_room_for_responses(pairs: Table[ScoredPair], max_length: int | None) -> None:
