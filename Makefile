@@ -15,7 +15,7 @@ MARKS ?= not slow and not gpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format docs clean
+.PHONY: help setup run test lint format campaign docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ lint: setup  ## format, lint and types only
 format: setup  ## rewrite the files in the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+campaign: setup  ## strike runs at random, an hour; ARGS="--part kills --tries 5" for some of it
+	@$(BIN)/python -m campaign --jobs $(JOBS) --page docs/campaign.md $(ARGS)
 
 docs: setup  ## the documentation as a site in build/site
 	@$(BIN)/python -m benchmarks site

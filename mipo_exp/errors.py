@@ -39,6 +39,22 @@ class StorageError(UserError):
     """A folder that cannot be written, or a disk that is too small."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, from `kill`, a launcher or a queue: a run ends as after Ctrl-C."""
+
+    words = "terminated; rerun the same command to resume"
+    exit_code = 128 + 15
+
+
+def what_ended(error: BaseException) -> str:
+    """How an error or an interruption is told in one line."""
+    if isinstance(error, Terminated):
+        return error.words
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; rerun the same command to resume"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
 def not_here_yet(kind: type[UserError], message: str) -> UserError:
     """The error for what a run would download, and something that downloads nothing, as a plan, does not."""
     error = kind(message)

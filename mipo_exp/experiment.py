@@ -18,7 +18,7 @@ from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.config.redaction import redact
 from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import declare_examples, make_task
-from mipo_exp.errors import ConfigError, StorageError, UserError, gib
+from mipo_exp.errors import ConfigError, StorageError, UserError, gib, what_ended
 from mipo_exp.evaluation.harness import locate_harness
 from mipo_exp.execution.processes import check_alike, check_shared, team
 from mipo_exp.execution.progress import Stages
@@ -211,7 +211,7 @@ def run_experiment(
     except BaseException as error:
         full = full_disk(error, {"paths.output": output, "paths.cache": Path(config.paths.cache).expanduser()})
         failure = error if full is None else full
-        message = redact(str(failure) if isinstance(failure, UserError) else f"{type(error).__name__}: {error}")
+        message = redact(what_ended(failure))
         summary.update(status="failed", error=message)
         with contextlib.suppress(OSError):  # what ended the run is worth more than why this could not be written
             # Results of an earlier run in this folder stay where this one has not begun.

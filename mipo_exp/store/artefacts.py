@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 from filelock import FileLock, Timeout
 
 from mipo_exp.errors import StorageError
-from mipo_exp.store.disk import follow_umask, full_disk, make_writable, unreadable
+from mipo_exp.store.disk import draft_of, follow_umask, full_disk, make_writable, unreadable
 from mipo_exp.store.environment import git_commit, package_versions
 from mipo_exp.store.manifest import MANIFEST, damage, file_sha256, list_files, machine
 from mipo_exp.store.tables import Table, read_table, write_table
@@ -50,7 +50,7 @@ def digest(value: Any) -> str:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it, so that nobody ever sees half of it. Raises `OSError`: it
     cannot be written; the error names the file, which a full disk alone does not."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft = draft_of(path)
     try:
         draft.write_bytes(content)
         draft.replace(path)

@@ -2,11 +2,15 @@
 
 import contextlib
 import errno
+import glob
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import psutil
 
 from mipo_exp.errors import StorageError
 
@@ -26,6 +30,18 @@ def make_writable(folder: Path, key: str, way_out: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise StorageError(f"{key}={folder} cannot be written ({error.strerror}); {way_out}") from error
+
+
+def draft_of(path: Path) -> Path:
+    """A name beside `path` for what this process writes before it takes that place. What processes of this machine that
+    were killed have left there is removed."""
+    ours = f"{path.name}.{platform.node()}"
+    for left in path.parent.glob(f"{glob.escape(ours)}.*.tmp"):
+        number = left.name.split(".")[-2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            with contextlib.suppress(OSError):  # somebody else's, or another process was first
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f"{ours}.{os.getpid()}.tmp")
 
 
 def new_folder(wanted: str) -> str:
