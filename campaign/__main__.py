@@ -7,16 +7,15 @@ What was tried is recorded in --work; the same command goes on from there, and a
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from campaign import kills
+from campaign import config_values, damage, kills
 from campaign.table import write_page
 from campaign.tries import Part, run_part
 
-PARTS: dict[str, Part] = {part.name: part for module in (kills,) for part in module.PARTS}
+PARTS: dict[str, Part] = {part.name: part for module in (kills, damage, config_values) for part in module.PARTS}
 
 
 def main() -> int:

@@ -77,7 +77,7 @@ def attempt(one: Try) -> Held:
         if wrong := _struck(work, kind, number, moment, real):
             return Held(", ".join(case), wrong)
     if kind == "two_processes":
-        done = [started.wait() for started in _team(work, KINDS[kind])][0]
+        done, _ = [started.wait() for started in _team(work, KINDS[kind])]
     else:
         done = run(*KINDS[kind], cwd=work, TMPDIR=str(_temporary(work)))
     if done.returncode:

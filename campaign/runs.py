@@ -28,7 +28,7 @@ TEMPORARY = ("*.tmp", "*.partial", "tmp*", ".shared*", "*.incomplete")
 OF_THE_RUN = ("created", "git", "resources", "hardware", "versions")
 # Files with times in them.
 PASSING = (".lock", "report.html", "README.md", "jobs.json", "hydra.yaml", "table.html", "table.json")
-OF_THE_BUILD = ("created", "seconds", "work", "git", "packages")
+OF_THE_BUILD = ("created", "seconds", "work", "git", "packages", "seal")
 
 
 def nothing() -> None:
@@ -125,17 +125,21 @@ def result(folder: Path, output: str = "run") -> dict[str, Any]:
     return {**{name: value for name, value in summary.items() if name not in OF_THE_RUN}, "stages": keys}
 
 
-def contents(folder: Path) -> dict[str, Any]:
-    """What lies in the folders of a try, by path: bytes, what JSON says, where a link leads. Times, and the folder's own
-    name, are left out; logs, locks and pages with times are not looked into."""
+def contents(folder: Path, copied_from: Path | None = None) -> dict[str, Any]:
+    """What lies in the folders of a try, by path: bytes, what JSON says, where a link leads. Times, and the name of the
+    folder itself, are left out; logs, locks and pages with times are not looked into."""
     found: dict[str, Any] = {}
+
+    def nameless(text: str) -> str:
+        return text.replace(str(folder), "…").replace(str(copied_from or folder), "…")
+
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_symlink():
-            found[name] = os.readlink(path).replace(str(folder), "…")
-        elif path.is_dir():
+        if path.is_symlink() and path.suffix != ".lock":
+            found[name] = nameless(os.readlink(path))
+        elif path.is_dir() or path.suffix == ".lock":
             continue
-        elif path.suffix in (".lock", ".log") or path.name in PASSING:
+        elif path.suffix == ".log" or path.name in PASSING:
             found[name] = "there"
         elif path.name == "metrics.jsonl":
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -146,9 +150,9 @@ def contents(folder: Path) -> dict[str, Any]:
             plain = {key: value for key, value in manifest.items() if key not in OF_THE_BUILD}
             found[name] = harm or {**plain, "files": sorted(manifest["files"])}
         elif path.name == "summary.json":
-            found[name] = json.loads(json.dumps(result(path.parents[1], path.parent.name)).replace(str(folder), "…"))
+            found[name] = json.loads(nameless(json.dumps(result(path.parents[1], path.parent.name))))
         else:
-            found[name] = path.read_bytes().replace(str(folder).encode(), "…".encode())
+            found[name] = nameless(path.read_bytes().decode("latin-1"))
     return found
 
 
@@ -223,4 +227,4 @@ class Reference:
         if over := left_over(folder):
             return f"left over: {', '.join(over[:5])}"
         ours = {name: value for name, value in contents(self.folder).items() if name != ".seconds"}
-        return difference(ours, contents(folder))
+        return difference(ours, contents(folder, self.folder))

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import re
 import shlex
 import shutil

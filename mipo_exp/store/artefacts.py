@@ -22,10 +22,9 @@ from typing import Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
 
-from mipo_exp.errors import StorageError
-from mipo_exp.store.disk import draft_of, follow_umask, full_disk, make_writable, unreadable
+from mipo_exp.store.disk import draft_of, follow_umask, make_writable, storage_error, unreadable
 from mipo_exp.store.environment import git_commit, package_versions
-from mipo_exp.store.manifest import MANIFEST, damage, file_sha256, list_files, machine
+from mipo_exp.store.manifest import MANIFEST, damage, file_sha256, list_files, machine, sealed
 from mipo_exp.store.tables import Table, read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -269,7 +268,7 @@ class Store:
         if found is not None:
             return found, True
         path = self.path(stage)
-        with self._explaining(path):
+        with self._explaining():
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock(stage):
                 found = self.find(stage)
@@ -280,24 +279,17 @@ class Store:
     def take_part(self, stage: Stage, inputs: Mapping[str, Artefact], build: Build) -> None:
         """Build, in a process that writes no artefact, what another one builds at the same time. Raises `StorageError`:
         as `fetch`."""
-        with self._explaining(self.path(stage)):
+        with self._explaining():
             build(Workspace(self._partial(stage), inputs, writes=False))
 
     @contextlib.contextmanager
-    def _explaining(self, path: Path) -> Iterator[None]:
-        """Around what writes the artefact at `path`: raise `StorageError` for a disk that cannot take it."""
+    def _explaining(self) -> Iterator[None]:
+        """Around what writes an artefact: raise `StorageError` for a disk that cannot take it."""
         try:
             yield
         except Exception as error:
-            if (full := full_disk(error, {"paths.cache": self.root})) is not None:
-                raise full from error
-            blocked = isinstance(error, (PermissionError, FileExistsError, NotADirectoryError))
-            where = (getattr(error, "filename", None) or path) if blocked else None
-            if isinstance(error, OSError) and where is not None and Path(where).is_relative_to(self.root):
-                raise StorageError(
-                    f"{where} in paths.cache cannot be written ({error.strerror}); mend its permissions, or "
-                    "set paths.cache=DIR to another folder"
-                ) from error
+            if (failure := storage_error(error, {"paths.cache": self.root})) is not None:
+                raise failure from error
             raise
 
     def _build(self, stage: Stage, inputs: Mapping[str, Artefact], build: Build) -> Artefact:
@@ -312,7 +304,7 @@ class Store:
         started = time.perf_counter()
         workspace = Workspace(partial, inputs)
         build(workspace)
-        manifest = {
+        manifest: Any = {
             "stage": stage.name,
             "version": stage.version,
             "key": stage.key,
@@ -328,6 +320,7 @@ class Store:
             "rows": workspace.rows,
             "files": list_files(partial, SCRATCH),
         }
+        manifest = sealed(manifest)
         write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
         follow_umask(partial, partial / MANIFEST)
         for name in SCRATCH:  # not before: a manifest that finds no room must not cost what was computed

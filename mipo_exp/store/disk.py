@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import itertools
 import os
 import platform
 import shutil
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import psutil
 
-from mipo_exp.errors import StorageError
+from mipo_exp.errors import StorageError, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What libraries say in errors that have no number: safetensors, torch, Arrow.
 FULL_WORDS = (
     *("No space left", "StorageFull", "Disk quota exceeded", "QuotaExceeded", "File too large", "FileTooLarge"),
     *("PytorchStreamWriter failed", "unexpected pos"),
+)
+IN_THE_WAY = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP),
 )
 NOTHING_LEFT = 2**20  # bytes; an error of any kind on a disk with less is taken for its effect
 
@@ -83,11 +87,39 @@ def full_disk(error: BaseException, folders: Mapping[str, Path]) -> StorageError
     if isinstance(error, StorageError) or not any(disk_is_full(error, folder) for folder in folders.values()):
         return None
     key = _which(error, folders)
-    move = {"paths.output": "hydra.run.dir=DIR (with -m hydra.sweep.dir=DIR)"}.get(key, f"{key}=DIR")
     return StorageError(
         f"the disk of {key}={folders[key]} is full; free some space and run the same command again, which resumes from "
-        f"what is finished, or set {move} on another disk"
+        f"what is finished, or set {_move(key)} on another disk"
     )
+
+
+def storage_error(error: BaseException, folders: Mapping[str, Path]) -> StorageError | None:
+    """What to raise for an error from a full disk (`full_disk`), or of a file in one of the folders that is gone or
+    that something keeps from being written; None for any other error."""
+    if isinstance(error, UserError):
+        return None
+    if (full := full_disk(error, folders)) is not None:
+        return full
+    for cause, (key, folder) in itertools.product(_causes(error), folders.items()):
+        said = str(cause)
+        if str(folder.absolute()) not in said and str(folder.resolve()) not in said:
+            continue
+        where = getattr(cause, "filename", None) or folder
+        if isinstance(cause, FileNotFoundError) or "No such file" in said:
+            return StorageError(
+                f"{where} in {key} is gone: it was removed while this run used it; rerun the same command, which makes "
+                "it again"
+            )
+        if isinstance(cause, OSError) and cause.errno in IN_THE_WAY:
+            return StorageError(
+                f"{where} in {key} cannot be written ({os.strerror(cause.errno)}); mend that, or set {_move(key)} to "
+                "another folder"
+            )
+    return None
+
+
+def _move(key: str) -> str:
+    return {"paths.output": "hydra.run.dir=DIR (with -m hydra.sweep.dir=DIR)"}.get(key, f"{key}=DIR")
 
 
 def _which(error: BaseException, folders: Mapping[str, Path]) -> str:
