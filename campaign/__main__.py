@@ -11,11 +11,13 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from campaign import config_values, damage, kills
+from campaign import config_values, damage, files, kills, places
 from campaign.table import write_page
 from campaign.tries import Part, run_part
 
-PARTS: dict[str, Part] = {part.name: part for module in (kills, damage, config_values) for part in module.PARTS}
+PARTS: dict[str, Part] = {
+    part.name: part for module in (kills, damage, config_values, files, places) for part in module.PARTS
+}
 
 
 def main() -> int:
