@@ -25,6 +25,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m campaign", description=__doc__.splitlines()[0])
     parser.add_argument("--part", action="append", choices=PARTS, help="one of the rows; again for another one")
     parser.add_argument("--tries", type=int, help="of each part, in place of its own number")
+    parser.add_argument("--from", dest="first", type=int, default=0, help="the number of the first try")
+    parser.add_argument("--again", action="store_true", help="make those that did not hold again")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="tries at once")
     parser.add_argument("--work", type=Path, default=Path("build/campaign"), help="the folder for tries and records")
@@ -41,8 +43,8 @@ def main() -> int:
 def _run(part: Part, args: argparse.Namespace) -> int:
     """Make the tries of a part; how many did not hold."""
     wrong = 0
-    count = part.tries if args.tries is None else args.tries
-    for record in run_part(part, args.work.absolute(), args.seed, count, args.jobs):
+    numbers = range(args.first, args.first + (part.tries if args.tries is None else args.tries))
+    for record in run_part(part, args.work.absolute(), args.seed, numbers, args.jobs, args.again):
         wrong += record.wrong is not None
         said = f"did not hold: {record.wrong}" if record.wrong else "held"
         sys.stdout.write(f"{part.name} {record.number} ({record.seconds:.0f} s, {record.case}): {said}\n")

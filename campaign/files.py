@@ -73,7 +73,7 @@ def _mmlu(folder: Path) -> str:
             for stem, *options, _ in (mmlu_question(f"{split} {i}") for i in range(ROWS))
         ]
         write_rows(folder / "all" / f"{split}-00000-of-00001.parquet", of)
-    return f"task.path={folder}"
+    return f"task.subject=anatomy task.path={folder}"
 
 
 def _lamp(folder: Path) -> str:
@@ -84,7 +84,7 @@ def _lamp(folder: Path) -> str:
 def _custom(folder: Path, suffix: str) -> str:
     rows = [{"who": f"u{i % 8}", "about": f"I keep {i % 8} bees.", "ask": f"What of {i}?"} for i in range(ROWS)]
     write_rows(folder / f"mine.{suffix}", rows)
-    keys = "task.columns.prompt=ask task.columns.context=about task.columns.user=who"
+    keys = "task.eval_share=0.5 task.columns.prompt=ask task.columns.context=about task.columns.user=who"
     return f"task.family=personalization {keys} task.path={folder / f'mine.{suffix}'}"
 
 

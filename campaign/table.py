@@ -12,8 +12,8 @@ HEAD = """# The campaign: robustness, tried at random
 `make campaign` strikes runs of the tiny model with what can happen to them, and counts where they hold: the same
 command again ends with the same results and bytes, or one message says what is wrong and the way out. It is seeded
 (`--seed`), goes on where it was interrupted, and takes about an hour on two cores;
-`python -m campaign --part kills --tries 5` makes some tries of one row. A try that did not hold is made again by its
-number and seed, and its folder stays in `build/campaign/SEED/PART/NUMBER`.
+`python -m campaign --part kills --tries 5` makes some tries of one row. The folder of a try that did not hold stays in
+`build/campaign/SEED/PART/NUMBER`; `--part PART --from NUMBER --tries 1 --again` makes it again.
 """
 
 

@@ -6,7 +6,7 @@ import random
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,11 +66,12 @@ class Record:
     date: str
 
 
-def run_part(part: Part, work: Path, seed: int, count: int, jobs: int) -> Iterator[Record]:
-    """Make the tries of a part that were not made yet; of one that failed, its folder stays."""
+def run_part(part: Part, work: Path, seed: int, numbers: Iterable[int], jobs: int, again: bool) -> Iterator[Record]:
+    """Make the tries of a part that were not made yet, and `again` those that did not hold, whose folders stay."""
     folder = work / str(seed)
-    made = {record.number for record in read_records(folder) if record.part == part.name}
-    left = [number for number in range(count) if number not in made]
+    records = [record for record in read_records(folder) if record.part == part.name]
+    made = {record.number for record in records if record.wrong is None or not again}
+    left = [number for number in numbers if number not in made]
     shared = work / "shared" / part.name
     if left and not (shared / ".made").exists():
         shutil.rmtree(shared, ignore_errors=True)
@@ -109,6 +110,8 @@ def remove(folder: Path) -> None:
 
 
 def read_records(folder: Path) -> Sequence[Record]:
-    """What a campaign with one seed, or below a folder of several, has recorded."""
+    """What a campaign with one seed, or below a folder of several, has recorded; of a try that was made again, its
+    last record."""
     lines = [line for path in sorted(folder.rglob(RESULTS)) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Record(**json.loads(line)) for line in lines]
+    made = [Record(**json.loads(line)) for line in lines]
+    return list({(record.part, record.seed, record.number): record for record in made}.values())

@@ -190,12 +190,13 @@ class Workspace:
 
 
 class Store:
-    """All artefacts below one folder. Raises `StorageError`: the folder cannot be made or written."""
+    """All artefacts below one folder. Raises `StorageError`: the folder cannot be made or read."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._told: set[str] = set()  # what was said once
-        make_writable(root, "paths.cache", "set paths.cache=DIR or $MIPO_CACHE to a folder that can")
+        if not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):  # one that can only be read may have all
+            make_writable(root, "paths.cache", "set paths.cache=DIR or $MIPO_CACHE to a folder that can")
 
     def path(self, stage: Stage) -> Path:
         """Where the stage's artefact is or will be."""
