@@ -11,12 +11,14 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from campaign import config_values, damage, files, kills, places
+from campaign import config_values, damage, files, kills, places, planted, surroundings
 from campaign.table import write_page
 from campaign.tries import Part, run_part
 
 PARTS: dict[str, Part] = {
-    part.name: part for module in (kills, damage, config_values, files, places) for part in module.PARTS
+    part.name: part
+    for module in (kills, damage, config_values, files, places, planted, surroundings)
+    for part in module.PARTS
 }
 
 

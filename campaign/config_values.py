@@ -36,6 +36,7 @@ class Value(NamedTuple):
     value: Any
 
 
+@functools.cache
 def keys() -> dict[str, tuple[tuple[str, ...], Any]]:
     """Every key of the schema, with the groups' options that it needs and its type; those of all variants."""
     load_variants()
@@ -206,4 +207,27 @@ def attempt(one: Try) -> Held:
     return Held(f"{len(values)} values, {BY_COMMAND} of them by the command line", "; ".join(said) or None)
 
 
-PARTS = [Part("config", f"bad values of every key of the config, {BATCH} in each try", 100, attempt)]
+ODD = (
+    *("", " ", "-", "~", "..", "/", "a/b/c", "é💥", "x" * 300, "a b", "%s", "{}", "<b>", "None", "true", "1e5", "\\n"),
+    *("auto", "cuda:0", "https://example.invalid/x", "file:///etc/passwd", "$HOME", "`id`", "; ls", "*", "a,b"),
+)
+
+
+def odd_text(one: Try) -> Held:
+    """A text that the schema does not bound, by the command line; a run with it ends well, or says what is wrong."""
+    texts = {key: groups for key, (groups, kind) in keys().items() if str in (kind, *get_args(kind))}
+    key = one.random.choice(sorted(set(texts) - {"paths.output"}))
+    text = one.random.choice(ODD)
+    override = f"++{key}={written(text)}"
+    case = " ".join((*texts[key], override))
+    done = run("+debug=quick", "method=base", *texts[key], override, cwd=one.folder)
+    if done.returncode in (0, 3) and "Traceback" not in done.stderr:
+        return Held(f"{case}: accepted", None)
+    # One that is found when a judge, a hub or a model is asked takes longer.
+    return Held(case, wrong_message(done._replace(seconds=0.0), _names(Value((), key, text))))
+
+
+PARTS = [
+    Part("texts", "odd texts for every key that takes any text", 60, odd_text),
+    Part("config", f"bad values of every key of the config, {BATCH} in each try", 100, attempt),
+]

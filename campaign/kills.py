@@ -34,14 +34,14 @@ def prepare(shared: Path) -> None:
             continue
         whole = folder / "whole"
         whole.mkdir()
-        runs = _team(whole, arguments)
+        runs = start_team(whole, arguments)
         done = [one.wait() for one in runs]
         if any(one.returncode for one in done):
             raise RuntimeError(done[0].stderr)
         (whole / ".seconds").write_text(str(done[0].seconds))
 
 
-def _team(folder: Path, arguments: tuple[str, ...]) -> list[Running]:
+def start_team(folder: Path, arguments: tuple[str, ...]) -> list[Running]:
     """Two processes of one run, as a launcher starts them."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -77,7 +77,7 @@ def attempt(one: Try) -> Held:
         if wrong := _struck(work, kind, number, moment, real):
             return Held(", ".join(case), wrong)
     if kind == "two_processes":
-        done, _ = [started.wait() for started in _team(work, KINDS[kind])]
+        done, _ = [started.wait() for started in start_team(work, KINDS[kind])]
     else:
         done = run(*KINDS[kind], cwd=work, TMPDIR=str(_temporary(work)))
     if done.returncode:
@@ -90,7 +90,7 @@ def _struck(work: Path, kind: str, number: signal.Signals, moment: float, real: 
     temporary = _temporary(work)
     before = len(list(temporary.iterdir()))
     if kind == "two_processes":
-        first, second = _team(work, KINDS[kind])
+        first, second = start_team(work, KINDS[kind])
         struck = first.strike(number, moment)
         done = first.wait()
         if struck:

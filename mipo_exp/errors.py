@@ -2,6 +2,8 @@
 
 from typing import Self
 
+MOST_CHARACTERS = 500  # of another's words in a message
+
 
 class UserError(Exception):
     """Bad input: a config value, a data file, a model folder, a place to write. Exit code 2, no traceback."""
@@ -44,6 +46,12 @@ class Terminated(KeyboardInterrupt):
 
     words = "terminated; rerun the same command to resume"
     exit_code = 128 + 15
+
+
+def short(error: BaseException) -> str:
+    """What a library says in an error, in one line that a message has room for."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
 def what_ended(error: BaseException) -> str:
