@@ -187,7 +187,7 @@ def written(value: Any) -> str:
         return f"[{','.join(map(written, value))}]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{written(item)}" for key, item in value.items()) + "}"
-    return yaml.safe_dump(value).split("\n")[0].lstrip(".")
+    return str(yaml.safe_dump(value)).split("\n")[0].lstrip(".")
 
 
 def attempt(one: Try) -> Held:

@@ -51,7 +51,7 @@ def start_team(folder: Path, arguments: tuple[str, ...]) -> list[Running]:
     for rank in ("0", "1"):
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TMPDIR": str(_temporary(folder))}
-        runs.append(Running(*arguments, cache, cwd=folder, **variables))
+        runs.append(Running(*arguments, cache, cwd=folder, more=variables))
     return runs
 
 
@@ -79,7 +79,7 @@ def attempt(one: Try) -> Held:
     if kind == "two_processes":
         done, _ = [started.wait() for started in start_team(work, KINDS[kind])]
     else:
-        done = run(*KINDS[kind], cwd=work, TMPDIR=str(_temporary(work)))
+        done = run(*KINDS[kind], cwd=work, more={"TMPDIR": str(_temporary(work))})
     if done.returncode:
         return Held(", ".join(case), f"the same command then ended with {done.returncode}: {done.stderr[-600:]}")
     return Held(", ".join(case), reference.differs(work))
@@ -97,7 +97,7 @@ def _struck(work: Path, kind: str, number: signal.Signals, moment: float, real: 
             second.strike(signal.SIGKILL, 0)  # as a launcher does, in the end
         second.wait()
     else:
-        started = Running(*KINDS[kind], cwd=work, real=real, TMPDIR=str(temporary))
+        started = Running(*KINDS[kind], cwd=work, real=real, more={"TMPDIR": str(temporary)})
         struck = started.strike(number, moment)
         done = started.wait()
     if not struck or done.returncode == 0:  # it had ended, or was just ending

@@ -81,7 +81,7 @@ def attempt(one: Try) -> Held:
     command = [word for word in words if word == "-m"] + ["+debug=quick", "method=base", *judge]
     command += [word for word in words if word != "-m"] + ([] if whole else ["plan=true"])
     case = " ".join(words).replace(token, "TOKEN").replace(secret, "SECRET")
-    done = run(*command, cwd=one.folder, **variables)
+    done = run(*command, cwd=one.folder, more=variables)
     places = [str(path) for path in one.folder.rglob("*") if secret in path.name]
     for path in one.folder.rglob("*"):
         if path.is_file() and "own" not in path.relative_to(one.folder).parts and secret.encode() in path.read_bytes():

@@ -45,11 +45,11 @@ class Running:
         cwd: Path,
         before: Callable[[], None] = nothing,
         real: bool = False,
-        **more: str,
+        more: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="campaign-"))
         words = command_line.with_cache(arguments, cwd)
-        variables = {**command_line.environment(), "OMP_NUM_THREADS": "1", **more}
+        variables = {**command_line.environment(), "OMP_NUM_THREADS": "1", **(more or {})}
         self.forked = self.started = None
         if real:
             with (self.folder / "stdout").open("w") as out, (self.folder / "stderr").open("w") as err:
@@ -96,14 +96,14 @@ class Running:
             os.kill(self.pid, signal.SIGKILL)
             time.sleep(POLL_SECONDS)
         paths = [self.folder / name for name in ("stdout", "stderr")]
-        texts = [path.read_text(errors="replace") if path.exists() else "" for path in paths]
+        out, err = (path.read_text(errors="replace") if path.exists() else "" for path in paths)
         usage = self.folder / "seconds"
         took = float(usage.read_text() or "nan") if usage.exists() else float("nan")
         for path in (*paths, usage):
             path.unlink(missing_ok=True)
         self.folder.rmdir()
         assert self.code is not None
-        return Done(self.code, *texts, took)
+        return Done(self.code, out, err, took)
 
 
 def _begin(
@@ -113,9 +113,15 @@ def _begin(
     command_line.become(arguments, cwd, variables, output)
 
 
-def run(*arguments: str, cwd: Path, before: Callable[[], None] = nothing, real: bool = False, **more: str) -> Done:
-    """A whole run."""
-    return Running(*arguments, cwd=cwd, before=before, real=real, **more).wait()
+def run(
+    *arguments: str,
+    cwd: Path,
+    before: Callable[[], None] = nothing,
+    real: bool = False,
+    more: Mapping[str, str] | None = None,
+) -> Done:
+    """A whole run; `more` are variables of its environment."""
+    return Running(*arguments, cwd=cwd, before=before, real=real, more=more).wait()
 
 
 def result(folder: Path, output: str = "run") -> dict[str, Any]:

@@ -52,7 +52,7 @@ def attempt(one: Try) -> Held:
     else:
         case = f"{variables} {' '.join(overrides)}"
         # A process of its own: a fork has its seed of hashes, its locale and its threads already.
-        done = run(*COMMAND, *overrides, cwd=work, real=True, **variables)
+        done = run(*COMMAND, *overrides, cwd=work, real=True, more=variables)
     if done.returncode:
         return Held(case, f"ended with {done.returncode}: {done.stderr[-500:]}")
     whole = one.shared / "finished" / "work"
@@ -60,7 +60,8 @@ def attempt(one: Try) -> Held:
 
 
 def _compared(case: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str | None]:
-    near, far = [], []
+    near: list[str] = []
+    far: list[str] = []
     for name in sorted(ours.keys() & theirs.keys()):
         (key, here), (other, there) = ours[name], theirs[name]
         for file in sorted(here.keys() & there.keys()):

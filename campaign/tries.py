@@ -97,7 +97,8 @@ def _make(part: Part, folder: Path, shared: Path, seed: int, number: int) -> Rec
     if held.wrong is None:
         remove(own)
     seconds = round(time.monotonic() - started, 1)
-    return Record(part.name, seed, number, *asdict(held).values(), seconds, git_commit(), time.strftime("%Y-%m-%d"))
+    date = time.strftime("%Y-%m-%d")
+    return Record(part.name, seed, number, held.case, held.wrong, seconds, git_commit(), date)
 
 
 def remove(folder: Path) -> None:

@@ -16,7 +16,7 @@ from campaign.tries import Held, Part, Try, run_part
 def test_a_terminated_run_says_so_and_writes_its_summary(tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    started = Running(*SMALL, "hydra.run.dir=run", cwd=tmp_path, TMPDIR=str(temporary))
+    started = Running(*SMALL, "hydra.run.dir=run", cwd=tmp_path, more={"TMPDIR": str(temporary)})
     assert started.strike(signal.SIGTERM, 2.5)
     done = started.wait()
     assert done.returncode == 143, done.stderr

@@ -173,8 +173,8 @@ class Runtime:
             try:
                 generation = GenerationConfig.from_pretrained(folder)
             except Exception as error:
-                name = folder / "generation_config.json"
-                raise ModelError(f"{name} cannot be read ({short(error)}); copy it again") from error
+                where = folder / "generation_config.json"
+                raise ModelError(f"{where} cannot be read ({short(error)}); copy it again") from error
         own = self.config.chat_template
         name = f"the chat template of {self.source.description}" if own is None else f"model.chat_template={own}"
         return Renderer(load_tokenizer(folder, self.config), generation, name)
