@@ -15,7 +15,7 @@ MARKS ?= not slow and not gpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format campaign docs clean
+.PHONY: help setup run test lint format campaign audit docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ format: setup  ## rewrite the files in the house format
 
 campaign: setup  ## strike runs at random, an hour; ARGS="--part kills --tries 5" for some of it
 	@$(BIN)/python -m campaign --jobs $(JOBS) --page docs/campaign.md $(ARGS)
+
+audit: setup  ## known vulnerabilities of the packages in constraints.txt; asks the network
+	@$(PIP) install -c constraints.txt pip-audit
+	@$(BIN)/python -m pip_audit --no-deps --disable-pip -r constraints.txt
 
 docs: setup  ## the documentation as a site in build/site
 	@$(BIN)/python -m benchmarks site

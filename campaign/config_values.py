@@ -215,7 +215,8 @@ ODD = (
 
 def odd_text(one: Try) -> Held:
     """A text that the schema does not bound, by the command line; a run with it ends well, or says what is wrong."""
-    texts = {key: groups for key, (groups, kind) in keys().items() if str in (kind, *get_args(kind))}
+    local = {key: of for key, of in keys().items() if not any(group.startswith("task=") for group in of[0])}
+    texts = {key: groups for key, (groups, kind) in local.items() if str in (kind, *get_args(kind))}
     key = one.random.choice(sorted(set(texts) - {"paths.output"}))
     text = one.random.choice(ODD)
     override = f"++{key}={written(text)}"
@@ -223,8 +224,8 @@ def odd_text(one: Try) -> Held:
     done = run("+debug=quick", "method=base", *texts[key], override, cwd=one.folder)
     if done.returncode in (0, 3) and "Traceback" not in done.stderr:
         return Held(f"{case}: accepted", None)
-    # One that is found when a judge, a hub or a model is asked takes longer.
-    return Held(case, wrong_message(done._replace(seconds=0.0), _names(Value((), key, text))))
+    # One that is found when a judge, a hub or a model is asked takes longer, and may be named by what was asked.
+    return Held(case, wrong_message(done._replace(seconds=0.0)))
 
 
 PARTS = [
