@@ -84,11 +84,11 @@ LIBRARIES = {
 }
 
 # The parts of `kernels` that take part in a stage, and are in its key.
-SCORING_PARTS = ("prefix_sharing", "onednn")
+SCORING_PARTS = ("prefix_sharing", "flex_attention", "onednn")
 PARTS: dict[str, Sequence[str]] = {
     **dict.fromkeys(("chosen", "rejected", "other_chosen", "responses", "unrelated", "extractions"), SAMPLING_PARTS),
     **dict.fromkeys(("scored_pairs", "scores", "option_scores"), SCORING_PARTS),
-    "adapter": ("prompt_sharing", "micro_batches", "onednn"),
+    "adapter": ("prompt_sharing", "flex_attention", "micro_batches", "onednn"),
     **dict.fromkeys(("harness", "token_pmi"), ("onednn",)),
 }
 

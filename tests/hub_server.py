@@ -59,6 +59,8 @@ class HubServer(LocalServer):
     What is uploaded is in `created` (whether a repository is private) and `pushed` (its files); `broken` has what is
     done instead at addresses with a text in them: an answer, or to close the connection, after so many seconds.
     `script` sees the method and path of each request first: what it returns is sent in place of the hub's answer.
+    Files of `large` bytes or more lie on another address, to which the hub redirects, as it does to its CDN; `cuts` has
+    the bytes of each coming answer from there after which the connection breaks, and `sent` the bytes that were sent.
     """
 
     def __init__(self) -> None:
@@ -69,6 +71,9 @@ class HubServer(LocalServer):
         self.created: dict[str, str] = {}
         self.pushed: dict[str, dict[str, bytes]] = {}
         self.broken: dict[str, Answer | float | None] = {}
+        self.large = 1 << 60
+        self.cuts: list[int] = []
+        self.sent: list[int] = []
         super().__init__(self._handler())
 
     def add(
@@ -129,6 +134,10 @@ class HubServer(LocalServer):
             path_inside = files.get("/".join(rest[2:]))
             if path_inside is None:
                 return refuse(404, "Entry not found", "EntryNotFound")
+            if path_inside.stat().st_size >= self.large:
+                digest = hashlib.sha256(path_inside.read_bytes()).hexdigest()
+                linked = {"X-Linked-Size": str(path_inside.stat().st_size), "X-Linked-ETag": f'"{digest}"'}
+                return Answer(302, b"", {**linked, "Location": f"{self.url}/cdn/{kind}/{hub_id}/{'/'.join(rest[2:])}"})
             return Answer(200, path_inside.read_bytes(), {"Content-Type": "application/octet-stream"})
         content: Any
         if rest[:1] == ["tree"]:
@@ -137,6 +146,14 @@ class HubServer(LocalServer):
             siblings = [{"rfilename": name, "size": file.stat().st_size} for name, file in files.items()]
             content = {"id": hub_id, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
         return Answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def stored(self, path: str, asked: str | None) -> Answer:
+        """What the CDN sends of a file, from the byte on that is asked for (`bytes=N-`)."""
+        kind, owner, name, *inside = unquote(path).strip("/").split("/")[1:]
+        content = self.repositories[kind, f"{owner}/{name}"].files()["/".join(inside)].read_bytes()
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        span = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if asked else {}
+        return Answer(206 if asked else 200, content[start:], span)
 
     def receive(self, path: str, body: bytes) -> Answer:
         """What the hub does with an upload: https://huggingface.co/docs/hub/api, and `_commit_api` of huggingface_hub,
@@ -182,17 +199,23 @@ class HubServer(LocalServer):
 
             def reply(self) -> None:
                 hub.requests.append(f"{self.command} {self.path}")
+                if self.path.startswith("/cdn/"):
+                    return self.send(hub.stored(self.path, self.headers.get("range")), *hub.cuts[:1])
                 token = (self.headers.get("authorization") or "").removeprefix("Bearer ") or None
-                self.send(hub.script(self.command, self.path) or hub.answer(self.command, self.path, token))
+                return self.send(hub.script(self.command, self.path) or hub.answer(self.command, self.path, token))
 
-            def send(self, answer: Answer) -> None:
+            def send(self, answer: Answer, most: int | None = None) -> None:
                 self.send_response(answer.status)
                 found = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(answer.body).hexdigest()}"'}
                 for name, value in {**found, **answer.headers, "Content-Length": str(len(answer.body))}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(answer.body)
+                    self.wfile.write(answer.body[:most])
+                if self.path.startswith("/cdn/"):
+                    hub.sent.append(len(answer.body[:most]))
+                    self.close_connection = bool(hub.cuts)
+                    del hub.cuts[:1]
 
             def log_message(self, format: str, *args: Any) -> None:
                 return

@@ -114,6 +114,20 @@ def test_a_mistake_is_answered_in_seconds(arguments: list[str], message: str, tm
     assert seconds < max(5.0, 15 * imports()), f"{seconds:.1f} s"
 
 
+def test_a_mistake_waits_for_no_heavy_library(tmp_path: Path) -> None:
+    code = """
+import atexit, sys
+from mipo_exp.cli import main
+heavy = ("torch", "transformers", "datasets", "trl", "matplotlib", "scipy.special", "nltk", "wandb")
+atexit.register(lambda: print([name for name in heavy if name in sys.modules]))
+main()
+"""
+    command = [sys.executable, "-c", code, "model.path=nowhere", f"paths.cache={tmp_path / 'cache'}"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
 def test_plan_says_what_would_run_and_runs_nothing(tmp_path: Path) -> None:
     done = run("+debug=quick", "plan=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from mipo_exp.kernels import flex
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.log_probs import can_share, token_log_probs
 from tests.conftest import Experiment, composed, make_runtime
@@ -42,6 +43,26 @@ def test_a_shared_prefix_changes_no_log_probability(precision: str, allowed: flo
     apart = token_log_probs(model, items, False)
     for expected, row in zip(apart, token_log_probs(model, items, True), strict=True):
         assert torch.allclose(expected, row, atol=allowed)
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", 1e-2), ("bfloat16", 0.1)])
+def test_the_gradients_of_flex_attention_are_those_of_the_mask(precision: str, allowed: float) -> None:
+    torch.manual_seed(1)
+    ends = torch.tensor([[300] * 90 + [200] * 110 + [300] * 100, [-1] * 20 + [300] * 130 + [250] * 100 + [300] * 50])
+    ends, columns = ends.cuda(), torch.arange(300, device="cuda")
+    mask = columns[:, None] == columns
+    mask = mask | ((columns[:, None] >= columns) & (columns[:, None] < ends[:, None, :]))
+    inputs = [torch.randn(2, heads, 300, 64, device="cuda", dtype=getattr(torch, precision)) for heads in (4, 2, 2)]
+    query, key, value = (of.requires_grad_() for of in inputs)
+    plain = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask[:, None], enable_gqa=True
+    )
+    weight = torch.randn_like(plain)
+    expected = torch.autograd.grad((plain * weight).sum(), inputs)
+    found = flex.attend(query, key, value, flex.tree_blocks(ends), None)
+    gradients = torch.autograd.grad((found * weight.transpose(1, 2)).sum(), inputs)
+    for one, other in zip(expected, gradients, strict=True):
+        assert torch.allclose(one, other, atol=allowed, rtol=allowed)
 
 
 def losses(experiment: Experiment, *overrides: str) -> list[float]:

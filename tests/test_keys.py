@@ -46,8 +46,19 @@ def test_without_a_part_of_the_kernels_only_what_uses_it_is_made_anew(tiny: Runt
     assert ("before_scores_base" in changed) == (first != "adapter")
 
 
+def test_the_kernel_of_gpus_is_in_no_key_of_a_cpu(tiny: Runtime) -> None:
+    def key(device: str, *kernels: str) -> str:
+        runtime = Runtime(tiny.config, tiny.source, tiny.task, device, kernels)
+        return stages(runtime)["adapter"].key
+
+    assert key("cpu", *KERNELS) == key("cpu", *(name for name in KERNELS if name != "flex_attention"))
+    assert key("cuda", *KERNELS) != key("cuda", *(name for name in KERNELS if name != "flex_attention"))
+
+
 def test_a_method_that_samples_while_it_trains_depends_on_the_parts_that_sample_and_score(tiny: Runtime) -> None:
-    assert stages(tiny, "method=rlvr", "task=word_problems")["adapter"].config["runtime"]["kernels"] == sorted(KERNELS)
+    assert stages(tiny, "method=rlvr", "task=word_problems")["adapter"].config["runtime"]["kernels"] == sorted(
+        set(KERNELS) - {"flex_attention"}
+    )
     assert stages(tiny)["pairs"].config["runtime"]["kernels"] == []
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -301,6 +302,59 @@ def test_weights_split_between_processes_are_refused(
         monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
     with pytest.raises(ConfigError, match="stage 3 .* use --zero_stage 2") if refused else contextlib.nullcontext():
         checks.check_processes(config)
+
+
+def test_fsdp_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "team", lambda: Team(0, 2))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="FSDP needs GPUs: on a CPU accelerate would train with plain data parallel"):
+        checks.check_processes(composed("+debug=quick", "device=cpu"))
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
+WAYS = {
+    "fsdp": ("tests.fsdp_on_cpu", FSDP, r"FSDP 2: \d\d of \d\d weights are split"),
+    "zero1": ("mipo_exp", {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, r"DeepSpeed ZeRO 1"),
+    "zero2": ("mipo_exp", {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, r"DeepSpeed ZeRO 2"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_split_weights_and_optimizers_train_what_data_parallel_does(way: str, tmp_path: Path) -> None:
+    if way != "fsdp":
+        pytest.importorskip("deepspeed")
+
+    def train(name: str, module: str, variables: dict[str, str]) -> tuple[str, dict[str, torch.Tensor]]:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        options = [*SHARED, "tracker=none", f"hydra.run.dir={name}", f"paths.cache=cache-{name}"]
+        done = subprocess.run(
+            [*torchrun, "-m", module, *options],
+            cwd=tmp_path,
+            env={**environment(), "OMP_NUM_THREADS": "1", **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr, load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+
+    module, variables, said = WAYS[way]
+    log, plain = train("plain", "mipo_exp", {})
+    assert "the processes train with data parallel" in log
+    log, split = train(way, module, variables)
+    assert re.search(said, log), log
+    assert plain.keys() == split.keys()
+    changed = max(float(weight.abs().max()) for name, weight in plain.items() if "lora_B" in name)
+    assert changed > 1e-4
+    assert max(float((plain[name] - split[name]).abs().max()) for name in plain) < 0.01 * changed
 
 
 @pytest.mark.parametrize(("visible", "number"), [(None, "1"), ("4,6", "6")])

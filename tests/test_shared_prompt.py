@@ -128,9 +128,10 @@ def test_the_layout_of_a_batch_is_what_its_docstring_says() -> None:
     ]
     assert layout.position_ids[0].tolist() == [0, 0, 0, 1, 2, 3, 2, 0]
     assert layout.position_ids[1].tolist() == [0, 1, 2, 3, 0, 0, 4, 5]
-    seen = layout.visible[0, 0]
-    assert seen[6].nonzero()[:, 0].tolist() == [2, 3, 6], "the rejected side sees its prompt and not the chosen side"
-    assert seen[5].nonzero()[:, 0].tolist() == [2, 3, 4, 5]
+    seen = [[k for k in range(q + 1) if k == q or q < layout.ends[0, k]] for q in range(8)]
+    assert seen[6] == [2, 3, 6], "the rejected side sees its prompt and not the chosen side"
+    assert seen[5] == [2, 3, 4, 5]
+    assert seen[1] == [1], "padding sees itself: a row of the softmax must not be empty"
     expected = [*first.chosen_ids, *second.chosen_ids, *first.rejected_ids, *second.rejected_ids]
     assert layout.targets.tolist() == expected
     assert layout.rows.tolist() == [0, 0, 0, 1, 0, 0, 1, 1, 1]

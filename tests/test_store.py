@@ -122,6 +122,27 @@ def test_a_damaged_artefact_is_noticed_and_rebuilt(tmp_path: Path, caplog: pytes
     assert artefact.table("responses", Response) == ROWS
 
 
+def test_an_artefact_that_is_put_into_place_while_one_looks_is_not_called_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, stage = Store(tmp_path), stage_of(write_rows)
+    path = store.fetch(stage, {})[0].path
+    aside, stat = path.with_name("aside"), Path.stat
+    path.rename(aside)
+
+    def too_early(self: Path, **how: bool) -> os.stat_result:
+        if self == path and aside.exists():  # looked before the other process renamed it
+            aside.rename(path)
+            raise FileNotFoundError(str(path))
+        return stat(self, **how)
+
+    monkeypatch.setattr(Path, "stat", too_early)
+    found = store.find(stage)
+    assert found is not None
+    assert found.table("responses", Response) == ROWS
+    assert "damaged" not in caplog.text
+
+
 def test_finished_shards_survive_a_failure_and_altered_ones_do_not(tmp_path: Path) -> None:
     built: list[int] = []
 

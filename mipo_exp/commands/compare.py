@@ -1,7 +1,6 @@
 """`python -m mipo_exp compare DIR…`: tables and a page over runs and multiruns that have ended, old ones too."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +33,6 @@ def run(arguments: Sequence[str]) -> None:
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         write_tables(options.output, runs, missing)
-        page = options.output / "table.html"
-        sys.stdout.write(f"comparison of {len(runs)} runs: {page}; table.md, .csv, .tex and .json beside it\n")
     except OSError as error:
         raise StorageError(
             f"{error.filename} cannot be written ({error.strerror}); set --output DIR to a folder that can"

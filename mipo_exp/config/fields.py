@@ -57,7 +57,7 @@ class Between(GroupedMetadata):
 
 
 # The parts of `mipo_exp/kernels/`.
-KERNELS = ("prefix_sharing", "prompt_sharing", "micro_batches", "onednn")
+KERNELS = ("prefix_sharing", "prompt_sharing", "flex_attention", "micro_batches", "onednn")
 
 
 def kernel_parts(kernels: Sequence[str]) -> frozenset[str]:

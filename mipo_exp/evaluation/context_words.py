@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
+import snowballstemmer
+
 from mipo_exp.evaluation.error_kinds import content_words
 from mipo_exp.evaluation.metrics import RESPONSES, Evaluated, metric
 
@@ -39,6 +41,4 @@ def _stems(text: str) -> set[str]:
 
 @cache
 def _stem(word: str) -> str:
-    from nltk.stem.snowball import EnglishStemmer  # takes a second to import
-
-    return str(EnglishStemmer().stem(word))
+    return str(snowballstemmer.stemmer("english").stemWord(word))

@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 Values = NDArray[np.float64]
 Codes = NDArray[np.intp]
@@ -225,6 +224,8 @@ def share_doubt(share: Values | float, count: int) -> Values:
 
 def t_interval(mean: float, variance: Variance, count: int) -> Estimate:
     """Student's interval."""
+    from scipy import special  # not where only a config is read
+
     reach = float(-special.stdtrit(variance.df, TAIL) * np.sqrt(variance.value))
     return Estimate(mean, mean - reach, mean + reach, count)
 
@@ -234,6 +235,8 @@ def share_bounds(share: Values | float, variance: Variance, count: int) -> tuple
     responses the number of independent ones that would vary as much, p(1 − p) / variance, as Korn and Graubard (1998)
     do for shares in surveys. Where all responses agree, nothing says how alike those of a cluster are, and they count
     as independent. `share` has the shape (...) of the variance."""
+    from scipy import special  # not where only a config is read
+
     p, value = np.asarray(share, dtype=np.float64), np.asarray(variance.value, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         n = np.where(value == 0, count, p * (1 - p) / value)
@@ -251,6 +254,8 @@ def share_interval(share: float, variance: Variance, count: int) -> Estimate:
 
 def p_value(difference: Values | float, variance: Variance) -> Values:
     """Two-sided, of "no difference"; 1 for a difference of 0, NaN without a variance."""
+    from scipy import special  # not where only a config is read
+
     size = np.abs(np.asarray(difference, dtype=np.float64))
     with np.errstate(invalid="ignore", divide="ignore"):
         found = 2 * special.stdtr(variance.df, -size / np.sqrt(variance.value))

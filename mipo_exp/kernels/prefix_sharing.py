@@ -11,7 +11,8 @@ tokens once, and the model computes all of it as one packed sequence in which a 
 A token's attention is taken in parts, one for each node on its way from the root: its own node causally, those above it
 whole. Each part is a plain call of a fused kernel on slices of the packed sequence, all descendants of a node being its
 queries at once; the parts are put together by their log-sum-exp, as fused kernels do with their blocks (Milakov and
-Gimelshein 2018, arXiv 1805.02867; for shared prefixes Juravsky et al. 2024, arXiv 2402.05099).
+Gimelshein 2018, arXiv 1805.02867; for shared prefixes Juravsky et al. 2024, arXiv 2402.05099). With `flex_attention`
+among the `kernels`, on a GPU, it is one kernel over the whole tree instead.
 """
 
 import logging
@@ -22,18 +23,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mipo_exp.errors import out_of_memory
+from mipo_exp.kernels import flex
 from mipo_exp.kernels.prefix_tree import PrefixTree, build_tree
 
 if TYPE_CHECKING:
     import torch
+    from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
     from transformers.utils import ModelOutput
 
 log = logging.getLogger(__name__)
 
 NAME = "mipo_prefix_tree"
-# What other architectures hand to their attention and this one does not compute.
-NOT_COMPUTED = ("softcap", "s_aux", "position_bias")
 # Devices whose kernel takes a mask and says its log-sum-exp: there sequences may be longer than a sliding window.
 MASKED_ON = ("cpu",)
 # How far one token's log-probability may lie from that of a plain forward pass (nats), by precision, beyond which the
@@ -55,6 +56,8 @@ def can_share(model: "PreTrainedModel", longest: int) -> bool:
     if model not in _longest_shared:
         with torch.inference_mode():
             _longest_shared[model] = _find_longest_shared(model)
+            if not _longest_shared[model] and flex.leave(model):
+                _longest_shared[model] = _find_longest_shared(model)
         if not _longest_shared[model]:
             log.info("this architecture cannot share prefixes: every response is scored behind a prompt of its own")
     return longest <= _longest_shared[model]
@@ -85,9 +88,11 @@ def _find_longest_shared(model: "PreTrainedModel") -> float:
     kinds = getattr(config, "layer_types", None) or ()
     if getattr(model, "_is_stateful", False) or any("attention" not in kind or "linear" in kind for kind in kinds):
         return 0
-    ids = [(7919 * i + 11) % config.vocab_size for i in range(60)]
-    wholes = [tuple(ids[:a] + ids[b:c]) for a, b, c in ((20, 30, 34), (20, 40, 43), (40, 41, 46))]
-    firsts = (19, 19, 39)
+    scale = 3 if flex.uses_flex(model) else 1  # for a whole block
+    ids = [(7919 * i + 11) % config.vocab_size for i in range(60 * scale)]
+    cuts = [(a * scale, b * scale, c * scale) for a, b, c in ((20, 30, 34), (20, 40, 43), (40, 41, 46))]
+    wholes = [tuple(ids[:a] + ids[b:c]) for a, b, c in cuts]
+    firsts = [a - 1 for a, _, _ in cuts]
     device, head = model.get_input_embeddings().weight.device, model.get_output_embeddings()
     targets = torch.tensor([token for ids, first in zip(wholes, firsts, strict=True) for token in ids[first + 1 :]])
 
@@ -126,10 +131,12 @@ class Packed:
         tree: what is packed.
         positions: (N,) position of each token.
         windows: the widths of attention, in tokens, that the layers asked for; None is without a limit.
+        blocks: who sees whom, for one kernel over the whole tree; None: a kernel or two for each node.
     """
 
     tree: PrefixTree
     positions: "torch.Tensor"
+    blocks: "BlockMask | None" = None
     windows: set[int | None] = field(default_factory=set)
 
 
@@ -143,6 +150,9 @@ def _run(
     device = model.get_input_embeddings().weight.device
     tree = build_tree(sequences)
     packed = Packed(tree, torch.tensor(tree.position_ids, device=device))
+    if flex.uses_flex(model) and len(tree.token_ids) >= flex.BLOCK:
+        ends = [node.subtree_end for node in tree.nodes for _ in range(node.begin, node.end)]
+        packed.blocks = flex.tree_blocks(torch.tensor([ends], device=device))
     with _attention(model):
         output = model.base_model(
             input_ids=torch.tensor([tree.token_ids], device=device),
@@ -205,10 +215,14 @@ def tree_attention(
     import torch
 
     del module, attention_mask
-    if packed is None or any(others.get(name) is not None for name in NOT_COMPUTED):
+    if packed is None or any(others.get(name) is not None for name in flex.NOT_COMPUTED):
         raise NotComputedError("the layer's attention needs more than queries, keys and values")
     tree = packed.tree
     packed.windows.add(sliding_window)
+    longest = max(tree.position_ids) + 1
+    window = sliding_window or longest
+    if packed.blocks is not None and window >= longest:
+        return flex.attend(query, key, value, packed.blocks, scaling), None
     groups = (key.shape[1], query.shape[1] // key.shape[1])
     # Key/value heads as the kernel's batch and the query heads of each as its heads: with a stride of zero, nothing is
     # repeated in memory.
@@ -217,8 +231,6 @@ def tree_attention(
     found = torch.zeros(query.shape[2], *groups, value.shape[3], dtype=torch.float32, device=query.device)
     result = found.permute(1, 2, 0, 3)
     total = torch.full((*groups, query.shape[2]), -torch.inf, device=query.device)
-    longest = max(tree.position_ids) + 1
-    window = sliding_window or longest
 
     def attend(rows: slice, columns: slice, causal: bool) -> None:
         """Add the attention of `rows` to `columns`: softmax weights of a union are those of its parts, weighted by

@@ -15,15 +15,17 @@ import functools
 import itertools
 import logging
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mipo_exp.errors import out_of_memory
-from mipo_exp.kernels import IGNORED, rounding
+from mipo_exp.kernels import IGNORED, flex, rounding
 
 if TYPE_CHECKING:
     import torch
+    from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class Layout:
     Attributes:
         input_ids: (B, L) token ids.
         position_ids: (B, L); each response counts on from the end of the prompt.
-        visible: (B, 1, L, L), whether a position (third axis) sees another one (fourth axis).
+        ends: (B, L), the column up to which later positions see this one; −1 for padding, which sees itself.
         rows: (N,) the sequence of each response token.
         columns: (N,) the position that predicts it.
         targets: (N,) its id.
@@ -50,7 +52,7 @@ class Layout:
 
     input_ids: "torch.Tensor"
     position_ids: "torch.Tensor"
-    visible: "torch.Tensor"
+    ends: "torch.Tensor"
     rows: "torch.Tensor"
     columns: "torch.Tensor"
     targets: "torch.Tensor"
@@ -77,13 +79,17 @@ def share_prompts(model: "PreTrainedModel", batch: Mapping[str, "torch.Tensor"],
         shares = _may_share(model, longest)
         if shares:
             _install(model)
-            try:
-                found = model.forward(**batch, fused_lm_head=True).log_probs
-                shares = _agree(found, expected, batch["labels"][:, 1:] != IGNORED, next(model.parameters()).dtype)
-            except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
-                if out_of_memory(error):
-                    raise
-                shares = False
+            scored, dtype = batch["labels"][:, 1:] != IGNORED, next(model.parameters()).dtype
+
+            def same() -> bool:
+                try:
+                    return _agree(model.forward(**batch, fused_lm_head=True).log_probs, expected, scored, dtype)
+                except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+                    if out_of_memory(error):
+                        raise
+                    return False
+
+            shares = same() or (flex.leave(model) and same())
     model.train(training)
     if not shares:
         model.forward = plain
@@ -174,12 +180,9 @@ def lay_out(prompts: "Sequence[torch.Tensor]", responses: "Sequence[Sequence[tor
     width = max(map(len, prompts))
     starts = list(itertools.accumulate((max(map(len, part)) for part in inputs[:-1]), initial=width))
 
-    own = segments[:, :, None] == segments[:, None, :]
-    into_prompt = (segments[:, :, None] > 0) & (segments[:, None, :] == 0)
     offsets = torch.arange(ids.shape[1], device=device)
-    causal = offsets[:, None] >= offsets[None, :]
-    # A padding position sees itself: a row of the softmax must not be empty.
-    visible = ((own & (segments[:, None, :] >= 0)) | into_prompt) & causal | (offsets[:, None] == offsets[None, :])
+    stops = torch.tensor([ids.shape[1], *starts[1:], ids.shape[1]], device=device)
+    ends = stops[segments.clamp(min=0)].masked_fill(segments < 0, -1)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)[:, None]
     # Where a position's own part begins; the prompt begins `lengths` before its end.
     begins = torch.tensor([width - 1, *starts], device=device)[segments.clamp(min=0)]
@@ -196,7 +199,7 @@ def lay_out(prompts: "Sequence[torch.Tensor]", responses: "Sequence[Sequence[tor
             targets.append(response)
             columns.append(at)
             of_rows.append(torch.full_like(at, row))
-    return Layout(ids, positions, visible[:, None], torch.cat(of_rows), torch.cat(columns), torch.cat(targets))
+    return Layout(ids, positions, ends, torch.cat(of_rows), torch.cat(columns), torch.cat(targets))
 
 
 def _pad(rows: "Sequence[torch.Tensor]", value: int, side: str) -> "torch.Tensor":
@@ -208,11 +211,6 @@ def _pad(rows: "Sequence[torch.Tensor]", value: int, side: str) -> "torch.Tensor
 def _run(model: "PreTrainedModel", forward: Callable[..., Any], layout: Layout) -> Any:
     """TRL's fused output for the N response tokens, whose fields have the shape (1, N): `forward`, with TRL's fused
     output head, scores whatever the layers of the model hand it."""
-    import torch
-
-    dtype = next(model.parameters()).dtype
-    mask = torch.zeros(layout.visible.shape, dtype=dtype, device=layout.visible.device)
-    mask.masked_fill_(~layout.visible, torch.finfo(dtype).min)
 
     def select(_: Any, __: Any, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state[layout.rows, layout.columns][None]
@@ -220,15 +218,34 @@ def _run(model: "PreTrainedModel", forward: Callable[..., Any], layout: Layout) 
 
     hook = model.base_model.register_forward_hook(select)
     try:
-        return forward(
-            input_ids=layout.input_ids,
-            attention_mask=mask,
-            position_ids=layout.position_ids,
-            shift_labels=layout.targets[None],
-            fused_lm_head=True,
-        )
+        with _attention(model, layout) as mask:
+            return forward(
+                input_ids=layout.input_ids,
+                attention_mask=mask,
+                position_ids=layout.position_ids,
+                shift_labels=layout.targets[None],
+                fused_lm_head=True,
+            )
     finally:
         hook.remove()
+
+
+@contextmanager
+def _attention(model: "PreTrainedModel", layout: Layout) -> "Iterator[torch.Tensor | BlockMask]":
+    """What says who sees whom: a block mask for one kernel (`kernels.flex`), or scores of −∞ to add (B, 1, L, L)."""
+    import torch
+
+    # Activations that are computed again in the backward pass would be so with the attention of then.
+    if flex.uses_flex(model) and layout.ends.shape[1] >= flex.BLOCK and not model.is_gradient_checkpointing:
+        with flex.attention(model):
+            yield flex.tree_blocks(layout.ends)
+        return
+    columns = torch.arange(layout.ends.shape[1], device=layout.ends.device)
+    queries, keys = columns[:, None], columns[None, :]
+    # A padding position sees itself: a row of the softmax must not be empty.
+    visible = (queries == keys) | ((queries >= keys) & (queries < layout.ends[:, None, :]))
+    dtype = next(model.parameters()).dtype
+    yield torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
 def _arranged(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Layout, list[int]] | None:

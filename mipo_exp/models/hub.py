@@ -87,7 +87,8 @@ class Repository:
             where = ("datasets/" if self.kind == "dataset" else "") + self.hub_id
             revision = self.key.removesuffix("hub_id") + "revision=" if self.key.endswith(".hub_id") else "revision "
             said = refusal(error, named, where, revision + self.revision, self.remedy)
-            raise self.error(said or f"{named}: downloading it failed ({_first_line(error)}); {self.remedy}") from error
+            broke = f"{named}: downloading it failed ({_first_line(error)}); run the same command again, which keeps"
+            raise self.error(said or f"{broke} the files that are complete, or {self.remedy}") from error
 
 
 def refusal(

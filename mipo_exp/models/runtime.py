@@ -100,7 +100,8 @@ class Runtime:
         self.source = source
         self.task = task
         self.device = device
-        self.kernels = kernel_parts(kernels)
+        on_gpu_only = frozenset() if device.startswith("cuda") else frozenset(("flex_attention",))
+        self.kernels = kernel_parts(kernels) - on_gpu_only
         self._loaded = _Loaded(source.path if source.kind == "folder" else None)
         # Follows the training while it runs; takes TRL's log rows, each with its `step`.
         self.on_training_log: Callable[[Mapping[str, Any]], None] = lambda row: None
@@ -245,6 +246,10 @@ class Runtime:
         with memory_for("for the model's weights", "use a smaller model, model.dtype or another device"):
             model = load_model(self.model_folder, self.config, self.dtype, self.device)
         self._use_onednn(model, packed=False)
+        if "flex_attention" in self.kernels:
+            from mipo_exp.kernels.flex import use_flex
+
+            use_flex(model)
         model.generation_config = GenerationConfig()
         return model
 

@@ -18,6 +18,7 @@ from mipo_exp.evaluation.metrics import contrasted_in
 from mipo_exp.execution.processes import team
 from mipo_exp.judging.kinds import KINDS
 from mipo_exp.judging.stage import kind_of, metric_phases
+from mipo_exp.models.runtime import choose_device
 from mipo_exp.pairing.negatives import contrast_conditions, sample_negatives
 from mipo_exp.pairing.similarity import in_order
 from mipo_exp.scoring.options import check_options
@@ -126,6 +127,11 @@ def check_processes(config: Config) -> None:
             "DeepSpeed ZeRO stage 3 leaves each process a part of every weight, and what follows the training "
             "(sampling, scoring) reads whole ones; use --zero_stage 2, which splits gradients and optimizer, or FSDP"
         )
+    if count > 1 and _is_set("ACCELERATE_USE_FSDP") and choose_device(config.device, team().local_rank, count) == "cpu":
+        raise ConfigError(
+            "FSDP needs GPUs: on a CPU accelerate would train with plain data parallel and not say so; leave out "
+            "--use_fsdp"
+        )
     if count == 1 or not (method.trains_on == "examples" or method.across_batch):
         return
     why = "contrasts the responses of a batch" if method.across_batch else "samples while it trains"
@@ -137,7 +143,7 @@ def check_processes(config: Config) -> None:
 
 def _zero_stage() -> int | None:
     """The stage of DeepSpeed's ZeRO that `accelerate launch` was asked for, by its option or in a file."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() != "true":
+    if not _is_set("ACCELERATE_USE_DEEPSPEED"):
         return None
     path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if path and Path(path).is_file():
@@ -145,3 +151,7 @@ def _zero_stage() -> int | None:
     else:
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     return int(stage) if str(stage).isdigit() else None
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true")

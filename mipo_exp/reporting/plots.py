@@ -10,16 +10,15 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from mipo_exp.evaluation.statistics import Estimate
+
+if TYPE_CHECKING:  # matplotlib takes most of a second to import, which a command with a mistake should not wait for
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BEFORE, AFTER = "#77808f", "#1d5fbf"
 CHOSEN, REJECTED = "#0f7b5f", "#c2511a"
@@ -104,7 +103,7 @@ def curves(lines: Sequence[Curve], ylabel: str, guide: tuple[str, float] | None 
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(ylabel)
     axes.margins(x=0.03, y=0.12)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.locator_params("x", nbins=7, integer=True)
     axes.grid(color="#e3e7ec", lw=0.8)
     handles, _ = axes.get_legend_handles_labels()
     if len(handles) > 1:
@@ -145,7 +144,7 @@ def lengths(before: Sequence[int], after: Sequence[int]) -> str:
     return _svg(figure)
 
 
-def _interval(axes: Axes, value: Estimate, row: int, side: int, color: str, percent: bool) -> None:
+def _interval(axes: "Axes", value: Estimate, row: int, side: int, color: str, percent: bool) -> None:
     scale = 100.0 if percent else 1.0
     mean, y = value.mean * scale, row + 0.15 * side
     if math.isfinite(value.low + value.high):
@@ -155,7 +154,7 @@ def _interval(axes: Axes, value: Estimate, row: int, side: int, color: str, perc
     _label(axes, text, (mean, y), -5 * side, color, va="top" if side > 0 else "bottom")
 
 
-def _label(axes: Axes, text: str, at: tuple[float, float], lift: float, color: str, **place: Any) -> None:
+def _label(axes: "Axes", text: str, at: tuple[float, float], lift: float, color: str, **place: Any) -> None:
     """A text so many points above a place."""
     style: dict[str, Any] = {
         "xytext": (0, lift),
@@ -167,7 +166,10 @@ def _label(axes: Axes, text: str, at: tuple[float, float], lift: float, color: s
     axes.annotate(text, at, **style, **place)
 
 
-def _figure(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:
+def _figure(height: float = HEIGHT_INCHES) -> "tuple[Figure, Axes]":
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
@@ -181,9 +183,11 @@ def _figure(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: "Figure") -> str:
     """The figure as an `<img>` with its SVG inside, sized by the page; the page describes it in words. Equal figures
     give equal bytes."""
+    import matplotlib
+
     buffer = io.BytesIO()
     matplotlib.rcParams["svg.hashsalt"] = "mipo_exp"
     figure.savefig(buffer, format="svg", metadata={"Date": None})

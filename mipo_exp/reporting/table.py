@@ -70,12 +70,11 @@ def write_table(folder: Path, since: float = 0.0, failed: Sequence[Mapping[str, 
             log.warning("no table: job %s (%s): %s", item["job"], item["command"], item["error"])
         return None
     write_tables(folder, runs, missing)
-    log.info("comparison of %d runs: %s; table.md, .csv, .tex and .json beside it", len(runs), folder / "table.html")
     return folder / "table.md"
 
 
 def write_tables(folder: Path, runs: Sequence[Run], missing: Sequence[Missing]) -> None:
-    """Write every form of the table into a folder, and say the short one on the terminal."""
+    """Write every form of the table into a folder, and say on the terminal the short one and where they lie."""
     panels = [Panel(arms) for arms in group(runs)]
     apart = ["", *(why_apart(panel.runs[0], panels[0].runs[0]) for panel in panels[1:])]
     verdicts = [verdict(panel) for panel in panels]
@@ -94,7 +93,10 @@ def write_tables(folder: Path, runs: Sequence[Run], missing: Sequence[Missing]) 
         "table.html": page(panels, facts, missing),
     }.items():
         write_atomically(folder / name, text.encode(errors="replace"))
-    Console().print(_short(panels, facts, missing))
+    console = Console()
+    console.print(_short(panels, facts, missing))
+    where = f"comparison of {len(runs)} runs: {folder / 'table.html'}; table.md, .csv, .tex and .json beside it"
+    console.print(where, soft_wrap=True, highlight=False, markup=False)
 
 
 def _markdown(panels: Sequence[Mapping[str, Any]], missing: Sequence[Missing]) -> str:

@@ -5,7 +5,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
 
@@ -19,7 +18,7 @@ def infonce_pmi(log_probs: Floats) -> Floats:
     """log p(y|c_0,x) − log (1/K) Σ_k p(y|c_k,x), in nats, of each row of (n, K) `log_probs`; at most log K.
 
     Its mean is a lower bound on I(Y; C | X) for any scoring model (van den Oord et al. 2018, eq. 4 and 5)."""
-    return log_probs[:, 0] - (logsumexp(log_probs, axis=1) - np.log(log_probs.shape[1]))
+    return log_probs[:, 0] - (np.logaddexp.reduce(log_probs, axis=1) - np.log(log_probs.shape[1]))
 
 
 def own_marginal_pmi(log_probs: Floats, marginal_log_probs: Floats) -> Floats:

@@ -244,6 +244,8 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             if not path.exists():
                 return None
+            if (path / MANIFEST).exists():  # another process has put it into place since we looked
+                return self.find(stage)
             harm = f"it has no {MANIFEST}"
         except IsADirectoryError:
             harm = f"{MANIFEST} is a folder"

@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ def train_adapter(
         if processes > 1:
             each = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps
             log.info("a step takes %d rows: %d in each of %d processes", each * processes, each, processes)
+            callback.spread = partial(_spread, loop)
             set_seed(seed + together.rank)  # or their dropouts would be the same
         if resume is not None:
             _restore_token_count(loop, resume)
@@ -178,12 +180,31 @@ def _mark_complete(path: Path) -> None:
     follow_umask(path, path / COMPLETE)  # so that another user of the cache can resume
 
 
+def _spread(loop: Any) -> str:
+    """How the processes of a training share the model, from what they hold once it is prepared. Raises `ConfigError`:
+    they do not share it as was asked for."""
+    from torch.distributed.tensor import DTensor
+
+    kind = str(loop.accelerator.distributed_type.value)
+    if loop.accelerator.is_fsdp2:
+        weights = list(loop.model.parameters())
+        split = sum(isinstance(weight, DTensor) for weight in weights)
+        if not split:
+            raise ConfigError("FSDP left every weight whole; set --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP")
+        return f"FSDP 2: {split} of {len(weights)} weights are split among them"
+    if kind == "DEEPSPEED":
+        stage = loop.accelerator.deepspeed_plugin.zero_stage
+        return f"DeepSpeed ZeRO {stage}, which computes a batch as a whole (trainer.batch_tokens is not used)"
+    return "FSDP 1" if kind == "FSDP" else "data parallel"
+
+
 def _progress_callback(runtime: Runtime) -> Any:
     """A callback that marks complete checkpoints, shows progress and passes log rows on while the training runs."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
         progress: Progress | None = None
+        spread: Callable[[], str] | None = None  # how the processes share the model
 
         def __enter__(self) -> "Watch":
             return self
@@ -193,6 +214,9 @@ def _progress_callback(runtime: Runtime) -> Any:
                 self.progress.__exit__(*error)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if self.spread is not None:
+                log.info("the processes train with %s", self.spread())
+                self.spread = None  # it holds the model
             self.progress = Progress("training", state.max_steps, "steps")
             self.progress.__enter__()
             self.progress.advance(state.global_step, 0)
