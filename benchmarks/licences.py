@@ -41,5 +41,6 @@ def licence(name: str) -> str:
     classifiers = [
         line.rpartition(" :: ")[2] for line in said.get_all("Classifier") or [] if line.startswith("License")
     ]
-    text = said.get("License-Expression") or ", ".join(classifiers) or said.get("License") or "not said"
+    named = [*(said.get_all("License-Expression") or []), ", ".join(classifiers), *(said.get_all("License") or [])]
+    text = next(filter(None, named), "not said")
     return " ".join(text.split())[:80].replace("|", "/")

@@ -33,7 +33,7 @@ def prepare(shared: Path) -> None:
         started = Running(*COMMAND, cwd=work)
         while not list(work.glob(pattern)) and started.code is None:
             time.sleep(POLL_SECONDS)
-        os.kill(started.pid, signal.SIGKILL)
+        started.strike(signal.SIGKILL, 0)
         started.wait()
         if not list(work.glob(pattern)):
             raise RuntimeError(f"the run had ended before it was killed while {state}")

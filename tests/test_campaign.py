@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 from random import Random
 
@@ -17,7 +18,9 @@ def test_a_terminated_run_says_so_and_writes_its_summary(tmp_path: Path) -> None
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     started = Running(*SMALL, "hydra.run.dir=run", cwd=tmp_path, more={"TMPDIR": str(temporary)})
-    assert started.strike(signal.SIGTERM, 2.5)
+    while not list(tmp_path.glob("cache/chosen/*")) and started.code is None:
+        time.sleep(0.02)
+    assert started.strike(signal.SIGTERM, 0)
     done = started.wait()
     assert done.returncode == 143, done.stderr
     assert done.stderr.endswith("error: terminated; rerun the same command to resume\n")
