@@ -18,8 +18,8 @@ command again ends with the same results and bytes, or one message says what is 
 What is compared with an undisturbed run are the bytes of every artefact and output, but for times, logs and pages that
 show times; `surroundings` allows numbers to differ by 1e-4 and says where they do. A message has at most 12 lines,
 names the key or the file, and comes with exit code 2 within 5 seconds of processor time; where a run was struck at
-work, or a model had to be read, the time is left out. Permissions hold for root too (its way around them is given up); a
-full disk is a small tmpfs where one can be mounted, else a largest file. W&B, judges, Ray and GPUs are not in it.
+work, or a model had to be read, the time is left out. Permissions hold for root too (its way around them is given up);
+a full disk is a small tmpfs where one can be mounted, else a largest file. W&B, judges, Ray and GPUs are not in it.
 """
 
 
