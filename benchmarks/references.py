@@ -45,7 +45,8 @@ class Pool:
     def refuses(self, pairs: Sequence[int], kind: str) -> bool:
         """What the check of these pairs says."""
         rows = [2 * pair + side for pair in pairs for side in (0, 1)]
-        gaps, own, tokens = ([of[row] for row in rows] for of in (self.gaps[kind], self.own, self.tokens))
+        gaps, own = ([of[row] for row in rows] for of in (self.gaps[kind], self.own))
+        tokens = [self.tokens[row] for row in rows]
         return exceeds(gaps, tokens, per_token(own, tokens)) is not None
 
 
