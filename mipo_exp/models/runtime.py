@@ -38,6 +38,10 @@ class Closable(Protocol):
         """Give it back."""
         ...
 
+    def rest(self) -> None:
+        """Give back what a training needs; it may be used again."""
+        ...
+
 
 Kept = TypeVar("Kept", bound=Closable)
 
@@ -269,6 +273,16 @@ class Runtime:
     def release(self) -> None:
         """Give the model's memory back, where it is loaded, and that of what is kept beside it."""
         self._close_kept()
+        self.unload()
+
+    def make_room(self) -> None:
+        """The same for a while: what is kept may be used again."""
+        if self._loaded.kept is not None:
+            self._loaded.kept[1].rest()
+        self.unload()
+
+    def unload(self) -> None:
+        """Give the model's memory back, where it is loaded."""
         if self._loaded.model is not None:
             self._loaded.model = self._loaded.adapter = None
             free_memory(self.device)

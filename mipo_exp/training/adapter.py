@@ -63,7 +63,7 @@ def train_adapter(
     found = _latest_complete(checkpoints) if together.main else None
     name = together.share(None if found is None else found.name)
     resume = None if name is None else checkpoints / name
-    runtime.release()
+    runtime.make_room()
     if work.executor is not None:
         work.executor.release()
     set_seed(seed)
