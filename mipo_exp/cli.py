@@ -32,8 +32,8 @@ from mipo_exp.config.compose import CONFIG_DIR, PROJECT_ROOT, explain, groups, r
 from mipo_exp.config.explained import explain_key, help_text
 from mipo_exp.config.overrides import from_agent, wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
-from mipo_exp.errors import UserError
-from mipo_exp.execution.processes import log_warnings_only, team
+from mipo_exp.errors import Terminated, UserError, what_ended
+from mipo_exp.execution.processes import heed_termination, log_warnings_only, team
 from mipo_exp.reporting.jobs import JOB_RECORD, Jobs, result_line, settle_folder
 from mipo_exp.reporting.run_folder import occupy
 from mipo_exp.reporting.run_log import set_up_logging
@@ -73,7 +73,7 @@ def main() -> None:
     """Run from the command line, in one process or in several (`execution.processes`).
 
     Exit codes: 0, 1 for a failure of ours, 2 for bad input, 3 for a run that lacks parts which the same command fills
-    in, 130 for an interruption."""
+    in, 130 for an interruption, 143 for a termination."""
     if "--version" in sys.argv[1:]:
         with contextlib.suppress(PackageNotFoundError):  # runs from a folder, without having been installed
             sys.stdout.write(f"mipo_exp {version('mipo-exp')}\n")
@@ -84,6 +84,19 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1].startswith("--explain="):
         sys.argv[1:2] = sys.argv[1].split("=", 1)
     _translate_rerun()
+    heed_termination()
+    try:
+        _dispatch()
+    except Terminated as error:
+        if not team().main:  # its launcher has ended it
+            raise SystemExit(error.exit_code) from None
+        _exit(what_ended(error), error.exit_code)
+    except KeyboardInterrupt as error:
+        _exit(what_ended(error), EXIT_INTERRUPTED)
+
+
+def _dispatch() -> None:
+    """A command, or an experiment."""
     if sys.argv[1:2] and sys.argv[1] in ("--explain", *commands.NAMES):
         try:
             if sys.argv[1] == "--explain" and not sys.argv[2:]:
@@ -94,8 +107,6 @@ def main() -> None:
                 commands.run(sys.argv[1], sys.argv[2:])
         except UserError as error:
             _exit(str(error), EXIT_BAD_INPUT)
-        except KeyboardInterrupt:
-            _exit("interrupted", EXIT_INTERRUPTED)
         return
     sys.argv[1:] = map(from_agent, sys.argv[1:])
     if not sys.stderr.isatty() or not team().main:
@@ -128,8 +139,6 @@ def _main() -> None:
         _exit(message, EXIT_BAD_INPUT)
     try:
         _hydra_main()
-    except KeyboardInterrupt:
-        _exit("interrupted; rerun the same command to resume", EXIT_INTERRUPTED)
     except Exception as error:
         if not _is_known(error):
             # A UserError is that of a job of a multirun that may not start.
@@ -176,7 +185,7 @@ def _is_known(error: Exception) -> bool:
 
 
 def _message(error: Exception) -> str:
-    return redact(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+    return redact(what_ended(error))
 
 
 def _said(job: Ended) -> str:

@@ -2,6 +2,8 @@
 
 from typing import Self
 
+MOST_CHARACTERS = 500  # of another's words in a message
+
 
 class UserError(Exception):
     """Bad input: a config value, a data file, a model folder, a place to write. Exit code 2, no traceback."""
@@ -37,6 +39,28 @@ class JudgeError(UserError):
 
 class StorageError(UserError):
     """A folder that cannot be written, or a disk that is too small."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, from `kill`, a launcher or a queue: a run ends as after Ctrl-C."""
+
+    words = "terminated; rerun the same command to resume"
+    exit_code = 128 + 15
+
+
+def short(error: BaseException) -> str:
+    """What a library says in an error, in one line that a message has room for."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+
+
+def what_ended(error: BaseException) -> str:
+    """How an error or an interruption is told in one line."""
+    if isinstance(error, Terminated):
+        return error.words
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; rerun the same command to resume"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def not_here_yet(kind: type[UserError], message: str) -> UserError:

@@ -18,7 +18,7 @@ from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.config.redaction import redact
 from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import declare_examples, make_task
-from mipo_exp.errors import ConfigError, StorageError, UserError, gib
+from mipo_exp.errors import ConfigError, StorageError, UserError, gib, what_ended
 from mipo_exp.evaluation.harness import locate_harness
 from mipo_exp.execution.processes import check_alike, check_shared, team
 from mipo_exp.execution.progress import Stages
@@ -41,7 +41,8 @@ from mipo_exp.reporting.results import Outcome, finished, finished_before, summa
 from mipo_exp.reporting.run_folder import leave, occupy
 from mipo_exp.reporting.saved import Results, load
 from mipo_exp.store.artefacts import Stage, Store, digest
-from mipo_exp.store.disk import full_disk, make_writable, new_folder
+from mipo_exp.store.disk import make_writable, new_folder, storage_error
+from mipo_exp.store.manifest import MANIFEST
 from mipo_exp.store.records import Example
 from mipo_exp.training.job import check_extra, check_layers
 
@@ -209,9 +210,10 @@ def run_experiment(
             history = run_stages(assembled, partial(_track_training, tracker), tracker.progress)
             return write_results(assembled, summary, history, tracker)
     except BaseException as error:
-        full = full_disk(error, {"paths.output": output, "paths.cache": Path(config.paths.cache).expanduser()})
-        failure = error if full is None else full
-        message = redact(str(failure) if isinstance(failure, UserError) else f"{type(error).__name__}: {error}")
+        folders = {"paths.output": output, "paths.cache": Path(config.paths.cache).expanduser()}
+        stored = storage_error(error, folders) or _removed(error, assembled)
+        failure = error if stored is None else stored
+        message = redact(what_ended(failure))
         summary.update(status="failed", error=message)
         with contextlib.suppress(OSError):  # what ended the run is worth more than why this could not be written
             # Results of an earlier run in this folder stay where this one has not begun.
@@ -220,13 +222,24 @@ def run_experiment(
                 write_summary(output / "summary.json", summary)
         if tracker is not None:
             tracker.fail(message)
-        if full is not None:
-            raise full from error
+        if stored is not None:
+            raise stored from error
         raise
     finally:
         if assembled is not None:
             assembled.runtime.release()
             assembled.run.release()
+
+
+def _removed(error: BaseException, assembled: Assembled | None) -> StorageError | None:
+    """What to raise for an error, whichever library raised it, where an artefact of this run is not there any more."""
+    for item in () if assembled is None or isinstance(error, UserError) else assembled.run.finished.values():
+        if isinstance(error, Exception) and not (item.artefact.path / MANIFEST).exists():
+            return StorageError(
+                f"{item.artefact.path} in paths.cache is gone: it was removed while this run used it; rerun the same "
+                "command, which makes it again"
+            )
+    return None
 
 
 def run(overrides: Sequence[str], output: str | Path | None) -> Results:

@@ -194,7 +194,7 @@ def declare(
         if {"adapter", "scorer"} & set(inputs):
             used.add("peft")
         own = slices.get("engine", engine if name == "engine_model" else None)
-        libraries = package_versions(tuple(sorted(used)))
+        libraries = dict(package_versions(tuple(sorted(used))))
         if own is not None and own.needs is not None:
             libraries[own.needs] = str(own.version())
             parts = []  # it samples by itself

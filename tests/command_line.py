@@ -65,10 +65,9 @@ def every_value(params: Mapping[str, object]) -> Iterator[tuple[list[str], int]]
 
 def run(*arguments: str, cwd: Path, until: Event | None = None, **more: str) -> Done:
     """Run the command line in a folder, at most until an event; `more` are variables of its environment."""
-    context = _context()
     with tempfile.TemporaryDirectory() as folder:
-        process = context.Process(
-            target=_main, args=(with_cache(arguments, cwd), cwd, {**environment(), **more}, Path(folder))
+        process = context().Process(
+            target=become, args=(with_cache(arguments, cwd), cwd, {**environment(), **more}, Path(folder))
         )
         process.start()
         end = time.monotonic() + SECONDS
@@ -84,13 +83,14 @@ def run(*arguments: str, cwd: Path, until: Event | None = None, **more: str) -> 
     return Done(process.exitcode, *texts, seconds)
 
 
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    return context
+def context() -> ForkServerContext:
+    """Starts processes as copies of one that has imported everything."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(list(PRELOADED))
+    return found
 
 
-def _main(arguments: Sequence[str], cwd: Path, variables: Mapping[str, str], output: Path) -> None:
+def become(arguments: Sequence[str], cwd: Path, variables: Mapping[str, str], output: Path) -> None:
     """In the forked process: become what `python -m mipo_exp` would be."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         handle = os.open(output / name, os.O_WRONLY | os.O_CREAT)
@@ -99,6 +99,7 @@ def _main(arguments: Sequence[str], cwd: Path, variables: Mapping[str, str], out
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(cwd)
+    tempfile.tempdir = None  # what $TMPDIR says now
     sys.path[:0] = variables["PYTHONPATH"].split(os.pathsep)
     sys.argv = ["mipo_exp", *arguments]
     try:

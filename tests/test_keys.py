@@ -62,6 +62,14 @@ def test_a_method_that_samples_while_it_trains_depends_on_the_parts_that_sample_
     assert stages(tiny)["pairs"].config["runtime"]["kernels"] == []
 
 
+def test_the_version_of_an_engine_is_in_the_keys_of_what_it_samples_only(tiny: Runtime) -> None:
+    found = stages(tiny, "engine=openvino")
+    assert [name for name in ("chosen", "scored_pairs", "adapter") if "openvino-genai" in found[name].libraries] == [
+        "chosen"
+    ]
+    assert "openvino-genai" not in stages(tiny)["chosen"].libraries
+
+
 def test_the_libraries_of_near_negatives_and_of_a_gguf_are_in_the_keys(tiny: Runtime) -> None:
     assert "bm25s" in stages(tiny, "negatives=hard_context")["rejected"].libraries
     assert "bm25s" not in stages(tiny, "negatives=random_context")["rejected"].libraries

@@ -9,6 +9,7 @@ import pytest
 from mipo_exp.cli import CONFIG_DIR
 from mipo_exp.config.schema import STRATEGIES, NegativesConfig
 from mipo_exp.errors import ConfigError
+from mipo_exp.pairing import similarity
 from mipo_exp.pairing.negatives import contrast_conditions, sample_negatives
 from mipo_exp.pairing.similarity import locate_encoder
 from mipo_exp.store.records import Example, Negative
@@ -174,6 +175,14 @@ def test_a_sentence_embedding_model_decides_what_is_near(tmp_path: Path) -> None
     assert [n.source for n in sample_negatives(examples, config, 0)] == ["cake", "moon", "moon", "moon"]
     again = word_vectors(tmp_path / "other", {"moon": (1, 0), "sun": (0, 1), "cake": (0, 1), "tart": (1, 0)})
     assert locate_encoder(str(again), tmp_path).identity != encoder.identity
+
+
+def test_a_library_that_runs_what_lies_in_a_models_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(similarity, "version", lambda name: "5.6.0")
+    with pytest.raises(ConfigError, match=r"sentence-transformers 5\.6\.0 .*pip install 'sentence-transformers>=6'"):
+        locate_encoder(str(tmp_path), tmp_path)
 
 
 def word_vectors(folder: Path, vectors: dict[str, tuple[float, float]]) -> Path:

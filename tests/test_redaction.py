@@ -106,6 +106,16 @@ def test_names_of_secrets_are_distinguished_from_others() -> None:
     assert [name for name in other if is_secret_name(name)] == []
 
 
+@pytest.mark.parametrize("value", ['"Pa55phrase', "[Pa55phrase", "{a: 'Pa55phrase"])
+def test_an_override_that_cannot_be_read_is_not_repeated_where_it_holds_a_secret(value: str, tmp_path: Path) -> None:
+    """Hydra's own words repeat it without the name in front."""
+    for override in (f"+judge.extra.api_key={value}", f"+judge.extra={{api_key: {value}"):
+        done = run(override, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert "cannot read the override of +judge.extra" in done.stderr
+        assert "phrase" not in done.stderr + done.stdout
+
+
 def test_a_refused_config_leaves_no_file_with_the_secret(tmp_path: Path) -> None:
     """Hydra would have written .hydra/overrides.yaml, and a multirun multirun.yaml, before anything else is asked."""
     for mode in ((), ("-m", "seed=1,2")):

@@ -4,6 +4,8 @@ import errno
 import json
 import logging
 import os
+import re
+import subprocess
 import tempfile
 import threading
 import time
@@ -17,8 +19,8 @@ from safetensors.torch import save_file
 
 from mipo_exp.errors import DataError, StorageError
 from mipo_exp.store import artefacts as store_module
-from mipo_exp.store import manifest
-from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
+from mipo_exp.store import disk, manifest
+from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace, write_atomically
 from mipo_exp.store.fingerprints import remembered_sha256
 from mipo_exp.store.records import Response
 
@@ -363,3 +365,52 @@ def test_a_folder_where_a_data_file_is_expected_is_named(tmp_path: Path) -> None
     (tmp_path / "train.jsonl").mkdir()
     with pytest.raises(DataError, match=r"train\.jsonl is a folder, and a file of this name is expected"):
         remembered_sha256(tmp_path / "train.jsonl", tmp_path)
+
+
+def test_drafts_of_killed_processes_are_removed_by_the_next_one(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = [disk.draft_of(tmp_path / "summary.json").name.replace(str(os.getpid()), str(n)) for n in (ended.pid, 1)]
+    (tmp_path / names[0]).touch()
+    (tmp_path / names[1]).mkdir()  # of process 1, which lives
+    (tmp_path / "summary.json.tmp").touch()  # not ours
+    write_atomically(tmp_path / "summary.json", b"{}")
+    assert {path.name for path in tmp_path.iterdir()} == {"summary.json", names[1], "summary.json.tmp"}
+
+
+def test_a_manifest_that_says_something_else_than_was_written_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, stage = Store(tmp_path), stage_of(write_rows, {"temperature": 0.7})
+    path = store.fetch(stage, {})[0].path / "manifest.json"
+    written = path.read_text()
+    path.write_text(written.replace('"temperature": 0.7', '"temperature": 0.9'))
+    assert not store.fetch(stage, {})[1]
+    assert "its manifest has changed" in caplog.text
+    plain = {name: value for name, value in json.loads(written).items() if name != "seal"}
+    path.write_text(json.dumps(plain))
+    assert store.fetch(stage, {})[1], "an artefact of an earlier version, without a checksum, is used"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            IsADirectoryError(21, "Is a directory", "{}/a"),
+            r"/a in paths\.cache cannot be written \(Is a directory\); mend",
+        ),
+        (FileNotFoundError(2, "No such file", "{}/a"), r"/a in paths\.cache is gone: .* rerun the same command"),
+        (RuntimeError("cannot open {}/a: No such file or directory"), r"in paths\.cache is gone"),
+        (FileNotFoundError(2, "No such file", "/elsewhere/a"), None),
+        (ValueError("{}/a is odd"), None),
+    ],
+)
+def test_files_of_ours_that_are_gone_or_in_the_way_are_named(
+    error: Exception, said: str | None, tmp_path: Path
+) -> None:
+    words = [str(part).format(tmp_path) if isinstance(part, str) else part for part in error.args]
+    where = getattr(error, "filename", None)
+    found = disk.storage_error(
+        type(error)(*words, *([where.format(tmp_path)] if where else [])), {"paths.cache": tmp_path}
+    )
+    assert (found is None) if said is None else re.search(said, str(found))

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mipo_exp.config.files import unreadable
 from mipo_exp.config.mixture_weights import settle
 from mipo_exp.config.overrides import not_an_option, without_file, wrong_override
-from mipo_exp.config.redaction import search
+from mipo_exp.config.redaction import has_secret_name, search
 from mipo_exp.errors import ConfigError
 from mipo_exp.store.disk import new_folder
 
@@ -127,7 +127,12 @@ def _composition_error(error: Exception, arguments: Sequence[str]) -> str:
 
     text = str(error)
     if isinstance(error, OverrideParseException):
-        said = " ".join(text.split())
+        key, said = str(error.override).partition("=")[0], " ".join(text.split())
+        if has_secret_name(str(error.override)):  # Hydra's words repeat the value
+            return (
+                f"cannot read the override of {key}, which is not shown since something in it is named like a secret; "
+                "keep secrets out of the config, and quote special characters: 'key=\"value\"'"
+            )
         return (
             f"cannot read the override {error.override!r} ({said}); a value with special characters needs quotes of "
             "its own inside those of the shell: 'key=\"value\"'"

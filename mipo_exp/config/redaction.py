@@ -85,6 +85,11 @@ def is_secret_name(name: str) -> bool:
     )
 
 
+def has_secret_name(text: str) -> bool:
+    """Whether a word of a text is named like a secret."""
+    return any(is_secret_name(_last(word)) for word in re.findall(r"[\w.-]+", text))
+
+
 def _ends_like_a_secret(words: Sequence[str]) -> bool:
     return words[-1] in _AT_THE_END and not _HARMLESS.intersection(words[-2:-1])
 

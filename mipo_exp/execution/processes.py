@@ -8,20 +8,26 @@ them when one fails.
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
-from mipo_exp.errors import ConfigError, UserError
+from mipo_exp.errors import ConfigError, Terminated, UserError
+from mipo_exp.store.disk import draft_of
 
 # For the other processes to come to the same point. They may be downloading a model, and a launcher ends who is left.
 PATIENCE = timedelta(days=7)
+
+# For what was running when SIGTERM came: launchers and Slurm wait 30 seconds before they kill.
+GRACE_SECONDS = 20.0
 
 T = TypeVar("T")
 
@@ -114,6 +120,33 @@ def threads(local_size: int) -> int:
     return wanted if wanted > 1 else max(1, len(os.sched_getaffinity(0)) // local_size)
 
 
+def heed_termination() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, by an exception, `Terminated`. A call that does not come back to
+    Python, such as waiting for a process that is gone, is cut off after `GRACE_SECONDS`."""
+
+    def end(*_: Any) -> None:
+        raise Terminated
+
+    def forget() -> None:  # in a copy of this process, whose signals are not this one's
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch() -> None:
+        while os.read(told, 1)[0] != signal.SIGTERM:
+            pass
+        time.sleep(GRACE_SECONDS)
+        if team().main:
+            os.write(2, f"error: {Terminated.words}\n".encode())
+        os._exit(Terminated.exit_code)
+
+    told, tells = os.pipe()
+    os.set_blocking(tells, False)
+    signal.signal(signal.SIGTERM, end)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=forget)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def log_warnings_only() -> None:
     """Let a process beside the main one print warnings only, with its number."""
     handler = logging.StreamHandler(sys.stderr)
@@ -131,7 +164,7 @@ def check_shared(root: Path) -> None:
     together = team()
     if together.size == 1:
         return
-    mark = root / together.share(f".{uuid4().hex}")
+    mark = root / together.share(draft_of(root / ".shared").name)
     if together.main:
         mark.touch()
     together.share()

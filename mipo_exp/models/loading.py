@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mipo_exp.config.groups import ModelConfig
-from mipo_exp.errors import ModelError, StorageError, gib
+from mipo_exp.errors import ModelError, StorageError, gib, out_of_memory, short
 from mipo_exp.models.hub import Repository
 from mipo_exp.models.weights import COPY, check_files, check_finite, check_loaded, check_sizes, read_json
 from mipo_exp.store.artefacts import digest
@@ -243,8 +243,8 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBas
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"the tokenizer in {folder} cannot be read ({error})") from error
+    except Exception as error:  # tokenizers knows no other kind
+        raise ModelError(f"the tokenizer in {folder} cannot be read ({short(error)}); copy its files again") from error
     override = template_override(config)
     if override is not None:
         tokenizer.chat_template = override
@@ -266,13 +266,12 @@ def load_model(folder: Path, config: ModelConfig, dtype: str, device: str) -> "P
 
 def read_config(folder: Path, config: ModelConfig) -> Any:
     """The config.json of a model folder as transformers understands it. Raises `ModelError`: it does not."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        said = " ".join(str(error).split())
+    except Exception as error:  # whatever the code of this kind of model does with a value that it does not expect
+        said = short(error)
         raise ModelError(f"{folder}/config.json is not a model that transformers reads ({said}); {COPY}") from error
 
 
@@ -295,13 +294,16 @@ def load_folder(folder: Path, config: ModelConfig, dtype: "torch.dtype", device:
             # Each tensor from its file to where it belongs, instead of by way of a whole model in the host's memory.
             device_map=None if device == "cpu" else {"": device},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+    except Exception as error:
+        if out_of_memory(error):
+            raise
         if "attn_implementation" in str(error) and config.attention != "eager":
             raise ModelError(
                 f"the model in {folder} cannot compute attention with model.attention={config.attention}; use "
                 "model.attention=eager"
             ) from error
-        raise ModelError(f"the model in {folder} cannot be loaded ({type(error).__name__}: {error})") from error
+        said = f"{type(error).__name__}: {short(error)}"
+        raise ModelError(f"the model in {folder} cannot be loaded ({said}); {COPY}") from error
     check_loaded(folder, text_config, info)
     model.__dict__.pop("hf_device_map", None)  # on one device, it would only tell trainers that it may not be moved
     return cast("PreTrainedModel", model.to(device).eval().requires_grad_(False))

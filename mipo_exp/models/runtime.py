@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mipo_exp.config.fields import kernel_parts
 from mipo_exp.config.groups import ModelConfig
-from mipo_exp.errors import ConfigError, ModelError
+from mipo_exp.errors import ConfigError, ModelError, short
 from mipo_exp.models import conversion
 from mipo_exp.models.loading import ModelSource, load_model, load_tokenizer, read_config
 from mipo_exp.models.memory import free_memory, memory_for
@@ -178,8 +178,9 @@ class Runtime:
         if (folder / "generation_config.json").is_file():
             try:
                 generation = GenerationConfig.from_pretrained(folder)
-            except (OSError, ValueError) as error:
-                raise ModelError(f"{folder / 'generation_config.json'} cannot be read ({error})") from error
+            except Exception as error:
+                where = folder / "generation_config.json"
+                raise ModelError(f"{where} cannot be read ({short(error)}); copy it again") from error
         own = self.config.chat_template
         name = f"the chat template of {self.source.description}" if own is None else f"model.chat_template={own}"
         return Renderer(load_tokenizer(folder, self.config), generation, name)

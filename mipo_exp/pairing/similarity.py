@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mipo_exp.store.fingerprints import remembered_sha256
 # Texts → (n, n) similarities row by row: `similarity(texts)(i)` are those of text i to all of them, shape (n,).
 Similarity = Callable[[Sequence[str]], Callable[[int], np.ndarray]]
 
+LEAST_MAJOR = 6  # of sentence-transformers
 _WORD = re.compile(r"\w+")
 
 
@@ -73,6 +75,11 @@ def locate_encoder(name: str, cache: Path, download: bool = True) -> Encoder:
         raise ConfigError(
             f"{key} needs the package sentence-transformers: pip install 'mipo-exp[embeddings]'; or set it to null for "
             "BM25"
+        )
+    if int((found := version("sentence-transformers")).partition(".")[0]) < LEAST_MAJOR:
+        raise ConfigError(
+            f"{key}: sentence-transformers {found} is installed, which runs code that lies in a model's folder; pip "
+            f"install 'sentence-transformers>={LEAST_MAJOR}', or set it to null for BM25"
         )
     folder = Path(name).expanduser()
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".")):

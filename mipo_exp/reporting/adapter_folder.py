@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -20,6 +19,7 @@ from mipo_exp.models.loading import template_override
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.reporting.metrics import contrasted, described, estimate, headlines, spanned, templates
 from mipo_exp.reporting.saved import WEIGHTS
+from mipo_exp.store.disk import draft_of
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def write_adapter(
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder`, which takes its place at the end; nothing is left of it where an error ends it."""
-    draft = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    draft = draft_of(folder)
     try:
         draft.mkdir(parents=True)
         yield draft

@@ -22,10 +22,9 @@ from typing import Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
 
-from mipo_exp.errors import StorageError
-from mipo_exp.store.disk import follow_umask, full_disk, make_writable, unreadable
+from mipo_exp.store.disk import draft_of, follow_umask, make_writable, storage_error, unreadable
 from mipo_exp.store.environment import git_commit, package_versions
-from mipo_exp.store.manifest import MANIFEST, damage, file_sha256, list_files, machine
+from mipo_exp.store.manifest import MANIFEST, damage, file_sha256, list_files, machine, sealed
 from mipo_exp.store.tables import Table, read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ def digest(value: Any) -> str:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it, so that nobody ever sees half of it. Raises `OSError`: it
     cannot be written; the error names the file, which a full disk alone does not."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft = draft_of(path)
     try:
         draft.write_bytes(content)
         draft.replace(path)
@@ -191,12 +190,13 @@ class Workspace:
 
 
 class Store:
-    """All artefacts below one folder. Raises `StorageError`: the folder cannot be made or written."""
+    """All artefacts below one folder. Raises `StorageError`: the folder cannot be made or read."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._told: set[str] = set()  # what was said once
-        make_writable(root, "paths.cache", "set paths.cache=DIR or $MIPO_CACHE to a folder that can")
+        if not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):  # one that can only be read may have all
+            make_writable(root, "paths.cache", "set paths.cache=DIR or $MIPO_CACHE to a folder that can")
 
     def path(self, stage: Stage) -> Path:
         """Where the stage's artefact is or will be."""
@@ -271,7 +271,7 @@ class Store:
         if found is not None:
             return found, True
         path = self.path(stage)
-        with self._explaining(path):
+        with self._explaining():
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock(stage):
                 found = self.find(stage)
@@ -282,24 +282,17 @@ class Store:
     def take_part(self, stage: Stage, inputs: Mapping[str, Artefact], build: Build) -> None:
         """Build, in a process that writes no artefact, what another one builds at the same time. Raises `StorageError`:
         as `fetch`."""
-        with self._explaining(self.path(stage)):
+        with self._explaining():
             build(Workspace(self._partial(stage), inputs, writes=False))
 
     @contextlib.contextmanager
-    def _explaining(self, path: Path) -> Iterator[None]:
-        """Around what writes the artefact at `path`: raise `StorageError` for a disk that cannot take it."""
+    def _explaining(self) -> Iterator[None]:
+        """Around what writes an artefact: raise `StorageError` for a disk that cannot take it."""
         try:
             yield
         except Exception as error:
-            if (full := full_disk(error, {"paths.cache": self.root})) is not None:
-                raise full from error
-            blocked = isinstance(error, (PermissionError, FileExistsError, NotADirectoryError))
-            where = (getattr(error, "filename", None) or path) if blocked else None
-            if isinstance(error, OSError) and where is not None and Path(where).is_relative_to(self.root):
-                raise StorageError(
-                    f"{where} in paths.cache cannot be written ({error.strerror}); mend its permissions, or "
-                    "set paths.cache=DIR to another folder"
-                ) from error
+            if (failure := storage_error(error, {"paths.cache": self.root})) is not None:
+                raise failure from error
             raise
 
     def _build(self, stage: Stage, inputs: Mapping[str, Artefact], build: Build) -> Artefact:
@@ -314,7 +307,7 @@ class Store:
         started = time.perf_counter()
         workspace = Workspace(partial, inputs)
         build(workspace)
-        manifest = {
+        manifest: Any = {
             "stage": stage.name,
             "version": stage.version,
             "key": stage.key,
@@ -330,6 +323,7 @@ class Store:
             "rows": workspace.rows,
             "files": list_files(partial, SCRATCH),
         }
+        manifest = sealed(manifest)
         write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
         follow_umask(partial, partial / MANIFEST)
         for name in SCRATCH:  # not before: a manifest that finds no room must not cost what was computed

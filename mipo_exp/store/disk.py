@@ -2,19 +2,27 @@
 
 import contextlib
 import errno
+import glob
+import itertools
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mipo_exp.errors import StorageError
+import psutil
+
+from mipo_exp.errors import StorageError, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What libraries say in errors that have no number: safetensors, torch, Arrow.
 FULL_WORDS = (
     *("No space left", "StorageFull", "Disk quota exceeded", "QuotaExceeded", "File too large", "FileTooLarge"),
     *("PytorchStreamWriter failed", "unexpected pos"),
+)
+IN_THE_WAY = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP),
 )
 NOTHING_LEFT = 2**20  # bytes; an error of any kind on a disk with less is taken for its effect
 
@@ -26,6 +34,18 @@ def make_writable(folder: Path, key: str, way_out: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise StorageError(f"{key}={folder} cannot be written ({error.strerror}); {way_out}") from error
+
+
+def draft_of(path: Path) -> Path:
+    """A name beside `path` for what this process writes before it takes that place. What processes of this machine that
+    were killed have left there is removed."""
+    ours = f"{path.name}.{platform.node()}"
+    for left in path.parent.glob(f"{glob.escape(ours)}.*.tmp"):
+        number = left.name.split(".")[-2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            with contextlib.suppress(OSError):  # somebody else's, or another process was first
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f"{ours}.{os.getpid()}.tmp")
 
 
 def new_folder(wanted: str) -> str:
@@ -67,11 +87,39 @@ def full_disk(error: BaseException, folders: Mapping[str, Path]) -> StorageError
     if isinstance(error, StorageError) or not any(disk_is_full(error, folder) for folder in folders.values()):
         return None
     key = _which(error, folders)
-    move = {"paths.output": "hydra.run.dir=DIR (with -m hydra.sweep.dir=DIR)"}.get(key, f"{key}=DIR")
     return StorageError(
         f"the disk of {key}={folders[key]} is full; free some space and run the same command again, which resumes from "
-        f"what is finished, or set {move} on another disk"
+        f"what is finished, or set {_move(key)} on another disk"
     )
+
+
+def storage_error(error: BaseException, folders: Mapping[str, Path]) -> StorageError | None:
+    """What to raise for an error from a full disk (`full_disk`), or of a file in one of the folders that is gone or
+    that something keeps from being written; None for any other error."""
+    if isinstance(error, UserError):
+        return None
+    if (full := full_disk(error, folders)) is not None:
+        return full
+    for cause, (key, folder) in itertools.product(_causes(error), folders.items()):
+        said = str(cause)
+        if str(folder.absolute()) not in said and str(folder.resolve()) not in said:
+            continue
+        where = getattr(cause, "filename", None) or folder
+        if isinstance(cause, FileNotFoundError) or "No such file" in said:
+            return StorageError(
+                f"{where} in {key} is gone: it was removed while this run used it; rerun the same command, which makes "
+                "it again"
+            )
+        if isinstance(cause, OSError) and cause.errno in IN_THE_WAY:
+            return StorageError(
+                f"{where} in {key} cannot be written ({os.strerror(cause.errno)}); mend that, or set {_move(key)} to "
+                "another folder"
+            )
+    return None
+
+
+def _move(key: str) -> str:
+    return {"paths.output": "hydra.run.dir=DIR (with -m hydra.sweep.dir=DIR)"}.get(key, f"{key}=DIR")
 
 
 def _which(error: BaseException, folders: Mapping[str, Path]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -41,9 +42,8 @@ def damage(folder: Path, manifest: Mapping[str, Any], stage: str, key: str) -> s
     for name, expected in files.items():
         file = folder / name
         try:
-            file.open(
-                "rb"
-            ).close()  # also where it is too large to be hashed each time: who may not read it hears of it
+            # Also where it is too large to be hashed each time: who may not read it hears of it.
+            file.open("rb").close()
             status = file.stat()
         except (FileNotFoundError, NotADirectoryError):
             return f"{name} is missing"
@@ -54,8 +54,20 @@ def damage(folder: Path, manifest: Mapping[str, Any], stage: str, key: str) -> s
         untouched = status.st_mtime_ns == expected["mtime_ns"]
         if not (untouched and status.st_size > ALWAYS_HASHED_BYTES) and file_sha256(file) != expected["sha256"]:
             return f"the content of {name} has changed"
+    if manifest.get("seal", seal := _seal(manifest)) != seal:  # those of earlier versions have none
+        return "its manifest has changed"
     unlisted = next((file for file in _files(folder) if str(file.relative_to(folder)) not in files), None)
     return None if unlisted is None else f"{unlisted.relative_to(folder)} is not in its manifest"
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with a checksum of itself, so that it is damaged where any of it was altered."""
+    return {**manifest, "seal": _seal(manifest)}
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    text = json.dumps({name: value for name, value in manifest.items() if name != "seal"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache

@@ -91,12 +91,16 @@ def train_adapter(
         del loop, model
         free_memory(runtime.device)
         return
-    model.peft_config["default"].base_model_name_or_path = runtime.base_name
+    settings = model.peft_config["default"]
+    settings.base_model_name_or_path = runtime.base_name
+    if isinstance(settings.target_modules, set):  # which would be written in another order each time
+        settings.target_modules = sorted(settings.target_modules)
     model.save_pretrained(work.path / "adapter", state_dict=weights, save_embedding_layers=False)
     # PEFT writes a model card without content, which would only look like documentation.
     (work.path / "adapter" / "README.md").unlink(missing_ok=True)
     work.count(_tokens_seen(loop), runtime.device_name)
-    work.write_json("history", [row for row in loop.state.log_history if "loss" in row])
+    # A checkpoint has sorted the rows that it brought back.
+    work.write_json("history", [dict(sorted(row.items())) for row in loop.state.log_history if "loss" in row])
     work.write_json(
         "training",
         {"steps": loop.state.global_step, "rows": rows, "trainable_parameters": trainable, "parameters": total},
