@@ -93,7 +93,7 @@ def test_continuous_batching_draws_the_same_from_a_shards_seed(attention: str, t
     config = composed("+debug=quick", f"model.attention={attention}", "engine=continuous", "engine.batch_rows=16")
     of = make_runtime(config, tmp_path)
     runtime = Runtime(of.config, of.source, of.task, "cuda", config.kernels)
-    runtime.folder = of.folder
+    runtime.folder = of.model_folder
     prompts = [[5 + i, 6, 7, 8] * (1 + i % 5) for i in range(40)]
     shards = [Request(prompts, SamplingConfig(1.0, 1.0, 0, 24), seed, range(40)) for seed in (1, 2)]
     found = []

@@ -35,7 +35,9 @@ def some_pairs(runtime: Runtime, dropped: int) -> list[ScoredPair]:
         drawn = torch.randint(20, 200, (2, 12), generator=generator).tolist()
         found = token_log_probs(model, [Scorable(tuple(prompt), tuple(side)) for side in drawn])
         sums = [float(row[: len(row) - dropped].sum()) for row in found]
-        rows.append(ScoredPair(f"e{i}", 0, "no_context", False, prompt, prompt[:1], *drawn, "c", "r", *sums, None))
+        (chosen, rejected), (first, second) = drawn, sums
+        ids = prompt, prompt[:1], chosen, rejected
+        rows.append(ScoredPair(f"e{i}", 0, "no_context", False, *ids, "c", "r", first, second, None))
     return rows
 
 
