@@ -33,7 +33,7 @@ from mipo_exp.config.explained import explain_key, help_text
 from mipo_exp.config.overrides import from_agent, wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
 from mipo_exp.errors import Terminated, UserError, what_ended
-from mipo_exp.execution.processes import heed_termination, log_warnings_only, team
+from mipo_exp.execution.processes import heeding_termination, log_warnings_only, team
 from mipo_exp.reporting.jobs import JOB_RECORD, Jobs, result_line, settle_folder
 from mipo_exp.reporting.run_folder import occupy
 from mipo_exp.reporting.run_log import set_up_logging
@@ -84,9 +84,9 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1].startswith("--explain="):
         sys.argv[1:2] = sys.argv[1].split("=", 1)
     _translate_rerun()
-    heed_termination()
     try:
-        _dispatch()
+        with heeding_termination():
+            _dispatch()
     except Terminated as error:
         if not team().main:  # its launcher has ended it
             raise SystemExit(error.exit_code) from None

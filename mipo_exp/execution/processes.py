@@ -11,9 +11,8 @@ import os
 import signal
 import socket
 import sys
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -26,8 +25,6 @@ from mipo_exp.store.disk import draft_of
 # For the other processes to come to the same point. They may be downloading a model, and a launcher ends who is left.
 PATIENCE = timedelta(days=7)
 
-# For what was running when SIGTERM came: launchers and Slurm wait 30 seconds before they kill.
-GRACE_SECONDS = 20.0
 
 T = TypeVar("T")
 
@@ -120,31 +117,20 @@ def threads(local_size: int) -> int:
     return wanted if wanted > 1 else max(1, len(os.sched_getaffinity(0)) // local_size)
 
 
-def heed_termination() -> None:
-    """Have SIGTERM end this process as Ctrl-C does, by an exception, `Terminated`. A call that does not come back to
-    Python, such as waiting for a process that is gone, is cut off after `GRACE_SECONDS`."""
+@contextmanager
+def heeding_termination() -> Iterator[None]:
+    """While it lasts, SIGTERM ends this process as Ctrl-C does, by an exception: `Terminated`."""
 
     def end(*_: Any) -> None:
+        if os.getpid() != own:  # a copy of this process
+            os._exit(Terminated.exit_code)
         raise Terminated
 
-    def forget() -> None:  # in a copy of this process, whose signals are not this one's
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def watch() -> None:
-        while os.read(told, 1)[0] != signal.SIGTERM:
-            pass
-        time.sleep(GRACE_SECONDS)
-        if team().main:
-            os.write(2, f"error: {Terminated.words}\n".encode())
-        os._exit(Terminated.exit_code)
-
-    told, tells = os.pipe()
-    os.set_blocking(tells, False)
-    signal.signal(signal.SIGTERM, end)
-    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=forget)
-    threading.Thread(target=watch, daemon=True).start()
+    own, before = os.getpid(), signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def log_warnings_only() -> None:
