@@ -102,9 +102,10 @@ def storage_error(error: BaseException, folders: Mapping[str, Path]) -> StorageE
         return full
     for cause, (key, folder) in itertools.product(_causes(error), folders.items()):
         said = str(cause)
-        if str(folder.absolute()) not in said and str(folder.resolve()) not in said:
+        where, root = getattr(cause, "filename", None) or folder, folder.absolute()
+        inside = where is not folder and isinstance(where, str | Path) and Path(where).absolute().is_relative_to(root)
+        if not inside and str(root) not in said and str(folder.resolve()) not in said:
             continue
-        where = getattr(cause, "filename", None) or folder
         if isinstance(cause, FileNotFoundError) or "No such file" in said:
             return StorageError(
                 f"{where} in {key} is gone: it was removed while this run used it; rerun the same command, which makes "
