@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from mipo_exp.errors import ConfigError, DataError
 from mipo_exp.execution.shards import Shards, compute_shards
@@ -25,12 +26,15 @@ LOCAL = ("workers=ray", "workers.address=local", "workers.count=2")
 def ray() -> Iterator[None]:
     """A local Ray, which this module's tests share."""
     library = pytest.importorskip("ray")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers: sums by several threads round otherwise on some processors
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
         library.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
         yield
         library.shutdown()
+    torch.set_num_threads(before)
 
 
 def nothing(runtime: Runtime, adapter: Path | None) -> nullcontext[None]:
