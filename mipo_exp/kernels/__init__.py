@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 IGNORED = -100  # the label of a position that is not scored
 
@@ -44,3 +45,20 @@ def rounded_otherwise(model: Any, unit: float) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def attending_by(model: "PreTrainedModel", name: str, function: Any) -> Iterator[None]:
+    """While it lasts, the model's layers call `function`, one of transformers' attention functions, as `name`. Raises
+    `ValueError`: the model takes none from outside."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(name, function)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        if model.config._attn_implementation != name:
+            raise ValueError("the model's attention cannot be set from outside")
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -7,10 +7,11 @@ sees another are never computed, and those in which all do need no mask.
 
 import logging
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from mipo_exp.kernels import attending_by
 
 if TYPE_CHECKING:
     import torch
@@ -78,18 +79,9 @@ def tree_blocks(ends: "torch.Tensor") -> "BlockMask":
     )
 
 
-@contextmanager
-def attention(model: "PreTrainedModel") -> Iterator[None]:
+def attention(model: "PreTrainedModel") -> AbstractContextManager[None]:
     """While it lasts, the model's layers attend by the block mask that they are given as `attention_mask`."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, _layer_attention)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    return attending_by(model, NAME, _layer_attention)
 
 
 def _layer_attention(

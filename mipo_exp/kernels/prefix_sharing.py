@@ -17,13 +17,12 @@ among the `kernels`, on a GPU, it is one kernel over the whole tree instead.
 
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mipo_exp.errors import out_of_memory
-from mipo_exp.kernels import flex
+from mipo_exp.kernels import attending_by, flex
 from mipo_exp.kernels.prefix_tree import PrefixTree, build_tree
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ def _run(
     if flex.uses_flex(model) and len(tree.token_ids) >= flex.BLOCK:
         ends = [node.subtree_end for node in tree.nodes for _ in range(node.begin, node.end)]
         packed.blocks = flex.tree_blocks(torch.tensor([ends], device=device))
-    with _attention(model):
+    with attending_by(model, NAME, tree_attention):
         output = model.base_model(
             input_ids=torch.tensor([tree.token_ids], device=device),
             position_ids=packed.positions[None],
@@ -167,22 +166,6 @@ def _run(
     ]
     places = torch.tensor([[0] * len(columns), columns], device=output.last_hidden_state.device)
     return output, places, packed.windows
-
-
-@contextmanager
-def _attention(model: "PreTrainedModel") -> Iterator[None]:
-    """While it lasts, the model's layers call `tree_attention`."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, tree_attention)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        if model.config._attn_implementation != NAME:
-            raise NotComputedError("the model's attention cannot be set from outside")
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def tree_attention(
