@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.ours import prepared
-from mipo_exp.kernels import rounded_otherwise
+from mipo_exp.kernels.rounding import exceeds, per_token, rounded_otherwise
 from mipo_exp.pipeline import Assembled
 from mipo_exp.scoring.batches import plan_batches
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
@@ -26,7 +26,7 @@ from mipo_exp.store.records import ScoredPair
 from mipo_exp.store.tables import Table
 from mipo_exp.training.job import Job, finish
 from mipo_exp.training.methods.mipo import Mipo, evaluated, longest_pair, make_trainer
-from mipo_exp.training.references import CHECKED_PAIRS_16_BITS, exceeds, per_token
+from mipo_exp.training.references import CHECKED_PAIRS_16_BITS
 
 BATCH_TOKENS = 4096
 LEARNING_RATES = 100  # that another adapter's weights are away; random ones do less than trained ones

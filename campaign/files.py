@@ -1,7 +1,7 @@
 """Files of a user: data of every task, model folders and YAML, each with something wrong in it.
 
-A run ends as if nothing were wrong, which for one changed letter in a text is right, or with one message that names the
-file; never with a traceback, and not after minutes.
+A run ends with one message that names the file, never with a traceback, and not after minutes; or as if nothing were
+wrong, which for one changed letter in a text is right, and for `NEVER_GOOD` is not.
 """
 
 import csv
@@ -28,6 +28,8 @@ from tests.test_lamp import rating_rows, write_files
 
 WHOLE = 0.1  # of the tries run on to the end; the others stop where a model would be loaded
 ROWS = 24
+NEVER_GOOD = ("empty", "in UTF-16", "a page of HTML", "a pointer of Git LFS", "a folder")
+NEEDED = ("config.json", "model.safetensors", "tokenizer.json")  # of a model folder; a template may be any text
 
 
 def stop_before_stages() -> None:
@@ -111,8 +113,14 @@ def data(one: Try) -> Held:
         before=nothing if whole else stop_before_stages,
     )
     if done.returncode == 0 and "Traceback" not in done.stderr:
-        return Held(case, None)
+        return _accepted(case, True)
     return Held(case, wrong_message(done, [target.name, "task."]))
+
+
+def _accepted(case: str, needed: bool) -> Held:
+    """A run took a file, which it reads where it is `needed`."""
+    good = not (needed and case.endswith(NEVER_GOOD))
+    return Held(case, None if good else "accepted", True)
 
 
 def prepare_model(shared: Path) -> None:
@@ -131,7 +139,7 @@ def model(one: Try) -> Held:
     case = f"{target.name}: {spoil(target, one.random)}"
     done = run("+debug=quick", "method=base", f"model.path={folder}", cwd=one.folder)
     if done.returncode == 0 and "Traceback" not in done.stderr:
-        return Held(case, None)
+        return _accepted(case, target.name in NEEDED)
     # Reading a model takes its time.
     return Held(case, wrong_message(done._replace(seconds=0.0), [target.name, str(folder), "model."]))
 
@@ -175,7 +183,7 @@ def user_yaml(one: Try) -> Held:
     done = run("+debug=quick", "plan=true", f"--config-dir={folder}", "+experiment=mine", cwd=one.folder)
     case = f"mine.yaml: {_changed(content)}"
     if done.returncode == 0 and "Traceback" not in done.stderr:
-        return Held(case, None)
+        return Held(case, None, True)
     names = ["mine", *(f"{group}." for group in ("method", "negatives", "trainer", "task", "tracker")), "seed"]
     return Held(case, wrong_message(done, [*names, "config key", "override", "method", "negatives"]))
 

@@ -88,7 +88,8 @@ def attempt(one: Try) -> Held:
 def _struck(work: Path, kind: str, number: signal.Signals, moment: float, real: bool) -> str | None:
     """Start the command, send it a signal at a moment, and say what is wrong with how it ended."""
     temporary = _temporary(work)
-    before = len(list(temporary.iterdir()))
+    before, logged = len(list(temporary.iterdir())), _logged(work)
+    (work / "run" / "summary.json").unlink(missing_ok=True)  # of the strike before
     if kind == "two_processes":
         first, second = start_team(work, KINDS[kind])
         struck = first.strike(number, moment)
@@ -103,7 +104,7 @@ def _struck(work: Path, kind: str, number: signal.Signals, moment: float, real: 
     if not struck or done.returncode == 0:  # it had ended, or was just ending
         return f"ended with {done.returncode} by itself: {done.stderr[-400:]}" if done.returncode else None
     code, said = SIGNALS[number]
-    begun = list(work.glob("cache/examples/*/manifest.json"))
+    begun = _logged(work) > logged
     if said is None or (not begun and done.returncode in (-number, 1)):  # not at our own code yet
         return None
     if done.returncode != code or not done.stderr.endswith(f"{said}\n") or "Traceback" in done.stderr:
@@ -117,6 +118,11 @@ def _struck(work: Path, kind: str, number: signal.Signals, moment: float, real: 
     if kind == "run" and (over := [name for name in left_over(work) if ".partial" not in name]):
         return f"left over: {', '.join(over)}"
     return None
+
+
+def _logged(work: Path) -> int:
+    """Bytes of the logs: a run whose own code is at work has written there."""
+    return sum(path.stat().st_size for path in work.glob("run/**/*.log"))
 
 
 PARTS = [

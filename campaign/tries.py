@@ -28,10 +28,12 @@ class Try:
 
 @dataclass(frozen=True)
 class Held:
-    """What was tried, and what went wrong; nothing, where it held."""
+    """What was tried, and what went wrong; nothing, where it held. `accepted`: input with something wrong in it, which
+    a run took all the same."""
 
     case: str
     wrong: str | None
+    accepted: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Record:
     seconds: float
     commit: str | None
     date: str
+    accepted: bool = False
 
 
 def run_part(part: Part, work: Path, seed: int, numbers: Iterable[int], jobs: int, again: bool) -> Iterator[Record]:
@@ -98,7 +101,7 @@ def _make(part: Part, folder: Path, shared: Path, seed: int, number: int) -> Rec
         remove(own)
     seconds = round(time.monotonic() - started, 1)
     date = time.strftime("%Y-%m-%d")
-    return Record(part.name, seed, number, held.case, held.wrong, seconds, git_commit(), date)
+    return Record(part.name, seed, number, held.case, held.wrong, seconds, git_commit(), date, held.accepted)
 
 
 def remove(folder: Path) -> None:

@@ -33,7 +33,8 @@ from mipo_exp.config.explained import explain_key, help_text
 from mipo_exp.config.overrides import from_agent, wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
 from mipo_exp.errors import Terminated, UserError, what_ended
-from mipo_exp.execution.processes import heeding_termination, log_warnings_only, team
+from mipo_exp.execution.processes import log_warnings_only, team
+from mipo_exp.execution.signals import heeding_termination
 from mipo_exp.reporting.jobs import JOB_RECORD, Jobs, result_line, settle_folder
 from mipo_exp.reporting.run_folder import occupy
 from mipo_exp.reporting.run_log import set_up_logging

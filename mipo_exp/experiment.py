@@ -37,7 +37,15 @@ from mipo_exp.planning.libraries import check_libraries
 from mipo_exp.planning.shape import disk_needed, find_shape
 from mipo_exp.planning.work import costs
 from mipo_exp.reporting import tracking
-from mipo_exp.reporting.results import Outcome, finished, finished_before, summary_head, write_results, write_summary
+from mipo_exp.reporting.results import (
+    Outcome,
+    finished,
+    finished_before,
+    set_aside,
+    summary_head,
+    write_results,
+    write_summary,
+)
 from mipo_exp.reporting.run_folder import leave, occupy
 from mipo_exp.reporting.saved import Results, load
 from mipo_exp.store.artefacts import Stage, Store, digest
@@ -216,9 +224,12 @@ def run_experiment(
         message = redact(what_ended(failure))
         summary.update(status="failed", error=message)
         with contextlib.suppress(OSError):  # what ended the run is worth more than why this could not be written
-            # Results of an earlier run in this folder stay where this one has not begun.
-            kept = tracker is None and finished(output) is not None
-            if not kept and output.is_dir() and os.access(output, os.W_OK):
+            # Where this run has not begun, results of this command stay, and those of another one are set aside.
+            before = finished(output) if tracker is None else None
+            same = before is not None and before.get("command") == command
+            if before is not None and not same:
+                set_aside(output, before)
+            if not same and output.is_dir() and os.access(output, os.W_OK):
                 write_summary(output / "summary.json", summary)
         if tracker is not None:
             tracker.fail(message)

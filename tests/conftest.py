@@ -20,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from mipo_exp import cli
+from mipo_exp.config.fields import RowsByDevice, TokensByDevice
 from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.config.registry import load_variants
 from mipo_exp.config.schema import REGISTRIES, Config
@@ -92,6 +93,11 @@ def composed(*overrides: str) -> Config:
 
 def _sets_output(overrides: tuple[str, ...]) -> bool:
     return any(item.startswith("paths.output=") for item in overrides)
+
+
+def limits(rows: int, tokens: int) -> tuple[RowsByDevice, TokensByDevice]:
+    """`engine.batch_rows` and `engine.batch_tokens`, the same on every device."""
+    return RowsByDevice(rows, rows), TokensByDevice(tokens, tokens)
 
 
 Experiment = Callable[..., tuple[dict[str, Any], Path]]

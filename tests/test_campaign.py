@@ -63,7 +63,7 @@ def test_a_campaign_goes_on_where_it_was_and_makes_again_what_did_not_hold(tmp_p
     assert made == [0, 1, 2, 1]
     write_page(tmp_path / "page.md", tmp_path, [part])
     page = (tmp_path / "page.md").read_text()
-    assert "| `mine`: a row | 3 | 2 | 3 | 5 |" in page
+    assert "| `mine`: a row | 3 | 2 |  | 3 | 5 |" in page
     assert "`mine` 1, seed 5" in page
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import signal
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ import torch
 from scipy.stats import chisquare
 from transformers import LlamaConfig, Qwen2Config
 
+from mipo_exp.config.fields import RowsByDevice, TokensByDevice
 from mipo_exp.config.groups import SamplingConfig
 from mipo_exp.data.tasks import declare_examples
 from mipo_exp.errors import ConfigError, ModelError
+from mipo_exp.execution.signals import heeding_termination
 from mipo_exp.generation import responses, vllm_engine
 from mipo_exp.generation.continuous_engine import ContinuousConfig, ContinuousEngine
 from mipo_exp.generation.engine import Request, check_engine, request_seed
@@ -31,11 +34,11 @@ from mipo_exp.models.runtime import Runtime
 from mipo_exp.pipeline import declare
 from mipo_exp.store.artefacts import Artefact, Stage, Store, Workspace
 from mipo_exp.store.records import Condition
-from tests.conftest import Experiment, composed, make_runtime
+from tests.conftest import Experiment, composed, limits, make_runtime
 
-OPENVINO = OpenvinoConfig("openvino", 4, 4096, "float32", "openvino")
-CONTINUOUS = ContinuousConfig("continuous", 4, 512)
-TRANSFORMERS = TransformersConfig("transformers", 8, 4096)
+OPENVINO = OpenvinoConfig("openvino", *limits(4, 4096), "float32", "openvino")
+CONTINUOUS = ContinuousConfig("continuous", *limits(4, 512))
+TRANSFORMERS = TransformersConfig("transformers", *limits(8, 4096))
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11] * 70, [30, 31, 32], [7, 7, 7, 9, 11, 40, 41]]
 
 needs_openvino = pytest.mark.skipif(
@@ -125,7 +128,7 @@ def test_a_network_with_other_weights_is_refused(
 @pytest.mark.parametrize("how", [sampling(1), sampling(1, 0.5), sampling(1, 1.0, 0.4), sampling(1, 0.7, 1.0, 5)])
 def test_openvino_samples_the_distribution(how: SamplingConfig, tiny: Runtime, converted: Path) -> None:
     draws, prompt = 3000, [5, 6, 7, 8]
-    engine = OpenvinoEngine(dataclasses.replace(OPENVINO, batch_rows=64), tiny, None, converted)
+    engine = OpenvinoEngine(dataclasses.replace(OPENVINO, batch_rows=RowsByDevice(64, 64)), tiny, None, converted)
     seeds = [request_seed(1, "chosen", str(i)) for i in range(draws)]
     assert_distribution(tiny, Counter(ids[0] for ids in sample(engine, [prompt] * draws, how, seeds)), prompt, how)
 
@@ -169,7 +172,7 @@ def test_what_a_prompt_gets_depends_on_its_seed_alone(tiny: Runtime, converted: 
 
 @needs_openvino
 def test_a_cache_too_small_for_all_is_enough_for_each(tiny: Runtime, converted: Path) -> None:
-    small = dataclasses.replace(OPENVINO, batch_tokens=1)
+    small = dataclasses.replace(OPENVINO, batch_tokens=TokensByDevice(1, 1))
     how = sampling(40)
     assert sample(OpenvinoEngine(small, tiny, None, converted), PROMPTS, how) == sample(
         OpenvinoEngine(OPENVINO, tiny, None, converted), PROMPTS, how
@@ -260,10 +263,26 @@ def test_continuous_batching_draws_the_same_from_a_shards_seed(tiny: Runtime) ->
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_an_interruption_does_not_wait_for_continuous_batching(tiny: Runtime) -> None:
+    engine = ContinuousEngine(CONTINUOUS, tiny, None)
+    first = sample(engine, PROMPTS, sampling(8), range(5))
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    started = time.process_time()
+    try:
+        with pytest.raises(KeyboardInterrupt), heeding_termination():
+            sample(engine, [[50]] * 400, sampling(100))  # at least a hundred steps for each four of them
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.process_time() - started < 5
+    assert sample(engine, PROMPTS, sampling(8), range(5)) == first
+    engine.close()
+
+
 @pytest.mark.parametrize("how", [sampling(1, 0.7, 0.8, 40)])
 def test_continuous_batching_samples_the_distribution(how: SamplingConfig, tiny: Runtime) -> None:
     prompt = [5, 6, 7, 8]
-    engine = ContinuousEngine(ContinuousConfig("continuous", 256, 8192), tiny, None)
+    engine = ContinuousEngine(ContinuousConfig("continuous", *limits(256, 8192)), tiny, None)
     counts = Counter(ids[0] for ids in sample(engine, [prompt] * 3000, how))
     engine.close()
     assert_distribution(tiny, counts, prompt, how)
@@ -292,7 +311,9 @@ def test_an_engines_limits_are_those_of_its_device() -> None:
 
 def test_keys_of_the_transformers_engine_have_not_changed(tiny: Runtime) -> None:
     engine = composed("engine.batch_rows=7").engine
-    assert engine.identity == {"name": "transformers", "batch_rows": 7, "batch_tokens": 32768}
+    with pytest.raises(RuntimeError, match="not settled"):
+        assert engine.identity
+    assert engine.settled("cpu").identity == {"name": "transformers", "batch_rows": 7, "batch_tokens": 32768}
     config = composed("+debug=quick")
     examples = declare_examples(config, tiny.task, "data", None)
     stages = declare(config, tiny, examples)
@@ -303,14 +324,14 @@ def test_keys_of_the_transformers_engine_have_not_changed(tiny: Runtime) -> None
 
 @needs_openvino
 def test_the_precision_is_in_what_openvino_samples_from_and_the_limits_are_not() -> None:
-    assert OPENVINO.identity == OpenvinoConfig("openvino", 99, 9, "float32", "transformers").identity
+    assert OPENVINO.identity == OpenvinoConfig("openvino", *limits(99, 9), "float32", "transformers").identity
     assert OPENVINO.identity != dataclasses.replace(OPENVINO, precision="bfloat16").identity
     assert {"name", "precision", "network"} == set(OPENVINO.identity)
     auto = dataclasses.replace(OPENVINO, precision="auto").settled("cpu")
     assert auto.identity["precision"] in ("float32", "bfloat16"), (
         "the key has what was computed, not what was asked for"
     )
-    assert in_process(OPENVINO) == TransformersConfig("transformers", 4, 4096)
+    assert in_process(OPENVINO) == TransformersConfig("transformers", *limits(4, 4096))
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +453,7 @@ def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def a_vllm(**other: Any) -> VllmConfig:
-    return dataclasses.replace(VllmConfig("vllm", 16, 8, 0.5, 4, None, {}), **other)
+    return dataclasses.replace(VllmConfig("vllm", *limits(16, 8), 0.5, 4, None, {}), **other)
 
 
 @pytest.fixture
@@ -527,6 +548,26 @@ def test_a_vllm_process_that_is_killed_is_started_again(model: Runtime, fake_vll
     with pytest.raises(ModelError, match="was ended by SIGKILL: memory may have run out"):
         sample(engine, [[50]], sampling(8), [666])
     assert sample(engine, [[50]], sampling(2), [9]) == [[50, 9]]
+
+
+def test_a_vllm_process_that_ends_in_the_middle_of_its_reply_is_reported(model: Runtime, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    answers = 'read line; echo null; read line; printf "[[1"'
+    python.write_text(f'#!/bin/sh\n[ "$2" = --version ] && printf 0.1+cpu && exit\n{answers}\n')
+    python.chmod(0o755)
+    engine = a_vllm(python=str(python)).open(model, None, None, tmp_path)
+    with pytest.raises(ModelError, match="the vLLM process ended with status 0"):
+        sample(engine, [[50]], sampling(8), [9])
+
+
+def test_vllm_needs_room_for_the_longest_sequence(model: Runtime, fake_vllm: Path, tmp_path: Path) -> None:
+    for given in (9, "auto"):
+        engine = a_vllm(extra={"max_model_len": given}).open(model, None, None, tmp_path)
+        with pytest.raises(ConfigError, match=rf"engine\.extra\.max_model_len={given} has no room .* up to 10 tokens"):
+            sample(engine, [[50, 51]], sampling(8), [9])
+        model.release()
+    engine = a_vllm(extra={"max_model_len": 10}).open(model, None, None, tmp_path)
+    assert sample(engine, [[50, 51]], sampling(8), [9])
 
 
 def test_an_interruption_does_not_wait_for_vllm(model: Runtime, fake_vllm: Path, tmp_path: Path) -> None:

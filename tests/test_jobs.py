@@ -120,4 +120,12 @@ def test_a_job_that_fails_before_it_starts_leaves_the_results_that_are_there(tmp
     before = (tmp_path / "swept" / "0" / "summary.json").read_bytes()
     data.write_text("user,prompt,reference\n")
     assert run(*words, cwd=tmp_path).returncode == 2
-    assert (tmp_path / "swept" / "0" / "summary.json").read_bytes() == before
+    folder = tmp_path / "swept" / "0"
+    assert (folder / "summary.json").read_bytes() == before
+    # Another command in this folder: what it says is not taken for theirs.
+    assert run(*words[1:-2], "seed=2", "hydra.run.dir=swept/0", cwd=tmp_path).returncode == 2
+    assert json.loads((folder / "summary.json").read_bytes())["status"] == "failed"
+    name = f"summary.json.{json.loads(before)['run_id']}"
+    assert (folder / name).read_bytes() == before
+    assert (folder / name.replace("summary.json", "adapter")).is_dir()
+    assert not (folder / "adapter").exists()

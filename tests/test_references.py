@@ -8,11 +8,11 @@ import torch
 from benchmarks.ours import prepared
 from benchmarks.references import RIGHT, measure, scored_pairs, tries
 from mipo_exp.errors import ConfigError
+from mipo_exp.kernels.rounding import exceeds, per_token
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store.artefacts import Store
 from mipo_exp.store.records import ScoredPair
-from mipo_exp.training.references import exceeds, per_token
 from tests.conftest import composed, make_runtime
 from tests.test_training import train
 
@@ -45,7 +45,7 @@ def some_pairs(runtime: Runtime, dropped: int) -> list[ScoredPair]:
 def test_a_dropped_token_is_found_in_16_bits(sharp: Runtime, method: str, tmp_path: Path) -> None:
     config = composed(*SHARP, f"method={method}", "trainer.max_steps=1")
     train(sharp, some_pairs(sharp, 0), config, Store(tmp_path / "right"))
-    wrong = r"32 responses under the policy differ by \d.* nats on average from their references, where rounding"
+    wrong = r"32 responses' log-probabilities under the policy differ from their references by \d.* nats on average, w"
     with pytest.raises(ConfigError, match=wrong):
         train(sharp, some_pairs(sharp, 1), config, Store(tmp_path / "wrong"))
 

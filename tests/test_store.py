@@ -392,6 +392,12 @@ def test_a_manifest_that_says_something_else_than_was_written_is_damaged(
     assert store.fetch(stage, {})[1], "an artefact of an earlier version, without a checksum, is used"
 
 
+def test_a_config_with_numbers_as_keys_is_no_damage(tmp_path: Path) -> None:
+    """As a judge's `extra={logit_bias: {9: 1, 10: 2}}`: as texts they are in another order."""
+    store, stage = Store(tmp_path), stage_of(write_rows, {"logit_bias": {9: 1, 10: 2}})
+    assert [store.fetch(stage, {})[1] for _ in range(2)] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

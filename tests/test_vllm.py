@@ -20,7 +20,7 @@ from mipo_exp.generation.transformers_engine import TransformersEngine
 from mipo_exp.generation.vllm_engine import VllmConfig, VllmEngine, environment, installed
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
-from tests.conftest import Experiment, composed, make_runtime
+from tests.conftest import Experiment, composed, limits, make_runtime
 from tests.test_engines import PROMPTS, TRANSFORMERS, an_adapter, sample, sampling
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ def config(python: str) -> VllmConfig:
     """`engine=vllm` on a CPU."""
     if not installed(python).endswith("+cpu"):
         pytest.skip(f"{python} has vLLM for GPUs")
-    return VllmConfig("vllm", 64, 4096, 0.5, 4, python, {})
+    return VllmConfig("vllm", *limits(64, 4096), 0.5, 4, python, {})
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,8 @@ def _composition_error(error: Exception, arguments: Sequence[str]) -> str:
     if found := re.search(r"DictConfig with ListConfig\s+full_key: (\S+)", str(error.__cause__)):
         of, example = (" of modules", "my_package.my_module") if found[1] == "plugins" else ("", "…")
         given = text.removeprefix("Error merging override ")
+        if given.partition("=")[2].startswith("["):
+            return f"{given} is a list, and {found[1]} is a group of keys; set one of them: {found[1]}.KEY=…"
         return f"{given} is not a list; {found[1]} takes a list{of}, {found[1]}=[{example}]"
     # In this order: the first names the whole key, the last only its end.
     for pattern in (r"full_key: (\S+)", "Could not override '([^']*)'", "Key '([^']*)'"):

@@ -6,10 +6,10 @@ key means, and no value stands in two places. `parsing` puts what pydantic finds
 
 import difflib
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, Self, TypeVar, cast, dataclass_transform
 
 from annotated_types import Ge, GroupedMetadata, Le
-from pydantic import AfterValidator, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
@@ -94,31 +94,39 @@ BatchRows = Annotated[int, Between(1, MAX_BATCH_ROWS)]
 BatchTokens = Annotated[int, Between(1, MAX_BATCH_TOKENS)]
 
 
+class ByDevice:
+    """A limit for each kind of device. In the config one number in its place is that of every device."""
+
+    cpu: Any
+    cuda: Any
+
+    def on(self, device: str) -> Any:
+        """The limit on `cpu` or `cuda[:N]`."""
+        return self.cuda if device.startswith("cuda") else self.cpu
+
+    def settled(self, device: str) -> Self:
+        """The limit of this device on every device."""
+        return type(self)(self.on(device), self.on(device))  # type: ignore[call-arg]
+
+
 @schema
-class RowsByDevice:
+class RowsByDevice(ByDevice):
     cpu: BatchRows
     cuda: BatchRows
 
-    def on(self, device: str) -> int:
-        """The limit on `cpu` or `cuda[:N]`."""
-        return self.cuda if device.startswith("cuda") else self.cpu
-
 
 @schema
-class TokensByDevice:
+class TokensByDevice(ByDevice):
     cpu: BatchTokens
     cuda: BatchTokens
 
-    def on(self, device: str) -> int:
-        """The limit on `cpu` or `cuda[:N]`."""
-        return self.cuda if device.startswith("cuda") else self.cpu
+
+@schema
+class OptionalTokensByDevice(ByDevice):
+    cpu: BatchTokens | None
+    cuda: BatchTokens | None
 
 
-BY_DEVICE = (RowsByDevice, TokensByDevice)  # a number in their place is that of every device
-DeviceRows = Annotated[RowsByDevice, BeforeValidator(lambda of: RowsByDevice(of, of) if isinstance(of, int) else of)]
-DeviceTokens = Annotated[
-    TokensByDevice, BeforeValidator(lambda of: TokensByDevice(of, of) if isinstance(of, int) else of)
-]
 ResponseTokens = Annotated[int, Between(1, MAX_RESPONSE_TOKENS)]
 Count = Annotated[int, Between(1, MAX_EXAMPLES)]
 Steps = Annotated[int, Between(1, MAX_STEPS)]

@@ -15,6 +15,7 @@ from mipo_exp.config.fields import (
     Conditions,
     Count,
     LearningRate,
+    OptionalTokensByDevice,
     ResponseTokens,
     Seed,
     Steps,
@@ -106,12 +107,6 @@ class LoraConfig:
 
 
 @schema
-class BatchTokensConfig:
-    cpu: BatchTokens | None
-    cuda: BatchTokens | None
-
-
-@schema
 class TrainerConfig:
     learning_rate: LearningRate
     num_train_epochs: Annotated[float, Between(1e-4, 1000)]
@@ -128,7 +123,7 @@ class TrainerConfig:
     logging_steps: Steps
     save_steps: Steps
     reference: Literal["scored", "live"]
-    batch_tokens: BatchTokensConfig
+    batch_tokens: OptionalTokensByDevice
     extra: dict[str, Any]
 
     @property

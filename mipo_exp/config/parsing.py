@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from mipo_exp.config.fields import BY_DEVICE, MAX_EXAMPLES, not_an_option, shown
+from mipo_exp.config.fields import MAX_EXAMPLES, ByDevice, not_an_option, shown
 from mipo_exp.config.mixture_weights import settled
 from mipo_exp.config.registry import Registry, load_variants
 from mipo_exp.config.schema import CONTROLS, ENGINES, JUDGES, METHODS, TASKS, WORKERS, Config
@@ -35,8 +35,8 @@ FILE_GROUPS = ("experiment", "debug", "search", "sweeps")
 REPLACED = {"trainer.share_prompt": "prompt_sharing", "scoring.share_prefix": "prefix_sharing"}
 # pydantic's kinds of errors: those about types with what is wanted, and those about bounds with how they are said.
 WANTED = {
-    **{"int_type": "Integer", "int_from_float": "Integer", "float_type": "Float", "bool_type": "Boolean"},
-    **{"string_type": "String", "list_type": "List", "dict_type": "Dict"},
+    **{"int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number"},
+    **{"bool_type": "true or false", "string_type": "a text", "list_type": "a list", "dict_type": "a group of keys"},
 }
 BOUNDS = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")} | {
     "zero_or_more": ("least", "0 or at least")
@@ -143,7 +143,7 @@ def _written(kind: Any, value: Any, key: str) -> Any:
     one, digits that are a text (a commit), and a number out of a variable of the environment, which is text."""
     inner = get_args(kind)
     if dataclasses.is_dataclass(kind):
-        if kind in BY_DEVICE and not isinstance(value, Mapping | cast(type, kind)):
+        if issubclass(cast(type, kind), ByDevice) and not isinstance(value, Mapping | ByDevice):
             value = {"cpu": value, "cuda": value}
         return value if isinstance(value, cast(type, kind)) else _build(cast(type, kind), value, key)
     if get_origin(kind) is Annotated or NoneType in inner:
@@ -184,9 +184,8 @@ def _in_words(within: str, error: Any) -> ConfigError:
     key = within + ".".join(part for part in error["loc"] if isinstance(part, str))
     value, kind, context = error["input"], error["type"], error.get("ctx", {})
     if kind in WANTED:
-        return ConfigError(
-            f"{key}: Value {shown(value)} of type {type(value).__name__!r} could not be converted to {WANTED[kind]}"
-        )
+        given = "null" if value is None else shown(value)
+        return ConfigError(f"{key}={given} is not {WANTED[kind]}")
     if kind == "finite_number":
         return ConfigError(f"{key}={value} is out of range; it must be a finite number")
     if kind in ("literal_error", "one_of"):

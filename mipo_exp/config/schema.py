@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -18,10 +18,10 @@ from mipo_exp.config.fields import (
     KERNELS,
     Between,
     Count,
-    DeviceRows,
-    DeviceTokens,
     ResponseTokens,
+    RowsByDevice,
     Seed,
+    TokensByDevice,
     not_an_option,
     one_of,
     schema,
@@ -208,14 +208,17 @@ class EngineConfig:
     stays_open: ClassVar[bool] = False  # whether its base model stays loaded from one sampling stage to the next
     convert: ClassVar[Callable[..., None] | None] = None  # the stage that writes the base model in a form of its own
     name: str
-    batch_rows: DeviceRows
-    batch_tokens: DeviceTokens
+    batch_rows: RowsByDevice
+    batch_tokens: TokensByDevice
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a sampling stage's result depends on, of an engine that is settled."""
-        limits = {"batch_rows": self.batch_rows.cpu, "batch_tokens": self.batch_tokens.cpu}
-        return {**dataclasses.asdict(self), **limits} if self.needs is None else {"name": self.name}
+        if self.needs is not None:
+            return {"name": self.name}
+        if self != self.settled("cpu"):
+            raise RuntimeError("an engine that is not settled has other limits on another device")
+        return {**dataclasses.asdict(self), "batch_rows": self.batch_rows.cpu, "batch_tokens": self.batch_tokens.cpu}
 
     def version(self) -> str | None:
         """Of the library that it needs, which is in its keys; None where there is none."""
@@ -224,10 +227,10 @@ class EngineConfig:
     def check(self, config: "Config", on_gpu: bool) -> None:
         """Raise `ConfigError` for what it cannot do on this device or in this experiment. Imports nothing heavy."""
 
-    def settled(self, device: str) -> "EngineConfig":
+    def settled(self, device: str) -> Self:
         """The engine with what this machine and the device decide about it."""
-        limits = {name: getattr(self, name).on(device) for name in ("batch_rows", "batch_tokens")}
-        return dataclasses.replace(self, **limits)
+        rows, tokens = self.batch_rows.settled(device), self.batch_tokens.settled(device)
+        return dataclasses.replace(self, batch_rows=rows, batch_tokens=tokens)
 
     def for_policy(self) -> "EngineConfig":
         """What samples the trained model."""

@@ -8,18 +8,16 @@ them when one fails.
 
 import logging
 import os
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mipo_exp.errors import ConfigError, Terminated, UserError
+from mipo_exp.errors import ConfigError, UserError
 from mipo_exp.store.disk import draft_of
 
 # For the other processes to come to the same point. They may be downloading a model, and a launcher ends who is left.
@@ -117,22 +115,6 @@ def threads(local_size: int) -> int:
     return wanted if wanted > 1 else max(1, len(os.sched_getaffinity(0)) // local_size)
 
 
-@contextmanager
-def heeding_termination() -> Iterator[None]:
-    """While it lasts, SIGTERM ends this process as Ctrl-C does, by an exception: `Terminated`."""
-
-    def end(*_: Any) -> None:
-        if os.getpid() != own:  # a copy of this process
-            os._exit(Terminated.exit_code)
-        raise Terminated
-
-    own, before = os.getpid(), signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def log_warnings_only() -> None:
     """Let a process beside the main one print warnings only, with its number."""
     handler = logging.StreamHandler(sys.stderr)
@@ -148,7 +130,7 @@ def mean_over_processes(values: Sequence[float]) -> list[float]:
 def check_shared(root: Path) -> None:
     """Raise `ConfigError`, in every process, where one of them sees another folder than the main process."""
     together = team()
-    if together.size == 1:
+    if together.size == 1 or not together.share(os.access(root, os.W_OK)):  # a cache that is read only gets no mark
         return
     mark = root / together.share(draft_of(root / ".shared").name)
     if together.main:

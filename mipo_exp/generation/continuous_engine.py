@@ -62,21 +62,23 @@ class ContinuousEngine(Engine):
         stops = set(self.runtime.renderer.stop_ids)
         devices = [self.runtime.device] if self.runtime.device.startswith("cuda") else []
         with torch.random.fork_rng(devices=devices), memory_for("to sample", "lower engine.batch_tokens"):
-            manager = self._open(request)
-            manager.background_thread_status.clear()  # after a shard before this one: or nothing is taken up
-            torch.manual_seed(request.shard_seed)
-            names = manager.add_requests(list(map(list, request.prompts)))
-            found: dict[str, Any] = {}
-            manager.start()
+            manager, found = self._open(request), dict[str, Any]()
             try:
+                manager.background_thread_status.clear()  # after a shard before this one: or nothing is taken up
+                torch.manual_seed(request.shard_seed)
+                names = manager.add_requests(list(map(list, request.prompts)))
+                manager.start()
                 while len(found) < len(names):
                     result = manager.get_result(timeout=1)
                     if result is not None:
                         found[result.request_id] = result
                     elif not manager.is_running():
                         break
-            finally:
-                manager.stop(keep_for_next_session=True)
+            except BaseException:  # interrupted: what is left of the shard is not waited for
+                manager.stop(keep_for_next_session=True, hard_stop=True)
+                self.close()
+                raise
+            manager.stop(keep_for_next_session=True)
         lost = [name for name in names if name not in found or found[name].error is not None]
         if lost:
             self.close()
@@ -101,15 +103,15 @@ class ContinuousEngine(Engine):
         model: Any = self.runtime.model(self.adapter)
         if self._manager is not None and request.longest <= self._longest:
             return model.init_continuous_batching()  # the same one again, with the attention that it needs
-        self.close()
-        self._longest = request.longest
+        model.destroy_cached_continuous_batching_manager()
+        self._manager = None
         sampling, renderer = request.sampling, self.runtime.renderer
         page = PAGE_TOKENS[model.device.type]
-        self._manager = model.init_continuous_batching(
+        manager = model.init_continuous_batching(
             generation_config=generation_config(sampling, renderer.stop_ids, renderer.pad_id),
             continuous_batching_config=ContinuousBatchingConfig(
                 page_size=page,
-                # What a sequence begins of a page is lost.
+                # The last page of a sequence is partly unused.
                 num_blocks=math.ceil(max(self.tokens, request.longest) / page) + self.rows,
                 max_batch_tokens=max(STEP_TOKENS[model.device.type], self.rows),
                 max_requests_per_batch=self.rows,
@@ -123,5 +125,6 @@ class ContinuousEngine(Engine):
                 num_requests=self.rows,
             ),
         )
-        self._manager.warmup()
-        return self._manager
+        manager.warmup()
+        self._manager, self._longest = manager, request.longest
+        return manager

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mipo_exp.kernels import rounded_otherwise
+from mipo_exp.kernels.rounding import rounded_otherwise
 
 if TYPE_CHECKING:
     import torch

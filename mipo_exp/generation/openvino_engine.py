@@ -7,7 +7,7 @@ rounding of sums.
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from mipo_exp.config.fields import schema
 from mipo_exp.config.groups import SamplingConfig
@@ -50,9 +50,10 @@ class OpenvinoConfig(EngineConfig):
                     "in another order than the others; set one of them, or use engine=transformers"
                 )
 
-    def settled(self, device: str) -> "OpenvinoConfig":
+    def settled(self, device: str) -> Self:
         """See `EngineConfig.settled`: `engine.precision=auto`."""
-        return dataclasses.replace(self, precision=openvino_model.resolve_precision(self.precision))
+        precision = openvino_model.resolve_precision(self.precision)
+        return dataclasses.replace(super().settled(device), precision=precision)
 
     def for_policy(self) -> EngineConfig:
         """See `EngineConfig.for_policy`."""

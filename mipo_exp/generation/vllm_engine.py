@@ -225,7 +225,13 @@ class Server:
         # vLLM would pass over tensors that config.json does not ask for.
         load_folder(self.runtime.model_folder, self.runtime.config, torch.float32, "meta")
         arguments = self.arguments(longest)
-        self._positions = arguments["max_model_len"]
+        positions = arguments["max_model_len"]
+        if not isinstance(positions, int) or positions < longest:
+            raise ConfigError(
+                f"engine.extra.max_model_len={positions} has no room for the prompts and responses of this run, which "
+                f"have up to {longest} tokens; set it to {longest} or more, or leave it out"
+            )
+        self._positions = positions
         self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - closed with the process
         started = time.monotonic()
         log.info("starting vLLM %s, which takes a minute or more", self.config.version())
@@ -255,7 +261,7 @@ class Server:
             process.kill()
             self.close()
             raise
-        if line:
+        if line.endswith("\n"):  # or it ended in the middle of its reply
             return json.loads(line)
         code = _wait(process)
         self._log.seek(0)
@@ -282,8 +288,9 @@ def installed(interpreter: str) -> str:
         said = found
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
+    last = said.strip().rpartition("\n")[2]
     raise ConfigError(
-        f"engine.python={interpreter} is no Python that runs ({said.strip().splitlines()[-1]}); name that of an "
+        f"engine.python={interpreter} is no Python that runs ({last}); name that of an "
         "environment with vLLM, .venv-vllm/bin/python (make vllm makes it)"
     )
 

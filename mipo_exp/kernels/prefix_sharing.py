@@ -130,7 +130,7 @@ class Packed:
         tree: what is packed.
         positions: (N,) position of each token.
         windows: the widths of attention, in tokens, that the layers asked for; None is without a limit.
-        blocks: who sees whom, for one kernel over the whole tree; None: a kernel or two for each node.
+        blocks: which tokens attend to which, for one kernel over the whole tree; None: a kernel or two for each node.
     """
 
     tree: PrefixTree
@@ -185,7 +185,7 @@ def tree_attention(
         query: (1, H, N, D).
         key: (1, H_kv, N, D); H is a multiple of H_kv.
         value: (1, H_kv, N, D).
-        attention_mask: none; the tree says who sees whom.
+        attention_mask: none; the tree says which tokens attend to which.
         scaling: of the scores, 1/√D where None.
         sliding_window: how many positions a token sees, itself included.
 

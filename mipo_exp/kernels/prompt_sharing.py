@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mipo_exp.errors import out_of_memory
-from mipo_exp.kernels import IGNORED, flex, rounding
+from mipo_exp.kernels import IGNORED, flex
+from mipo_exp.kernels.rounding import IN_32_BITS, exceeds, in_16_bits, token_rounding
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AGREEMENT = 1e-4  # relative difference of a response's log-probability that counts as rounding, beside `rounding`
+AGREEMENT = 1e-4  # relative difference of a response's log-probability that counts as rounding too
 # What TRL's fused output says of each token.
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
@@ -79,11 +80,12 @@ def share_prompts(model: "PreTrainedModel", batch: Mapping[str, "torch.Tensor"],
         shares = _may_share(model, longest)
         if shares:
             _install(model)
-            scored, dtype = batch["labels"][:, 1:] != IGNORED, next(model.parameters()).dtype
+            scored = batch["labels"][:, 1:] != IGNORED
 
             def same() -> bool:
                 try:
-                    return _agree(model.forward(**batch, fused_lm_head=True).log_probs, expected, scored, dtype)
+                    found = model.forward(**batch, fused_lm_head=True).log_probs
+                    return _agree(model, found, expected, scored, lambda: plain(**batch, fused_lm_head=True).log_probs)
                 except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
                     if out_of_memory(error):
                         raise
@@ -123,11 +125,25 @@ def _install(model: "PreTrainedModel") -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def _agree(found: "torch.Tensor", expected: "torch.Tensor", scored: "torch.Tensor", dtype: "torch.dtype") -> bool:
-    """Whether the (B, T) log-probabilities of responses have the same sums but for rounding."""
-    found, expected = ((of.float() * scored).sum(1) for of in (found, expected))
-    allowed = rounding(dtype, int(scored.sum(1).max())) + AGREEMENT * expected.abs()
-    return bool(((found - expected).abs() <= allowed).all())
+def _agree(
+    model: "PreTrainedModel",
+    found: "torch.Tensor",
+    expected: "torch.Tensor",
+    scored: "torch.Tensor",
+    again: Callable[[], "torch.Tensor"],
+) -> bool:
+    """Whether the (B, T) log-probabilities of responses have the same sums but for rounding; `again` computes those
+    that are expected anew."""
+    of_response = scored.any(1)
+    gaps = ((found - expected).float() * scored).sum(1)[of_response]
+    if in_16_bits(model):
+        tokens = scored.sum(1)[of_response].tolist()
+        rounded = token_rounding(
+            model, tokens, lambda: ((again() - expected).float() * scored).sum(1)[of_response].tolist()
+        )
+        return exceeds(gaps.tolist(), tokens, rounded) is None
+    sums = (expected.float() * scored).sum(1)[of_response]
+    return bool((gaps.abs() <= IN_32_BITS + AGREEMENT * sums.abs()).all())
 
 
 def arrange(
@@ -232,7 +248,7 @@ def _run(model: "PreTrainedModel", forward: Callable[..., Any], layout: Layout) 
 
 @contextmanager
 def _attention(model: "PreTrainedModel", layout: Layout) -> "Iterator[torch.Tensor | BlockMask]":
-    """What says who sees whom: a block mask for one kernel (`kernels.flex`), or scores of −∞ to add (B, 1, L, L)."""
+    """Which tokens see which: a block mask for one kernel (`kernels.flex`), or scores of −∞ to add (B, 1, L, L)."""
     import torch
 
     # Activations that are computed again in the backward pass would be so with the attention of then.

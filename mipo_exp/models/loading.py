@@ -243,7 +243,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> "PreTrainedTokenizerBas
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
-    except Exception as error:  # tokenizers knows no other kind
+    except Exception as error:  # tokenizers raises no other kind
         raise ModelError(f"the tokenizer in {folder} cannot be read ({short(error)}); copy its files again") from error
     override = template_override(config)
     if override is not None:
@@ -302,8 +302,9 @@ def load_folder(folder: Path, config: ModelConfig, dtype: "torch.dtype", device:
                 f"the model in {folder} cannot compute attention with model.attention={config.attention}; use "
                 "model.attention=eager"
             ) from error
-        said = f"{type(error).__name__}: {short(error)}"
-        raise ModelError(f"the model in {folder} cannot be loaded ({said}); {COPY}") from error
+        said = f"the model in {folder} cannot be loaded ({type(error).__name__}: {short(error)}); "
+        # A package that model.attention, or the model's own code, needs.
+        raise ModelError(said + ("install what is missing" if isinstance(error, ImportError) else COPY)) from error
     check_loaded(folder, text_config, info)
     model.__dict__.pop("hf_device_map", None)  # on one device, it would only tell trainers that it may not be moved
     return cast("PreTrainedModel", model.to(device).eval().requires_grad_(False))

@@ -119,8 +119,8 @@ def check_processes(config: Config) -> None:
     method, count = config.method, team().size
     if count > 1 and config.engine.takes_gpu and not config.workers.remote:
         raise ConfigError(
-            f"engine={config.engine.name} in each of {count} processes would take the same GPU; use workers=ray, whose "
-            "workers have one each, or engine=transformers"
+            f"engine={config.engine.name} in each of {count} processes would take the same GPU (on a CPU, all of its "
+            "cores); use workers=ray, whose workers have one each, or engine=transformers"
         )
     if count > 1 and _zero_stage() == 3:
         raise ConfigError(

@@ -1,11 +1,11 @@
 """What the user gets of an experiment whose stages are finished: metrics with intervals, `summary.json`, the report."""
 
-import contextlib
 import dataclasses
 import json
 import logging
 import math
 import resource
+import shutil
 import sys
 import time
 from collections import Counter
@@ -126,16 +126,24 @@ def finished_before(config: Config, output: Path, run_id: str, command: str) -> 
     summary = finished(output)
     if summary is None:
         return None
-    if (before := summary.get("run_id")) != run_id:
-        for name in ("summary.json", VALUES, "report.html"):
-            with contextlib.suppress(FileNotFoundError):
-                (output / name).replace(output / f"{name}.{before}")
-        log.warning("%s had results of another experiment; they are kept there as NAME.%s", output, before)
+    if summary.get("run_id") != run_id:
+        set_aside(output, summary)
         return None
     whole = "adapter" not in summary["stages"] or (output / "adapter" / WEIGHTS).exists()
     if not whole or [summary.get("command"), summary.get("schema")] != [command, SUMMARY_SCHEMA]:
         return None
     return Outcome(_objective(config.objective, summary["metrics"]), {}, summary, before=True)
+
+
+def set_aside(output: Path, summary: Mapping[str, Any]) -> None:
+    """Rename the results of the finished run in a folder to NAME.RUN_ID, out of another one's way."""
+    before = summary.get("run_id")
+    for name in ("summary.json", VALUES, "report.html", "metrics.jsonl", "adapter"):
+        kept = output / f"{name}.{before}"
+        if (output / name).exists():
+            shutil.rmtree(kept, ignore_errors=True)  # an adapter that was set aside before: the same run's
+            (output / name).replace(kept)
+    log.warning("%s had results of another experiment; they are kept there as NAME.%s", output, before)
 
 
 def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -> dict[str, Any]:

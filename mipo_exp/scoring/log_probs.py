@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mipo_exp.kernels import SIXTEEN_BITS, prefix_sharing
+from mipo_exp.kernels import prefix_sharing
+from mipo_exp.kernels.rounding import SIXTEEN_BITS
 
 if TYPE_CHECKING:
     import torch

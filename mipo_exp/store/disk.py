@@ -96,7 +96,7 @@ def full_disk(error: BaseException, folders: Mapping[str, Path]) -> StorageError
 def storage_error(error: BaseException, folders: Mapping[str, Path]) -> StorageError | None:
     """What to raise for an error from a full disk (`full_disk`), or of a file in one of the folders that is gone or
     that something keeps from being written; None for any other error."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) or not isinstance(error, Exception):  # nor where a signal ended the run
         return None
     if (full := full_disk(error, folders)) is not None:
         return full

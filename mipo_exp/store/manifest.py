@@ -66,7 +66,8 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
-    text = json.dumps({name: value for name, value in manifest.items() if name != "seal"}, sort_keys=True)
+    unsealed = {name: value for name, value in manifest.items() if name != "seal"}
+    text = json.dumps(json.loads(json.dumps(unsealed)), sort_keys=True)  # a key that is a number is a text when read
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -16,15 +16,11 @@ def may_split(method: MethodConfig, lora: LoraConfig) -> bool:
 
 def token_budget(trainer: TrainerConfig, method: MethodConfig, lora: LoraConfig, device: str) -> int | None:
     """`trainer.batch_tokens` of a device; None where it has none or a batch must stay whole."""
-    return _limit(trainer, device) if may_split(method, lora) else None
+    return trainer.batch_tokens.on(device) if may_split(method, lora) else None
 
 
 def settle_budget(trainer: TrainerConfig, method: MethodConfig, lora: LoraConfig, device: str) -> int | None:
     """`token_budget`, for a training: a limit that is not used is logged."""
-    if _limit(trainer, device) is not None and not may_split(method, lora):
+    if trainer.batch_tokens.on(device) is not None and not may_split(method, lora):
         log.info("trainer.batch_tokens is not used: this loss, or lora.lora_dropout, needs each batch as a whole")
     return token_budget(trainer, method, lora, device)
-
-
-def _limit(trainer: TrainerConfig, device: str) -> int | None:
-    return trainer.batch_tokens.cuda if device.startswith("cuda") else trainer.batch_tokens.cpu

@@ -1,0 +1,29 @@
+"""Signals that end a run, wherever they arrive."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from mipo_exp.errors import Terminated
+from mipo_exp.execution.signals import heeding_termination
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_that_falls_into_a_finalizer_is_not_lost(number: int, raised: type[BaseException]) -> None:
+    class Struck:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(0)  # the exception comes here, and Python ignores it
+
+    def run() -> None:
+        with heeding_termination():
+            Struck()  # and gone
+            time.sleep(10)
+
+    started = time.monotonic()
+    with pytest.raises(raised) as found:
+        run()
+    assert found.type is raised
+    assert time.monotonic() - started < 5
