@@ -2,8 +2,10 @@
 
 PYTHON ?= python3
 VENV := .venv
+# A list of packages with hashes, which `make setup` then holds to: HASHES=hashes/linux-x86_64-cp311.txt
+HASHES ?=
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+STAMP := $(VENV)/.installed$(if $(HASHES),.by-hashes)
 # Says that a set-up began. Found without an end, it makes the next one start from an empty folder.
 BEGUN := $(VENV)/.installing
 # Options for the command that a target runs: make run ARGS="model=qwen0.5b seed=1", make test ARGS="-k report"
@@ -15,8 +17,6 @@ VLLM ?= vllm
 VLLM_VENV ?= .venv-vllm
 # Which tests `make test` runs; all of them with MARKS=
 MARKS ?= not slow and not gpu
-# A list of packages with hashes, which `make setup` then holds to: HASHES=hashes/linux-x86_64-cp311.txt
-HASHES ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
@@ -43,7 +43,8 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@echo "setup: installing the packages (torch is large: minutes on a first run)"
 	@if [ -n "$(HASHES)" ]; then \
-		$(PIP) install --no-deps --require-hashes -r $(HASHES) && $(PIP) install --no-deps -e .; \
+		$(PIP) install --no-deps --force-reinstall --require-hashes -r $(HASHES) \
+			&& $(PIP) install --no-deps --no-build-isolation -e .; \
 	else \
 		$(PIP) install -c constraints.txt -e '.[dev]'; \
 	fi

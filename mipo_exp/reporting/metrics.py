@@ -6,6 +6,7 @@ Everything here reads `summary.json`, so that the terminal, the report, W&B and 
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def plain(value: Any) -> Any:
     return finite(value)
 
 
+@cache
 def templates(*, autoescape: bool) -> Environment:
     """The pages' templates, which lie here."""
     return Environment(

@@ -188,6 +188,10 @@ def _svg(figure: "Figure") -> str:
     give equal bytes."""
     import matplotlib
 
+    layout = figure.get_layout_engine()
+    if layout is not None:  # savefig would draw the whole figure once more to place its parts
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     buffer = io.BytesIO()
     matplotlib.rcParams["svg.hashsalt"] = "mipo_exp"
     figure.savefig(buffer, format="svg", metadata={"Date": None})
