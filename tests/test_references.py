@@ -13,6 +13,7 @@ from mipo_exp.models.runtime import Runtime
 from mipo_exp.scoring.log_probs import Scorable, token_log_probs
 from mipo_exp.store.artefacts import Store
 from mipo_exp.store.records import ScoredPair
+from mipo_exp.training.references import check_gaps
 from tests.conftest import composed, make_runtime
 from tests.test_training import train
 
@@ -61,6 +62,11 @@ def test_how_far_references_may_be_off_is_what_rounding_does() -> None:
     assert exceeds([0.49, -0.49] * 8, tokens, own) is None
     assert "0.255 nats for the square root of a token" in str(exceeds([0.51, -0.51] * 8, tokens, own))
     assert exceeds([float("nan"), 0.0] * 8, tokens, own) is not None
+
+
+def test_what_is_not_a_number_is_refused_wherever_it_stands(sharp: Runtime) -> None:
+    with pytest.raises(ConfigError, match="is not a number"):
+        check_gaps([0.0, float("nan")], [4, 4], sharp.model(), lambda: [0.0, 0.0])
 
 
 def test_scores_in_16_bits_have_a_head_of_float32(sharp: Runtime) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mipo_exp.config.schema import Config
-from mipo_exp.kernels import IGNORED
+from mipo_exp.kernels import IGNORED, prompt_sharing
 from mipo_exp.kernels.prompt_sharing import arrange, share_prompts
 from mipo_exp.models.runtime import Runtime
 from mipo_exp.store.artefacts import Store, Workspace
@@ -16,6 +16,7 @@ from mipo_exp.store.records import ScoredPair
 from mipo_exp.training.job import Job, finish
 from mipo_exp.training.methods.mipo import LOSS_TYPES, Mipo, first_loss, largest_change, longest_pair, make_trainer
 from tests.conftest import composed, make_runtime, table_of
+from tests.test_references import SHARP
 from tests.test_training import pairs as pairs  # the fixture
 from tests.test_training import train
 
@@ -177,6 +178,25 @@ def test_an_architecture_that_cannot_share_is_found_out_and_trains(
     with caplog.at_level("INFO"):
         train(runtime, [pair(12, 6, 2), pair(10, 4, 30, 11)], config, Store(tmp_path / "store"))
     assert "cannot share a prompt" in caplog.text
+
+
+@pytest.mark.parametrize("off", [0.0, 0.15])
+def test_in_16_bits_a_shared_prompt_may_change_a_response_by_rounding_and_no_more(
+    off: float, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token is off by 0.15 nats, a response of four by 0.6."""
+    config = composed(*SHARP, "trainer.max_steps=1", "trainer.reference=live")
+    put_back = prompt_sharing._put_back
+
+    def changed(*args: Any) -> Any:
+        output = put_back(*args)
+        output.log_probs = output.log_probs - off * output.label_mask
+        return output
+
+    monkeypatch.setattr(prompt_sharing, "_put_back", changed)
+    with caplog.at_level("INFO"):
+        train(make_runtime(config, tmp_path / "model"), UNPADDED, config, Store(tmp_path / "store"))
+    assert ("cannot share a prompt" in caplog.text) == (off > 0)
 
 
 def test_a_window_that_no_sequence_reaches_is_shared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
