@@ -20,6 +20,7 @@ from tests.command_line import Done
 
 SECONDS = 900  # until a run hangs
 POLL_SECONDS = 0.005
+SAID = 100  # characters of a file's content that are shown
 MESSAGE_LINES, MESSAGE_CHARACTERS, MESSAGE_SECONDS = 12, 2000, 5.0
 # The tiny model with several shards a stage and a checkpoint after each step.
 SMALL = ("+debug=quick", "engine.batch_rows=2", "trainer.max_steps=4", "trainer.save_steps=1", "device=cpu")
@@ -109,6 +110,9 @@ class Running:
 def _begin(
     before: Callable[[], None], arguments: Sequence[str], cwd: Path, variables: Mapping[str, str], output: Path
 ) -> None:
+    import torch
+
+    torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))  # what a new process reads, and a fork has already
     before()
     command_line.become(arguments, cwd, variables, output)
 
@@ -178,7 +182,7 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
 
 def _where(one: Any, other: Any) -> str:
     if not (isinstance(one, dict) and isinstance(other, dict)):
-        return f" ({other})" if isinstance(other, str) else ""
+        return f" ({other})" if isinstance(other, str) and other.isprintable() and len(other) < SAID else ""
     return f" in {', '.join(sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)))}"
 
 
