@@ -22,6 +22,7 @@ SHARES = (6, 2, 2)
 STRIKES = (1, 1, 2, 3)  # how often one run is struck
 IMPORTING = 0.05  # how many are struck in a process of their own, which may be importing
 SECONDS_OF_IMPORTS = 12.0
+TORCHS_CACHE = "torchinductor_"  # in the temporary folder, and stays there
 
 
 def prepare(shared: Path) -> None:
@@ -88,7 +89,7 @@ def attempt(one: Try) -> Held:
 def _struck(work: Path, kind: str, number: signal.Signals, moment: float, real: bool) -> str | None:
     """Start the command, send it a signal at a moment, and say what is wrong with how it ended."""
     temporary = _temporary(work)
-    before, logged = len(list(temporary.iterdir())), _logged(work)
+    before, logged = _left(temporary), _logged(work)
     (work / "run" / "summary.json").unlink(missing_ok=True)  # of the strike before
     if kind == "two_processes":
         first, second = start_team(work, KINDS[kind])
@@ -101,6 +102,8 @@ def _struck(work: Path, kind: str, number: signal.Signals, moment: float, real: 
         started = Running(*KINDS[kind], cwd=work, real=real, more={"TMPDIR": str(temporary)})
         struck = started.strike(number, moment)
         done = started.wait()
+    if kind == "run" and struck and _status(work) == "ok":  # all was done but leaving
+        return None
     if not struck or done.returncode == 0:  # it had ended, or was just ending
         return f"ended with {done.returncode} by itself: {done.stderr[-400:]}" if done.returncode else None
     code, said = SIGNALS[number]
@@ -109,15 +112,26 @@ def _struck(work: Path, kind: str, number: signal.Signals, moment: float, real: 
         return None
     if done.returncode != code or not done.stderr.endswith(f"{said}\n") or "Traceback" in done.stderr:
         return f"{number.name} ended it with {done.returncode}: {done.stderr[-600:]}"
-    if kind == "run" and begun:
-        summary = json.loads((work / "run" / "summary.json").read_text(encoding="utf-8"))
-        if summary["status"] != "failed" or not said.endswith(summary["error"]):
-            return f"after {number.name} summary.json says {summary['status']}: {summary['error']}"
-    if kind != "two_processes" and len(list(temporary.iterdir())) > before:
-        return f"left in the temporary folder: {', '.join(path.name for path in temporary.iterdir())}"
+    if kind == "run" and begun and _status(work) != said.removeprefix("error: "):
+        return f"after {number.name} summary.json says {_status(work)}"
+    if kind != "two_processes" and (left := _left(temporary) - before):
+        return f"left in the temporary folder: {', '.join(sorted(left))}"
     if kind == "run" and (over := [name for name in left_over(work) if ".partial" not in name]):
         return f"left over: {', '.join(over)}"
     return None
+
+
+def _status(work: Path) -> str | None:
+    """What the summary of a run says: `ok`, or what ended it; None where there is none."""
+    try:
+        summary = json.loads((work / "run" / "summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return str(summary["error"] if summary["status"] == "failed" else summary["status"])
+
+
+def _left(temporary: Path) -> set[str]:
+    return {path.name for path in temporary.iterdir() if not path.name.startswith(TORCHS_CACHE)}
 
 
 def _logged(work: Path) -> int:

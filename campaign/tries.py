@@ -116,6 +116,8 @@ def remove(folder: Path) -> None:
 def read_records(folder: Path) -> Sequence[Record]:
     """What a campaign with one seed, or below a folder of several, has recorded; of a try that was made again, its
     last record."""
-    lines = [line for path in sorted(folder.rglob(RESULTS)) for line in path.read_text(encoding="utf-8").splitlines()]
-    made = [Record(**json.loads(line)) for line in lines]
+    made = []
+    for path in sorted(folder.glob(f"**/{RESULTS}")):
+        with path.open(encoding="utf-8") as lines:  # not splitlines: a message may have other ends of lines in it
+            made += [Record(**json.loads(line)) for line in lines]
     return list({(record.part, record.seed, record.number): record for record in made}.values())

@@ -49,11 +49,11 @@ def test_a_campaign_goes_on_where_it_was_and_makes_again_what_did_not_hold(tmp_p
         made.append(one.number)
         assert not list(one.folder.iterdir())
         (one.folder / "left").touch()
-        return Held(f"{one.random.random()}", "fell" if one.number == 1 else None)
+        return Held(f"{one.random.random()}", "fell\u2028here\x85" if one.number == 1 else None)
 
     part = Part("mine", "a row", 3, attempt)
     first = list(run_part(part, tmp_path, 5, range(2), 1, again=False))
-    assert [record.wrong for record in first] == [None, "fell"]
+    assert [record.wrong for record in first] == [None, "fell\u2028here\x85"]
     assert (tmp_path / "5" / "mine" / "1" / "left").exists(), "the folder of what did not hold stays"
     assert not (tmp_path / "5" / "mine" / "0").exists()
     more = list(run_part(part, tmp_path, 5, range(3), 1, again=False))
