@@ -321,3 +321,17 @@ def test_both_models_answer_a_prompt_with_its_context_side_by_side(
     assert opened.respond("I ski.", "Where?", greedy, 0) != (before, after)
     with pytest.raises(ConfigError, match=r"--temperature=-1\.0: .* greater than or equal to 0"):
         commands.run("chat", [str(run_folder), "--prompt", "Who?", "--temperature=-1"])
+
+
+def test_a_folder_that_cannot_be_replaced_is_named_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of a file in it has the file's name alone."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+
+    def refuse_ours(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", "adapter_model.safetensors")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse_ours)
+    with pytest.raises(PermissionError, match=str(folder)), adapter_folder.replacing(folder):
+        pass

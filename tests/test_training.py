@@ -292,3 +292,13 @@ def test_the_adapter_loads_in_peft_and_says_its_base(tiny: Runtime, pairs: list[
     scores = token_log_probs(policy.eval(), items)
     moved = [abs(float(row.sum()) - pair.ref_chosen_log_prob) for row, pair in zip(scores, pairs, strict=True)]
     assert max(moved) > 1e-4, "the adapter changes nothing"
+
+
+@pytest.mark.parametrize("text", ["", "null", '"x"', "[]", "{}", '{"weights": 1}'])
+def test_a_checkpoint_whose_list_of_files_is_damaged_is_not_resumed_from(text: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_bytes(b"x")
+    (checkpoint / "complete.json").write_text(text)
+    assert training._latest_complete(tmp_path) is None
+    assert not checkpoint.exists()

@@ -88,7 +88,10 @@ def replacing(folder: Path) -> Iterator[Path]:
         if folder.is_symlink():
             folder.unlink()
         elif folder.exists():
-            shutil.rmtree(folder)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:  # which names a file in it without its folder
+                raise OSError(error.errno, error.strerror, str(folder)) from error
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

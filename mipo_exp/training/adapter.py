@@ -169,7 +169,8 @@ def _latest_complete(folder: Path) -> Path | None:
 def _is_complete(path: Path) -> bool:
     try:
         sums = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
-        return all(file_sha256(path / name) == value for name, value in sums.items())
+        listed = isinstance(sums, dict) and bool(sums)
+        return listed and all(file_sha256(path / name) == value for name, value in sums.items())
     except (OSError, ValueError):
         return False
 
