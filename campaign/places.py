@@ -52,7 +52,7 @@ def full_disk(one: Try, reference: Reference, work: Path) -> Held:
     if one.random.random() < 0.5 or subprocess.run(mount, capture_output=True).returncode:
         largest = one.random.randrange(LARGEST_FILE)
         case = f"no file may have more than {largest} bytes"
-        done = run(*COMMAND, cwd=work, before=partial(_limit_files, largest))
+        done = run(*COMMAND, cwd=work, before=partial(limit_files, largest))
     else:
         case = f"{disk} has {kept} bytes left from {moment:.2f} s on"
         try:
@@ -66,12 +66,13 @@ def full_disk(one: Try, reference: Reference, work: Path) -> Held:
             subprocess.run(["umount", str(place)], check=True)
         shutil.rmtree(work)
         kept_files.rename(work)
-    if done.returncode and (wrong := wrong_message(_late(done), ["is full", "cannot be written"])):
+    if done.returncode and (wrong := wrong_message(_late(done), ["is full", "cannot be written", "free some space"])):
         return Held(case, wrong)
     return _ends(case, reference, work)
 
 
-def _limit_files(size: int) -> None:
+def limit_files(size: int) -> None:
+    """From now on no file of this process may have more bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 

@@ -4,7 +4,7 @@ import ctypes
 import os
 
 _VERSION = 0x20080522  # of the structures of capset(2), _LINUX_CAPABILITY_VERSION_3
-_OVERRIDES = 0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+_OVERRIDES = 0b1110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
 
 
 class _Header(ctypes.Structure):

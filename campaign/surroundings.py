@@ -32,6 +32,8 @@ OVERRIDES = (
     "trainer.batch_tokens.cpu=60",
     "engine.batch_rows=3",
 )
+# The stages of the base model alone, which every method has.
+BEFORE = ("examples", "model", "before_responses", "before_unrelated", "before_scores_base")
 ROUND_OTHERWISE = ("OMP_NUM_THREADS", "trainer.batch_tokens")
 
 
@@ -56,10 +58,10 @@ def attempt(one: Try) -> Held:
         done = run(*COMMAND, *overrides, cwd=work, real=True, more=variables)
     if done.returncode:
         return Held(case, f"ended with {done.returncode}: {done.stderr[-500:]}")
-    whole = stages(one.shared / "finished" / "work")
-    if "method=base" in overrides:  # trains nothing, and has no pairs for it
-        whole = {name: whole[name] for name in whole.keys() & stages(work).keys()}
-    return Held(*_compared(case, whole, stages(work)))
+    whole, found = stages(one.shared / "finished" / "work"), stages(work)
+    if "method=base" in overrides:  # trains nothing, and what it answers instead is something else
+        whole, found = ({name: of[name] for name in BEFORE} for of in (whole, found))
+    return Held(*_compared(case, whole, found))
 
 
 def _compared(case: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str | None]:

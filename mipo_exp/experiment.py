@@ -244,7 +244,7 @@ def run_experiment(
 
 def _removed(error: BaseException, assembled: Assembled | None) -> StorageError | None:
     """What to raise for an error, whichever library raised it, where an artefact of this run is not there any more."""
-    for item in () if assembled is None or isinstance(error, UserError) else assembled.run.finished.values():
+    for item in () if assembled is None else assembled.run.finished.values():
         if isinstance(error, Exception) and not (item.artefact.path / MANIFEST).exists():
             return StorageError(
                 f"{item.artefact.path} in paths.cache is gone: it was removed while this run used it; rerun the same "

@@ -3,13 +3,14 @@
 import json
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from campaign import config_values, damage
-from campaign.runs import SMALL, Running, difference, left_over, wrong_words
+from campaign import config_values, damage, places
+from campaign.runs import SMALL, Running, difference, left_over, run, wrong_message, wrong_words
 from campaign.table import write_page
 from campaign.tries import Held, Part, Try, run_part
 
@@ -28,6 +29,11 @@ def test_a_terminated_run_says_so_and_writes_its_summary(tmp_path: Path) -> None
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", "terminated; rerun the same command to resume")
     assert not list(temporary.iterdir())
+
+
+def test_a_folder_in_which_hydra_finds_no_room_is_named(tmp_path: Path) -> None:
+    done = run(*SMALL, "hydra.run.dir=run", cwd=tmp_path, before=partial(places.limit_files, 3000))
+    assert wrong_message(done, ["run cannot be written (File too large); set hydra.run.dir"]) is None, done.stderr
 
 
 @pytest.mark.slow

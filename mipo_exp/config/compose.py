@@ -88,6 +88,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str | None:
         if "Config group override must be" in str(error):
             return not_an_option(arguments, groups(), str(error))
         return unreadable(error, _config_folders(arguments), arguments)
+    if isinstance(error, OSError):  # Hydra writes into the run's folder
+        return None
     # A config that cannot be composed in a way of which Hydra knows nothing better than a ValueError.
     raised_in = frames[-1][0].f_globals.get("__name__", "").partition(".")[0] if frames else ""
     return _composition_error(error, arguments) if raised_in in ("hydra", "omegaconf") else None

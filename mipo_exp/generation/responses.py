@@ -233,6 +233,7 @@ def opened_engine(
     try:
         scratch.mkdir(exist_ok=True)
         own = tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True)
+        Path(own.name).chmod(scratch.stat().st_mode)  # so that another user of the cache can remove what a kill leaves
     except FileNotFoundError:  # a machine that does not share the cache
         own = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     with own as name, closing(config.open(runtime, adapter, folder, Path(name) / "model")) as engine:
