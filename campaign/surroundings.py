@@ -1,7 +1,8 @@
 """What should not matter: threads, sizes of batches, locale, time zone, seed of hashes, number of processes.
 
 An artefact of the same key has the same bytes; another number of threads and another `trainer.batch_tokens` may round
-otherwise (`TOLERANCE`), of which the case tells. Another key is that of another artefact, whose numbers are as near.
+otherwise (`TOLERANCE`), of which the case tells. Another key is that of another artefact, whose numbers are as near;
+but for other responses, drawn in batches of another size.
 """
 
 import json
@@ -34,6 +35,7 @@ OVERRIDES = (
 )
 # The stages of the base model alone, which every method has.
 BEFORE = ("examples", "model", "before_responses", "before_unrelated", "before_scores_base")
+DRAWS_OTHERWISE = "engine.batch_rows"  # responses that are sampled together share a random generator
 ROUND_OTHERWISE = ("OMP_NUM_THREADS", "trainer.batch_tokens")
 
 
@@ -72,7 +74,8 @@ def _compared(case: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
         (key, here), (other, there) = ours[name], theirs[name]
         far += [f"{name}/{file} is only in one" for file in here.keys() ^ there.keys()]
         for file in sorted(here.keys() & there.keys()):
-            if here[file].read_bytes() == there[file].read_bytes():
+            draws = key != other and DRAWS_OTHERWISE in case
+            if draws or here[file].read_bytes() == there[file].read_bytes():
                 continue
             said = f"{name}/{file}{'' if key == other else ' of another key'}"
             gap = _gap(here[file], there[file])
