@@ -42,7 +42,7 @@ def environment() -> dict[str, str]:
 
 def with_cache(arguments: Sequence[str], cwd: Path) -> list[str]:
     """The arguments with a cache in the run's folder, unless they name one."""
-    named = any(argument.startswith("paths.cache=") for argument in arguments)
+    named = any(argument.lstrip("+").startswith("paths.cache=") for argument in arguments)
     return [*arguments, *([] if named else [f"paths.cache={cwd / 'cache'}"])]
 
 

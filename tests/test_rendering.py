@@ -1,8 +1,10 @@
 """Rendering: the same ids everywhere, one end of turn, no date of today."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from mipo_exp.errors import ModelError
 from mipo_exp.models import rendering
@@ -109,6 +111,12 @@ def test_a_template_that_never_ends_once_a_response_is_there_is_refused(monkeypa
     endless = "{% if messages[-1]['role'] == 'assistant' %}{% for a in range(99999) %}{% for b in range(99999) %}"
     with pytest.raises(ModelError, match="does not end"):
         renderer(endless + "{% endfor %}{% endfor %}{% endif %}" + CHATML)
+
+
+@pytest.mark.parametrize("ids", ["1e999", [1, None], True])
+def test_an_end_of_turn_that_is_no_token_id_is_refused(ids: Any) -> None:
+    with pytest.raises(ModelError, match=r"eos_token_id=.* in the model's generation_config\.json is no token id"):
+        Renderer(byte_tokenizer(), GenerationConfig(eos_token_id=ids))
 
 
 def test_a_template_that_drops_the_system_message_is_refused_where_the_context_is_one(tmp_path: Path) -> None:

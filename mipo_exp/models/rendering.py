@@ -168,8 +168,12 @@ class Renderer:
         """Every id that ends a turn: the model's, the tokenizer's, and the one the template closes a turn with."""
         found: set[int] = set()
         for value in (getattr(generation, "eos_token_id", None), self.tokenizer.eos_token_id):
-            if value is not None:
-                found.update(value if isinstance(value, list) else [value])
+            ids = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(type(item) is int for item in ids):
+                raise ModelError(
+                    f"eos_token_id={value!r} in the model's generation_config.json is no token id; mend it"
+                )
+            found.update(ids)
         special = set(self.tokenizer.all_special_ids)
         special |= {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": _MARK}]
