@@ -22,6 +22,7 @@ from campaign.runs import nothing, run, wrong_message
 from campaign.tries import Held, Part, Try
 from mipo_exp import experiment
 from tests import personal_data
+from tests.command_line import Done
 from tests.personal_data import write_rows
 from tests.public_files import arc_row, mmlu_question, svamp_rows
 from tests.test_lamp import rating_rows, write_files
@@ -171,16 +172,26 @@ PIECES = (
 )
 
 
+def prepare_yaml(shared: Path) -> None:
+    """As it is, it is accepted."""
+    if (done := _planned(shared, YAML)).returncode:
+        raise RuntimeError(done.stderr)
+
+
+def _planned(folder: Path, content: str) -> Done:
+    """Plan with a YAML of this content, which is written into a folder."""
+    path = folder / "mine" / "experiment" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content.encode(errors="surrogatepass"))
+    return run(f"--config-dir={folder / 'mine'}", "+debug=quick", "plan=true", "+experiment=mine", cwd=folder)
+
+
 def user_yaml(one: Try) -> Held:
     """A YAML of the user's with something wrong in it."""
-    folder = one.folder / "mine"
-    (folder / "experiment").mkdir(parents=True)
-    path = folder / "experiment" / "mine.yaml"
     content = YAML
     for _ in range(one.random.choice((1, 1, 2))):
         content = _edited(content, one.random)
-    path.write_bytes(content.encode(errors="surrogatepass"))
-    done = run("+debug=quick", "plan=true", f"--config-dir={folder}", "+experiment=mine", cwd=one.folder)
+    done = _planned(one.folder, content)
     case = f"mine.yaml: {_changed(content)}"
     if done.returncode == 0 and "Traceback" not in done.stderr:
         return Held(case, None, True)
@@ -316,5 +327,5 @@ def _parquet(path: Path, random: Random) -> str:
 PARTS = [
     Part("data", "data files of every task with something wrong in them", 150, data),
     Part("models", "model folders with something wrong in them", 75, model, prepare_model),
-    Part("yaml", "the user's YAML with something wrong in it", 175, user_yaml),
+    Part("yaml", "the user's YAML with something wrong in it", 175, user_yaml, prepare_yaml),
 ]

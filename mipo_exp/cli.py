@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 EXIT_INCOMPLETE = 3
+FLAGS = ("-m", "--multirun", "--resolve")  # options of Hydra that have no value
 # What to set where a folder of ours does not do: a run's, and that of a multirun.
 OTHER_RUN_FOLDER = "set hydra.run.dir=DIR to another folder"
 OTHER_SWEEP_FOLDER = "set hydra.sweep.dir=DIR to another folder"
@@ -132,10 +133,18 @@ def _translate_rerun() -> None:
             return
 
 
+def _options_first(words: list[str]) -> list[str]:
+    """The command line in an order that Hydra's parser takes: it refuses overrides on both sides of an option."""
+    if any(word.startswith("-") and "=" not in word and word not in FLAGS for word in words):
+        return words  # one that may have its value in the next word
+    return sorted(words, key=lambda word: not word.startswith("-"))
+
+
 def _main() -> None:
     # Hydra would print its own traceback and exit with 1; with this it raises, and the message below is ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
+    sys.argv[1:] = _options_first(sys.argv[1:])
     if message := wrong_override(sys.argv[1:], groups()):
         _exit(message, EXIT_BAD_INPUT)
     try:

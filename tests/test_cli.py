@@ -147,7 +147,7 @@ def test_plan_says_what_would_run_and_runs_nothing(tmp_path: Path) -> None:
 
 
 def test_the_plans_of_a_multirun_are_one_table(tmp_path: Path) -> None:
-    done = run("-m", "+debug=quick", "plan=true", "method.beta=0.1,0.2", cwd=tmp_path)
+    done = run("+debug=quick", "-m", "plan=true", "method.beta=0.1,0.2", cwd=tmp_path)  # options may stand anywhere
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     counts = {line[0]: line[1:3] for line in lines if line[:1] in (["chosen"], ["adapter"], ["after_responses"])}
