@@ -195,7 +195,11 @@ def user_yaml(one: Try) -> Held:
     case = f"mine.yaml: {_changed(content)}"
     if done.returncode == 0 and "Traceback" not in done.stderr:
         return Held(case, None, True)
-    names = ["mine", *(f"{group}." for group in ("method", "negatives", "trainer", "task", "tracker")), "seed"]
+    names = [
+        "mine",
+        *(f"{group}{end}" for group in ("method", "negatives", "trainer", "task", "tracker") for end in ".="),
+        "seed",
+    ]
     return Held(case, wrong_message(done, [*names, "config key", "override", "method", "negatives"]))
 
 

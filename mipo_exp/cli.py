@@ -32,7 +32,7 @@ from mipo_exp.config.compose import CONFIG_DIR, PROJECT_ROOT, explain, groups, r
 from mipo_exp.config.explained import explain_key, help_text
 from mipo_exp.config.overrides import from_agent, wrong_override
 from mipo_exp.config.redaction import redact, search, search_jobs
-from mipo_exp.errors import Terminated, UserError, what_ended
+from mipo_exp.errors import Terminated, UserError, interruption, what_ended
 from mipo_exp.execution.processes import log_warnings_only, team
 from mipo_exp.execution.signals import heeding_termination
 from mipo_exp.reporting.jobs import JOB_RECORD, Jobs, result_line, settle_folder
@@ -150,6 +150,8 @@ def _main() -> None:
     try:
         _hydra_main()
     except Exception as error:
+        if (stopped := interruption(error)) is not None:
+            raise stopped from None
         if not _is_known(error):
             # A UserError is that of a job of a multirun that may not start.
             message = str(error) if isinstance(error, UserError) else explain(error, sys.argv[1:])
@@ -333,6 +335,8 @@ def _hydra_main(raw: DictConfig) -> float | None:
         # A sweeper chooses the same next job in every process.
         return team().share(outcome.objective) if multirun else outcome.objective
     except Exception as error:
+        if (stopped := interruption(error)) is not None:
+            raise stopped from None
         if jobs is None:
             _errors.append(error)  # raised from here, Hydra would print a message of its own first
             return None

@@ -63,6 +63,14 @@ def what_ended(error: BaseException) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
+def interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """The interruption that an error has taken the place of: a library raised it while it cleaned up."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__context__
+    return found
+
+
 def not_here_yet(kind: type[UserError], message: str) -> UserError:
     """The error for what a run would download, and something that downloads nothing, as a plan, does not."""
     error = kind(message)

@@ -18,7 +18,7 @@ from mipo_exp.config.parsing import parse, resolve
 from mipo_exp.config.redaction import redact
 from mipo_exp.config.schema import Config
 from mipo_exp.data.tasks import declare_examples, make_task
-from mipo_exp.errors import ConfigError, StorageError, UserError, gib, what_ended
+from mipo_exp.errors import ConfigError, StorageError, UserError, gib, interruption, what_ended
 from mipo_exp.evaluation.harness import locate_harness
 from mipo_exp.execution.processes import check_alike, check_shared, team
 from mipo_exp.execution.progress import Stages
@@ -217,7 +217,8 @@ def run_experiment(
         with tracker.listening():
             history = run_stages(assembled, partial(_track_training, tracker), tracker.progress)
             return write_results(assembled, summary, history, tracker)
-    except BaseException as error:
+    except BaseException as raised:
+        error = interruption(raised) or raised
         folders = {"paths.output": output, "paths.cache": Path(config.paths.cache).expanduser()}
         stored = storage_error(error, folders) or _removed(error, assembled)
         failure = error if stored is None else stored
@@ -235,6 +236,8 @@ def run_experiment(
             tracker.fail(message)
         if stored is not None:
             raise stored from error
+        if error is not raised:
+            raise error from None
         raise
     finally:
         if assembled is not None:

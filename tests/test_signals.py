@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mipo_exp.errors import Terminated
+from mipo_exp.errors import Terminated, interruption
 from mipo_exp.execution.signals import heeding_termination
 
 
@@ -27,3 +27,18 @@ def test_a_signal_that_falls_into_a_finalizer_is_not_lost(number: int, raised: t
         run()
     assert found.type is raised
     assert time.monotonic() - started < 5
+
+
+def test_an_interruption_is_found_behind_the_error_that_a_library_raised_while_it_cleaned_up() -> None:
+    """As OmegaConf does, whose copies are half made then."""
+
+    def copied() -> None:
+        try:
+            raise Terminated
+        finally:
+            None.flags  # type: ignore[attr-defined]  # noqa: B018
+
+    with pytest.raises(AttributeError) as found:
+        copied()
+    assert type(interruption(found.value)) is Terminated
+    assert interruption(ValueError("of its own")) is None

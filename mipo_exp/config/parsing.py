@@ -165,7 +165,8 @@ def _build(schema: type, values: Any, prefix: str) -> Any:
     """A dataclass of the schema from plain values, with our messages."""
     kinds = {item.name: item.type for item in dataclasses.fields(schema)}
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix}={values!r} should be a group with the keys {', '.join(kinds)}")
+        given = "null" if values is None else shown(values)
+        raise ConfigError(f"{prefix}={given} should be a group with the keys {', '.join(kinds)}")
     within = f"{prefix}." if prefix else ""
     for name in values:
         if name not in kinds:
