@@ -25,7 +25,7 @@ VARIABLES: tuple[Mapping[str, str], ...] = (
     *({"LC_ALL": name, "LANG": name} for name in ("C", "POSIX", "C.UTF-8", "tr_TR.UTF-8", "de_DE")),
     *({"TZ": name} for name in ("Asia/Kathmandu", "America/St_Johns")),
     *({"OMP_NUM_THREADS": str(number)} for number in (2, 3)),
-    *({"PYTHONUTF8": "1"}, {"COLUMNS": "20"}, {"TERM": "dumb"}, {"HOME": "/nowhere"}),
+    *({"PYTHONUTF8": "1"}, {"COLUMNS": "20"}, {"TERM": "dumb"}, {"HOME": "/proc/nowhere"}),
 )
 OVERRIDES = (
     "scoring.batch_tokens=300",
