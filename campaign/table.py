@@ -13,7 +13,8 @@ HEAD = """# The campaign: robustness, tried at random
 command again ends with the same results and bytes, or one message says what is wrong and the way out. It is seeded
 (`--seed`), goes on where it was interrupted, and takes about an hour on two cores;
 `python -m campaign --part kills --tries 5` makes some tries of one row. The folder of a try that did not hold stays in
-`build/campaign/SEED/PART/NUMBER`; `--part PART --from NUMBER --tries 1 --again` makes it again.
+`build/campaign/SEED/PART/NUMBER`; `--part PART --from NUMBER --tries 1 --again` makes it again, once what it found is
+mended: its last result counts.
 
 What is compared with an undisturbed run are the bytes of every artefact and output, but for times, logs and pages that
 show times. `surroundings` allows another artefact's numbers to differ by 1e-4; under one key they may where the number
