@@ -1,5 +1,6 @@
 """Errors that a user can act on: each message names what is wrong, where, and the way out."""
 
+from collections.abc import Iterator
 from typing import Self
 
 MOST_CHARACTERS = 500  # of another's words in a message
@@ -65,10 +66,17 @@ def what_ended(error: BaseException) -> str:
 
 def interruption(error: BaseException) -> KeyboardInterrupt | None:
     """The interruption that an error has taken the place of: a library raised it while it cleaned up."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, KeyboardInterrupt):
-        found = found.__context__
-    return found
+    return next((cause for cause in causes(error) if isinstance(cause, KeyboardInterrupt)), None)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from or while handling, and so on."""
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return
+        yield seen
+        seen = seen.__cause__ or seen.__context__
 
 
 def not_here_yet(kind: type[UserError], message: str) -> UserError:

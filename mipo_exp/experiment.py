@@ -37,15 +37,8 @@ from mipo_exp.planning.libraries import check_libraries
 from mipo_exp.planning.shape import disk_needed, find_shape
 from mipo_exp.planning.work import costs
 from mipo_exp.reporting import tracking
-from mipo_exp.reporting.results import (
-    Outcome,
-    finished,
-    finished_before,
-    set_aside,
-    summary_head,
-    write_results,
-    write_summary,
-)
+from mipo_exp.reporting.earlier_results import finished, set_aside
+from mipo_exp.reporting.results import Outcome, finished_before, summary_head, write_results, write_summary
 from mipo_exp.reporting.run_folder import leave, occupy
 from mipo_exp.reporting.saved import Results, load
 from mipo_exp.store.artefacts import Stage, Store, digest
@@ -247,8 +240,10 @@ def run_experiment(
 
 def _removed(error: BaseException, assembled: Assembled | None) -> StorageError | None:
     """What to raise for an error, whichever library raised it, where an artefact of this run is not there any more."""
-    for item in () if assembled is None else assembled.run.finished.values():
-        if isinstance(error, Exception) and not (item.artefact.path / MANIFEST).exists():
+    if assembled is None or not isinstance(error, Exception):
+        return None
+    for item in assembled.run.finished.values():
+        if not (item.artefact.path / MANIFEST).exists():
             return StorageError(
                 f"{item.artefact.path} in paths.cache is gone: it was removed while this run used it; rerun the same "
                 "command, which makes it again"

@@ -165,8 +165,7 @@ def _build(schema: type, values: Any, prefix: str) -> Any:
     """A dataclass of the schema from plain values, with our messages."""
     kinds = {item.name: item.type for item in dataclasses.fields(schema)}
     if not isinstance(values, Mapping):
-        given = "null" if values is None else shown(values)
-        raise ConfigError(f"{prefix}={given} should be a group with the keys {', '.join(kinds)}")
+        raise ConfigError(f"{prefix}={_given(values)} should be a group with the keys {', '.join(kinds)}")
     within = f"{prefix}." if prefix else ""
     for name in values:
         if name not in kinds:
@@ -180,13 +179,16 @@ def _build(schema: type, values: Any, prefix: str) -> Any:
         raise _in_words(within, error.errors()[0]) from error
 
 
+def _given(value: Any) -> str:
+    return "null" if value is None else shown(value)
+
+
 def _in_words(within: str, error: Any) -> ConfigError:
     """pydantic's error about a key: the key, the value and the way out."""
     key = within + ".".join(part for part in error["loc"] if isinstance(part, str))
     value, kind, context = error["input"], error["type"], error.get("ctx", {})
     if kind in WANTED:
-        given = "null" if value is None else shown(value)
-        return ConfigError(f"{key}={given} is not {WANTED[kind]}")
+        return ConfigError(f"{key}={_given(value)} is not {WANTED[kind]}")
     if kind == "finite_number":
         return ConfigError(f"{key}={value} is out of range; it must be a finite number")
     if kind in ("literal_error", "one_of"):

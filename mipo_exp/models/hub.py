@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from mipo_exp.errors import UserError, not_here_yet
+from mipo_exp.errors import UserError, causes, not_here_yet
 
 ANSWER_SECONDS = 10.0  # for the hub to say what it has
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # as huggingface_hub reads them
@@ -112,9 +112,7 @@ def refusal(
         RevisionNotFoundError,
     )
 
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, HfHubHTTPError):
-        found = found.__cause__ or found.__context__
+    found = next((cause for cause in causes(error) if isinstance(cause, HfHubHTTPError)), None)
     if found is None:
         return None
     status, hub, has_token = found.response.status_code, hub_endpoint(), get_token() is not None

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import resource
-import shutil
 import sys
 import time
 from collections import Counter
@@ -32,6 +31,7 @@ from mipo_exp.judging.stage import judge_facts, judge_measures, metric_phases
 from mipo_exp.pipeline import Assembled
 from mipo_exp.reporting import tracking
 from mipo_exp.reporting.adapter_folder import write_adapter
+from mipo_exp.reporting.earlier_results import finished, set_aside
 from mipo_exp.reporting.metrics import costs, headline, headlines
 from mipo_exp.reporting.page_parts import Shown, changed
 from mipo_exp.reporting.pairs import trained_pairs
@@ -110,15 +110,6 @@ def write_results(
     return Outcome(_objective(config.objective, summary["metrics"]), reasons, summary)
 
 
-def finished(output: Path) -> dict[str, Any] | None:
-    """The summary of the finished run in a folder, if it has one."""
-    try:
-        summary: dict[str, Any] = dict(json.loads((output / "summary.json").read_bytes()))
-    except (OSError, ValueError, TypeError):  # none, or a damaged one
-        return None
-    return summary if summary.get("status") == "ok" else None
-
-
 def finished_before(config: Config, output: Path, run_id: str, command: str) -> Outcome | None:
     """The outcome of the finished run in a folder, where it is that of this experiment in this version's words.
 
@@ -133,17 +124,6 @@ def finished_before(config: Config, output: Path, run_id: str, command: str) -> 
     if not whole or [summary.get("command"), summary.get("schema")] != [command, SUMMARY_SCHEMA]:
         return None
     return Outcome(_objective(config.objective, summary["metrics"]), {}, summary, before=True)
-
-
-def set_aside(output: Path, summary: Mapping[str, Any]) -> None:
-    """Rename the results of the finished run in a folder to NAME.RUN_ID, out of another one's way."""
-    before = summary.get("run_id")
-    for name in ("summary.json", VALUES, "report.html", "metrics.jsonl", "adapter"):
-        kept = output / f"{name}.{before}"
-        if (output / name).exists():
-            shutil.rmtree(kept, ignore_errors=True)  # an adapter that was set aside before: the same run's
-            (output / name).replace(kept)
-    log.warning("%s had results of another experiment; they are kept there as NAME.%s", output, before)
 
 
 def _summary(assembled: Assembled, compared: Comparison, adapter: Path | None) -> dict[str, Any]:

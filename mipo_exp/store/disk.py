@@ -8,12 +8,12 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
-from mipo_exp.errors import StorageError, UserError
+from mipo_exp.errors import StorageError, UserError, causes
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What libraries say in errors that have no number: safetensors, torch, Arrow.
@@ -68,7 +68,7 @@ def new_folder(wanted: str) -> str:
 
 def disk_is_full(error: BaseException, folder: Path) -> bool:
     """Whether an error comes from a disk, quota or largest file that has been reached in writing below `folder`."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if getattr(cause, "errno", None) in FULL or any(words in str(cause) for words in FULL_WORDS):
             return True
     try:
@@ -100,7 +100,7 @@ def storage_error(error: BaseException, folders: Mapping[str, Path]) -> StorageE
         return None
     if (full := full_disk(error, folders)) is not None:
         return full
-    for cause, (key, folder) in itertools.product(_causes(error), folders.items()):
+    for cause, (key, folder) in itertools.product(causes(error), folders.items()):
         said = str(cause)
         where, root = getattr(cause, "filename", None) or folder, folder.absolute()
         inside = where is not folder and isinstance(where, str | Path) and Path(where).absolute().is_relative_to(root)
@@ -124,7 +124,7 @@ def _move(key: str) -> str:
 
 
 def _which(error: BaseException, folders: Mapping[str, Path]) -> str:
-    for cause in _causes(error):
+    for cause in causes(error):
         name = getattr(cause, "filename", None)
         for key, folder in folders.items():
             if isinstance(name, str) and Path(name).is_absolute() and Path(name).is_relative_to(folder.absolute()):
@@ -137,15 +137,6 @@ def _free(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError:
         return 0
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    for _ in range(10):
-        if seen is None:
-            return
-        yield seen
-        seen = seen.__cause__ or seen.__context__
 
 
 def unreadable(path: Path, error: OSError) -> StorageError:

@@ -130,7 +130,7 @@ def _less_memory(loop: "Trainer", job: Job) -> str:
     ways = []
     if isinstance(loop, MicroBatches) and loop.splits:
         ways.append(f"lower trainer.batch_tokens.{on}")
-    elif getattr(trainer.batch_tokens, on) is None and may_split(job.method, job.lora):
+    elif trainer.batch_tokens.on(on) is None and may_split(job.method, job.lora):
         ways.append(f"set trainer.batch_tokens.{on}")
     elif trainer.per_device_train_batch_size > 1:
         ways.append("lower trainer.per_device_train_batch_size")
